@@ -23,8 +23,10 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Core, Initializer, Pool, Threads,
-    beside::Beside,
+    Initializer, Pool,
+    ancillary::Ancillary,
+    core::{Core, Threads},
+    log::LogRecord,
     reader::{self, Drains},
     starter,
     worker::{Boards, Drain, Worker},
@@ -165,7 +167,13 @@ impl Driver {
             tracing::error!(message, "the pool's driver panicked");
             let cause =
                 BrokenCause::Internal(format!("the pool's driver panicked: {message}").into());
-            self.pool.event(|core, now, out| core.scheduler.on_collapse(now, cause, out));
+            let collapse = || {
+                self.pool.event(|core, now, out| core.scheduler.on_collapse(now, cause, out));
+            };
+            // Threads and waiting callers are waited for and told in any case.
+            if let Err(message) = catch(collapse) {
+                tracing::error!(message, "ending the pool panicked, too");
+            }
         }
         self.finish(starter, reader);
     }
@@ -317,14 +325,14 @@ impl Driver {
             .collect();
         // The system was asked without the lock. Meanwhile a worker may have been removed.
         self.pool.event(|core, now, out| {
-            let Core { scheduler, workers, .. } = core;
+            let Core { scheduler, workers, log, .. } = core;
             for (id, stopped_by, computed) in looked {
                 let Some(worker) = workers.get_mut(&id) else { continue };
                 let before = std::mem::replace(&mut worker.stopped_by, stopped_by);
                 let computed_before = std::mem::replace(&mut worker.computed, computed);
                 let has_run = computed_before.is_some() && computed_before != computed;
                 if let (None, Some(signal), Some(child)) = (before, stopped_by, &worker.child) {
-                    tracing::warn!(signal, pid = child.pid(), "a worker is stopped");
+                    log.push(LogRecord::Stopped { signal, pid: child.pid() });
                 }
                 match stopped_by {
                     Some(signal) => {
@@ -466,11 +474,11 @@ impl Driver {
         };
         let dialed = {
             // Made before the lock is taken, because this waits while another thread forks.
-            let beside = Arc::new(Beside::new(socket, results));
+            let ancillary = Arc::new(Ancillary::new(socket, results));
             // Under the lock, so that the pool does not kill the worker meanwhile.
             let mut core = self.pool.lock();
             let worker = core.workers.entry(id).or_default();
-            worker.beside = Some(beside);
+            worker.ancillary = Some(ancillary);
             let has_ended = worker.living().is_none_or(|child| child.has_ended());
             if !core.scheduler.is_wanted(id) || has_ended {
                 return;

@@ -7,8 +7,8 @@
 use std::sync::{Arc, PoisonError};
 
 use super::{
-    Taken,
     reader::{Drains, Rings},
+    replies::Taken,
 };
 use crate::{
     error::TaskError,

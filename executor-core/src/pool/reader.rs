@@ -22,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Pool, Taken, driver::Notice};
+use super::{Pool, driver::Notice, replies::Taken};
 use crate::{
     future::cell::Awaited,
     id::WorkerId,

@@ -828,6 +828,10 @@ impl World {
                 }
                 ids(base, items).for_each(|task| self.on_resolve(task, end.clone()));
             }
+            Action::WarnNotStopping(id, grace) => {
+                let asked = self.processes[&id].stop_sent.expect("it was asked to leave");
+                assert!(grace == STOP_GRACE && asked + grace <= self.now, "{id:?} has time left");
+            }
             Action::Closed => {
                 assert_eq!(self.unresolved(), 0, "closed over unresolved tasks");
                 assert!(self.shut_down || self.killed || self.broken, "closed while open");

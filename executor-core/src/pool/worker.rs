@@ -1,9 +1,9 @@
 //! The pool's record of one worker: its process, and how the pool reaches it.
 //!
 //! ```text
-//!  Action::Start ─► empty ─started─► child ─hello─► beside, link, drain ─exit─► reaped ─► removed
-//!                     └ overdue: a signal that is due     │                       ▲ once nothing
-//!                                                         └─── reader: drained ───┘ more comes
+//!  Action::Start ─► empty ─started─► child ─hello─► ancillary, link ─exit─► reaped ─► removed
+//!                     └ overdue: a signal that is due   │ and drain           ▲ once nothing
+//!                                                       └── reader: drained ──┘ more comes
 //! ```
 //!
 //! There is one record for each worker, under the pool's lock. Three things are kept elsewhere: the
@@ -15,6 +15,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -22,7 +23,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::{beside::Beside, scheduler::Claims};
+use super::{ancillary::Ancillary, scheduler::Claims};
 use crate::{
     child::verdict::Ending,
     error::{BrokenCause, ExitStatus},
@@ -40,7 +41,7 @@ use crate::{
 pub(super) struct Worker {
     pub(super) child: Option<Arc<Child>>,
     pub(super) link: Option<Arc<dyn Link>>,
-    pub(super) beside: Option<Arc<Beside>>,
+    pub(super) ancillary: Option<Arc<Ancillary>>,
     /// What takes the worker's replies. `None` before the hello, and after the last reply.
     pub(super) drain: Option<Drain>,
     /// A signal to be sent as soon as the process exists.
@@ -75,6 +76,11 @@ impl Worker {
         self.child.as_ref().filter(|child| child.status().is_none())
     }
 
+    /// Returns the process id, or 0 if there is no process yet.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, |child| child.pid())
+    }
+
     /// Returns whether the worker has ended and all its replies have been taken.
     pub(super) fn is_over(&self) -> bool {
         self.drain.is_none() && self.child.as_ref().is_some_and(|child| child.status().is_some())
@@ -85,9 +91,9 @@ impl Worker {
         let Some(link) = &self.link else { return false };
         let (flags, bytes) = payload.on_the_wire();
         header.flags |= flags;
-        let stuck = match &self.beside {
-            Some(beside) if flags & flag::ATTACHED != 0 => {
-                beside.send(header.task, payload.attachments())
+        let stuck = match &self.ancillary {
+            Some(ancillary) if flags & flag::ATTACHED != 0 => {
+                ancillary.send(header.task, payload.attachments())
             }
             _ => false,
         };
@@ -95,22 +101,15 @@ impl Worker {
         stuck
     }
 
-    /// Sends a signal, now or as soon as the process exists. Returns `false` if the system refuses
+    /// Sends a signal, now or as soon as the process exists. Returns an error if the system refuses
     /// that. The worker is then asked to end itself.
-    pub(super) fn signal(&mut self, signal: Signal) -> bool {
+    pub(super) fn signal(&mut self, signal: Signal) -> io::Result<()> {
         self.killed_by_us = true;
         match &self.child {
-            Some(child) => match child.signal_group(signal) {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(%error, pid = child.pid(), "a worker cannot be signalled, and is asked to end itself");
-                    self.hang_up();
-                    false
-                }
-            },
+            Some(child) => child.signal_group(signal).inspect_err(|_| self.hang_up()),
             None => {
                 self.overdue = Some(signal);
-                true
+                Ok(())
             }
         }
     }
@@ -136,15 +135,15 @@ impl Worker {
 
     /// Closes the worker's control socket, as if this program ended.
     fn hang_up(&self) {
-        if let Some(beside) = &self.beside {
-            beside.hang_up();
+        if let Some(ancillary) = &self.ancillary {
+            ancillary.hang_up();
         }
     }
 
     /// Returns what is known about the worker's end.
     pub(super) fn ending(&self) -> Ending<'_> {
         Ending {
-            pid: self.child.as_ref().map_or(0, |child| child.pid()),
+            pid: self.pid(),
             status: self
                 .child
                 .as_ref()

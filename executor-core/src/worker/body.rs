@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use super::{beside::Arrived, call::Caller, panics, watcher};
+use super::{ancillary::Arrived, call::Caller, panics, watcher};
 use crate::{
     id::TaskId,
     os::{fault, memory::Shared, process::Surrounded, sealed, socket},

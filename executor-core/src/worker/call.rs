@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    beside::Arrived,
+    ancillary::Arrived,
     body::PANICKED,
     panics::{self, Running},
 };

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::{beside::Arguments, body, fork_server, serve, watcher};
+use super::{ancillary::Arguments, body, fork_server, serve, watcher};
 use crate::{
     child::{
         self,

@@ -25,7 +25,7 @@ use rustix::{
     process::{Pid, PidfdFlags, getppid, pidfd_open},
 };
 
-use super::{beside::Arrived, call::Caller, entry::lead_own_group, watcher};
+use super::{ancillary::Arrived, call::Caller, entry::lead_own_group, watcher};
 use crate::{
     id::TaskId,
     os::{

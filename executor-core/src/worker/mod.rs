@@ -20,7 +20,7 @@
 //! stack overflows, the fault handler records it, and the process dies as it would without the
 //! handler.
 
-mod beside;
+mod ancillary;
 mod body;
 mod call;
 pub(crate) mod entry;

@@ -3,7 +3,7 @@
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use super::{
-    beside::{self, Arguments, Arrived, Control},
+    ancillary::{self, Arguments, Arrived, Control},
     call::Caller,
     panics, watcher,
 };
@@ -63,7 +63,7 @@ pub(super) fn serve(
             }
             Err(_) => watcher::end_group(),
         };
-        let located = beside::locate(&mut arguments, &header, &frame.payload);
+        let located = ancillary::locate(&mut arguments, &header, &frame.payload);
         kill_point!(ArgumentsLocated);
         let job = Job {
             end: &mut end,

@@ -5,6 +5,8 @@
 //!                        └─► Replied      for the thread that has taken the reply
 //! ```
 
+use std::time::Duration;
+
 use super::task::Scheduled;
 use crate::{error::TaskError, id::WorkerId};
 
@@ -17,6 +19,8 @@ pub(crate) enum Action<C: Scheduled> {
     Send(WorkerId, C::Sending),
     /// Ask the worker to leave.
     Stop(WorkerId),
+    /// Warn that the worker has not ended for this long since it was asked to leave, and is killed.
+    WarnNotStopping(WorkerId, Duration),
     /// SIGTERM to the worker's group.
     Terminate(WorkerId),
     /// SIGKILL to the worker's group.

@@ -150,9 +150,7 @@ impl<C: Scheduled> Scheduler<C> {
                 self.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
             }
             WorkerState::Stopping { since } if since + STOP_GRACE <= now => {
-                let worker = id.0;
-                tracing::warn!(worker, limit = ?STOP_GRACE, "a worker was asked to stop, has not ended, and is killed: \
-                    work that its tasks have left in executors of their own is lost");
+                out.push(Action::WarnNotStopping(id, STOP_GRACE));
                 self.kill(now, id, Reason::Unresponsive, out);
             }
             _ => self.tick_task(now, id, claims, out),

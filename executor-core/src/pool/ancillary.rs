@@ -1,5 +1,5 @@
-//! What a worker exchanges with the pool outside of its frames: results in segments, and
-//! descriptors over its control socket.
+//! Ancillary data: what the pool and a worker exchange outside of the frames. Results are in
+//! segments, and descriptors go over the control socket.
 
 use std::{
     collections::VecDeque,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The segments and the control socket of one worker.
-pub(super) struct Beside {
+pub(super) struct Ancillary {
     /// The control socket. Its end tells the worker that this process has gone, so it is kept open
     /// while the worker lives, and no copy of this process may keep it.
     control: NotInherited,
@@ -33,9 +33,9 @@ pub(super) struct Beside {
 /// The error for a frame that no worker may send.
 pub(super) struct Impossible;
 
-impl Beside {
+impl Ancillary {
     pub(super) fn new(control: OwnedFd, results: Option<Arc<Results>>) -> Self {
-        Beside { control: NotInherited::new(control), results, waiting: Mutex::default() }
+        Ancillary { control: NotInherited::new(control), results, waiting: Mutex::default() }
     }
 
     /// Closes the worker's control socket, as the end of this program would. The worker then ends
@@ -155,11 +155,11 @@ mod tests {
     use crate::segment::Store;
 
     /// Returns the pool's end, the worker's store, and the worker's end of the socket.
-    fn beside() -> (Beside, Arc<Store>, OwnedFd) {
+    fn ancillary() -> (Ancillary, Arc<Store>, OwnedFd) {
         let (ours, theirs) = socket::pair().unwrap();
         let results = Results::create().unwrap();
         let store = Store::open(results.descriptor().try_clone_to_owned().unwrap()).unwrap();
-        (Beside::new(ours, Some(results)), store, theirs)
+        (Ancillary::new(ours, Some(results)), store, theirs)
     }
 
     fn frame(kind: Reply, flags: u8, payload: &[u8]) -> Frame<FromWorker> {
@@ -173,14 +173,14 @@ mod tests {
 
     #[test]
     fn a_result_in_a_segment_is_read_and_the_segment_given_back() {
-        let (beside, store, _socket) = beside();
+        let (ancillary, store, _socket) = ancillary();
         for byte in 0..100 {
             let mut lease = store.take(50_000).unwrap();
             lease.write(0, &[byte; 50_000]);
             let number = u64::from(lease.number());
             lease.leave();
             let mut frame = frame(Reply::Done, flag::SEGMENT, &reference(number, 50_000));
-            beside.open(&mut frame).ok().unwrap();
+            ancillary.open(&mut frame).ok().unwrap();
             assert!(frame.payload.is_empty(), "nobody borrows from what a worker can write");
             assert_eq!(*frame.payload.bytes().unwrap(), [byte; 50_000]);
         }
@@ -189,45 +189,50 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_told() {
-        let (beside, store, _socket) = beside();
+        let (ancillary, store, _socket) = ancillary();
         store.take(100_000).unwrap().leave();
         for (number, len) in [(64, 1), (u64::MAX, 1), (0, 1 << 20), (0, u64::MAX), (0, 1 << 33)] {
             let mut frame = frame(Reply::Done, flag::SEGMENT, &reference(number, len));
-            assert!(beside.open(&mut frame).is_err(), "{number}, {len}");
+            assert!(ancillary.open(&mut frame).is_err(), "{number}, {len}");
         }
-        assert!(beside.open(&mut frame(Reply::Done, flag::SEGMENT, b"short")).is_err());
-        assert!(beside.open(&mut frame(Reply::Failed, flag::SEGMENT, &reference(0, 1))).is_err());
-        assert!(beside.open(&mut frame(Reply::Done, flag::TIMED, b"")).is_err());
+        assert!(ancillary.open(&mut frame(Reply::Done, flag::SEGMENT, b"short")).is_err());
+        assert!(
+            ancillary.open(&mut frame(Reply::Failed, flag::SEGMENT, &reference(0, 1))).is_err()
+        );
+        assert!(ancillary.open(&mut frame(Reply::Done, flag::TIMED, b"")).is_err());
         let mut followed = frame(Reply::Done, flag::SEGMENT, &reference(0, 1));
         followed.more.push((&b"headless"[..]).into());
-        assert!(beside.open(&mut followed).is_err());
+        assert!(ancillary.open(&mut followed).is_err());
         let (socket, _theirs) = socket::pair().unwrap();
-        let without = Beside::new(socket, None);
+        let without = Ancillary::new(socket, None);
         assert!(without.open(&mut frame(Reply::Done, flag::SEGMENT, &reference(0, 1))).is_err());
     }
 
     #[test]
     fn descriptors_must_be_there_and_be_those_of_the_task() {
-        let (beside, _store, theirs) = beside();
+        let (ancillary, _store, theirs) = ancillary();
         let mut missing = frame(Reply::Done, flag::ATTACHED, b"value");
-        assert!(beside.open(&mut missing).is_err(), "no message, and nobody waits for one");
+        assert!(ancillary.open(&mut missing).is_err(), "no message, and nobody waits for one");
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
         socket::send(&theirs, &7_u64.to_le_bytes(), &[event.as_fd(), event.as_fd()]).unwrap();
         let mut good = frame(Reply::Done, flag::ATTACHED, b"value");
-        beside.open(&mut good).ok().unwrap();
+        ancillary.open(&mut good).ok().unwrap();
         assert_eq!((good.payload.attachments().len(), &*good.payload), (2, &b"value"[..]));
         socket::send(&theirs, &8_u64.to_le_bytes(), &[event.as_fd()]).unwrap();
         assert!(
-            beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(),
+            ancillary.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(),
             "another task's"
         );
         socket::send(&theirs, b"7", &[event.as_fd()]).unwrap();
         assert!(
-            beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(),
+            ancillary.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(),
             "a short message"
         );
         drop(theirs);
-        assert!(beside.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(), "it is gone");
+        assert!(
+            ancillary.open(&mut frame(Reply::Done, flag::ATTACHED, b"")).is_err(),
+            "it is gone"
+        );
     }
 
     #[test]
@@ -240,22 +245,22 @@ mod tests {
 
     #[test]
     fn what_finds_no_room_waits_in_order() {
-        let (beside, _store, theirs) = beside();
+        let (ancillary, _store, theirs) = ancillary();
         let event: Attachment =
             Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
         let mut sent = 0_u64;
-        while !beside.send(TaskId::from_raw(sent), std::slice::from_ref(&event)) {
+        while !ancillary.send(TaskId::from_raw(sent), std::slice::from_ref(&event)) {
             sent += 1;
             assert!(sent < 100_000, "the socket is never full");
         }
-        beside.send(TaskId::from_raw(sent + 1), &[Arc::clone(&event), event]);
+        ancillary.send(TaskId::from_raw(sent + 1), &[Arc::clone(&event), event]);
         for expected in 0..=sent + 1 {
             let mut task = [0; 8];
             let (_, descriptors) = socket::recv_short(&theirs, &mut task).unwrap();
             assert_eq!(u64::from_le_bytes(task), expected);
             assert_eq!(descriptors.len(), if expected == sent + 1 { 2 } else { 1 });
-            beside.flush();
+            ancillary.flush();
         }
-        assert!(!beside.flush());
+        assert!(!ancillary.flush());
     }
 }

@@ -1,5 +1,5 @@
-//! Data that is transferred outside the frames: arguments in segments, and descriptors over the
-//! control socket.
+//! Ancillary data: what is transferred outside of the frames. Arguments are in segments, and
+//! descriptors go over the control socket.
 
 use std::{
     io,

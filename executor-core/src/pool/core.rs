@@ -1,0 +1,533 @@
+//! The pool's one lock: events are decided under it, and the actions that follow are performed.
+//!
+//! ```text
+//!  lock ─► intake ─► decide (scheduler) ─► perform: send, signal, start ─► unlock ─► log records
+//!                                             └─► outcomes ───────────────────────► futures
+//! ```
+//!
+//! User code never runs under the lock: outcomes and log records are collected, and leave when the
+//! lock is free. After a panic under the lock, chunks and actions that are left stay for the next
+//! event. If they were dropped, their wakers would run under the lock, and an action such as
+//! [`Closed`](Action::Closed) would never come again.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, MutexGuard, PoisonError, TryLockError,
+        atomic::{Ordering, fence},
+        mpsc,
+    },
+    time::Instant,
+};
+
+use rustix::process::Signal;
+
+use super::{
+    Pool,
+    chunk::{Chunk, Outcomes, Sending},
+    driver,
+    log::LogRecord,
+    scheduler::{Action, End, Scheduler},
+    worker::Worker,
+};
+use crate::{
+    error::{BrokenCause, TaskError},
+    future::cell::Wakers,
+    id::WorkerId,
+    transport::Link,
+    unwind::catch,
+    wire::frame::{Order, ToWorker},
+};
+
+/// State protected by the pool's one lock.
+pub(super) struct Core {
+    pub(super) scheduler: Scheduler<Chunk>,
+    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    pub(super) threads: Threads,
+    /// When the driver wakes up next.
+    pub(super) armed: Option<Instant>,
+    /// Whether the driver checks for workers that are stopped. It checks while there are tasks, and
+    /// for a moment after.
+    pub(super) attended: bool,
+    pub(super) closed: bool,
+    /// Whether descriptors are waiting for space in a worker's control socket.
+    pub(super) stuck: bool,
+    /// What is to be logged when the lock is free.
+    pub(super) log: Vec<LogRecord>,
+    /// Empty between two events, except after a panic. Kept to reuse the allocation.
+    actions: Actions,
+    absorbed: Vec<Chunk>,
+    /// Chunks that a panic kept from being taken in.
+    interrupted: Vec<Chunk>,
+}
+
+pub(super) enum Threads {
+    NotStarted,
+    Running { starter: mpsc::Sender<WorkerId> },
+    Ended,
+}
+
+pub(super) type Actions = Vec<Action<Chunk>>;
+
+impl Pool {
+    /// Puts a chunk into the intake. It gets to the scheduler through this thread, or through the
+    /// thread that holds the lock.
+    pub(super) fn take_in(self: &Arc<Self>, chunk: Chunk) {
+        let warms = chunk.is_in_segment();
+        if !self.started.load(Ordering::Acquire) {
+            // Before the push: the thread that takes the chunk in may ask the starter for a worker
+            // at once.
+            self.event(|core, now, out| self.ensure_threads(core, now, out));
+        }
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        // The push must be visible before `saturated` and the lock are examined: see
+        // `intake_waits`.
+        fence(Ordering::SeqCst);
+        // A thread that has the lock takes the chunk in when it frees the lock.
+        if !self.saturated.load(Ordering::Relaxed)
+            && let Some(core) = self.try_lock()
+        {
+            self.locked(core).take_intake();
+        }
+        if warms {
+            self.warm_up();
+        }
+    }
+
+    /// Waits for the lock.
+    pub(super) fn lock(&self) -> Locked<'_> {
+        self.locked(self.core.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the lock if it is free, also after a panic.
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Core>> {
+        match self.core.try_lock() {
+            Ok(core) => Some(core),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    pub(super) fn locked<'a>(&'a self, core: MutexGuard<'a, Core>) -> Locked<'a> {
+        let unwinding = std::thread::panicking();
+        Locked {
+            core: Some(core),
+            pool: self,
+            outcomes: Outcomes::default(),
+            log: Vec::new(),
+            unwinding,
+        }
+    }
+
+    /// Lets the scheduler decide, does what it says, and completes futures when the lock is free.
+    pub(super) fn event<R>(&self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
+        self.lock().event(decide)
+    }
+
+    /// Returns whether a submitted chunk needs to be taken in now. Called after the lock was freed.
+    /// A submitter first pushes, and then examines `saturated` and the lock. This thread first
+    /// frees the lock, and then examines `saturated` and the intake. With the fence between the two
+    /// steps on each side, at least one of the threads sees what the other did.
+    fn intake_waits(&self) -> bool {
+        fence(Ordering::SeqCst);
+        if self.saturated.load(Ordering::Relaxed) {
+            return false;
+        }
+        !self.intake.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
+        let Core { scheduler, absorbed, interrupted, .. } = core;
+        absorbed.append(interrupted);
+        let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
+        match absorbed.is_empty() {
+            true => std::mem::swap(absorbed, &mut intake),
+            false => absorbed.append(&mut intake),
+        }
+        drop(intake);
+        for chunk in (Rest { items: absorbed.drain(..), kept: interrupted }) {
+            scheduler.on_submit(now, chunk, out);
+        }
+    }
+
+    fn on_closed(&self, core: &mut Core) {
+        core.closed = true;
+        match core.threads {
+            Threads::Running { .. } => self.bell.ring(),
+            Threads::NotStarted | Threads::Ended => {
+                core.threads = Threads::Ended;
+                self.ended.0.close();
+                self.callbacks.close();
+            }
+        }
+    }
+
+    /// Performs actions. Returns whether any action was neither a send nor a resolution.
+    fn perform(
+        &self,
+        core: &mut Core,
+        actions: &mut Actions,
+        kept: &mut Actions,
+        outcomes: &mut Outcomes,
+    ) -> bool {
+        let mut rare = false;
+        let was_stuck = core.stuck;
+        // Several frames for one worker need only one wake-up, after the last of them.
+        let mut unflushed: Option<WorkerId> = None;
+        for action in (Rest { items: actions.drain(..), kept }) {
+            match action {
+                Action::Send(worker, sending) => {
+                    if let Some(other) = unflushed.replace(worker).filter(|other| *other != worker)
+                    {
+                        core.flush(other);
+                    }
+                    core.send(worker, sending);
+                    continue;
+                }
+                Action::Resolve(resolve) => {
+                    let (chunk, end) = *resolve;
+                    let error = core.error_of(&chunk, end);
+                    outcomes.batch.get_or_insert_with(|| {
+                        // The outcome counts as on its way from here, under the lock, until it
+                        // reaches its future.
+                        self.on_the_way.leave();
+                        self.on_the_way.batch()
+                    });
+                    outcomes.fail(chunk, error);
+                    continue;
+                }
+                Action::Start(id) => {
+                    core.workers.insert(id, Worker::default());
+                    if let Threads::Running { starter } = &core.threads {
+                        // The starter lives until the driver has ended, which is after the end of
+                        // the last worker.
+                        let _ = starter.send(id);
+                    }
+                }
+                Action::Stop(id) => {
+                    if let Some(link) = core.link(id) {
+                        link.send(ToWorker::new(Order::Stop), &Vec::new().into());
+                        link.flush();
+                    }
+                }
+                Action::WarnNotStopping(id, timeout) => {
+                    core.log.push(LogRecord::NotStopping { worker: id.0, timeout });
+                }
+                Action::Terminate(id) => core.signal(id, Signal::TERM),
+                Action::Kill(id) => core.signal(id, Signal::KILL),
+                Action::Closed => self.on_closed(core),
+            }
+            rare = true;
+        }
+        if let Some(worker) = unflushed {
+            core.flush(worker);
+        }
+        if core.stuck && !was_stuck {
+            self.bell.ring();
+        }
+        rare
+    }
+}
+
+/// Completes futures and calls their wakers. Must not be called with a lock held.
+fn complete(outcomes: Outcomes) {
+    let mut wakers = Wakers::default();
+    let batch = outcomes.deliver(&mut wakers);
+    wakers.wake();
+    drop(batch);
+}
+
+/// The lock on the core. When it is freed, chunks that were submitted meanwhile are taken in.
+pub(super) struct Locked<'a> {
+    /// `None` once the lock is free, and while an event is decided.
+    core: Option<MutexGuard<'a, Core>>,
+    pool: &'a Pool,
+    /// Results of the events up to now.
+    outcomes: Outcomes,
+    /// What the events up to now have to log. A subscriber of `tracing` is user code, and may ask
+    /// the pool.
+    log: Vec<LogRecord>,
+    /// The thread was unwinding already when it took the lock: it drops a pool or a future.
+    unwinding: bool,
+}
+
+impl<'a> Locked<'a> {
+    /// Takes in what was submitted, lets the scheduler decide, and performs its actions.
+    pub(super) fn event<R>(
+        &mut self,
+        decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
+    ) -> R {
+        // Taken out of `self`, so that after a panic `drop` finds no lock and does nothing.
+        let mut decision = Decision::begin(self.pool, self.core.take());
+        let Decision { core, actions, kept, .. } = &mut decision;
+        let core: &mut Core = core.as_mut().expect("it is freed last");
+        let now = Instant::now();
+        // First what came first: a task that is to be cancelled must be there.
+        self.pool.absorb_intake(core, now, actions);
+        // Also perform what the intake led to before `decide` asks whether a worker has begun a
+        // task: a task that is not on the board yet looks as if it could not be taken back any
+        // more.
+        let mut rare = self.pool.perform(core, actions, kept, &mut self.outcomes);
+        let result = decide(core, now, actions);
+        rare |= self.pool.perform(core, actions, kept, &mut self.outcomes);
+        let saturated = core.scheduler.is_saturated();
+        if saturated != self.pool.saturated.load(Ordering::Relaxed) {
+            self.pool.saturated.store(saturated, Ordering::Relaxed);
+        }
+        let rebalance_at = core.scheduler.rebalance_at();
+        let next = match rare || core.scheduler.has_timed() {
+            true => core.scheduler.next_deadline(),
+            // Comes and goes with ordinary events, and the rest cannot have changed.
+            false => rebalance_at,
+        };
+        // Only the first task after a time without tasks wakes the driver for this. From then on,
+        // the driver looks by its own clock. If every event asked for a look, the driver's own tick
+        // would wake it again and again.
+        let begins = !core.attended && core.scheduler.has_tasks();
+        core.attended |= begins;
+        let next = match begins {
+            true => next.into_iter().chain([now + driver::ATTEND_EVERY]).min(),
+            false => next,
+        };
+        if next.is_some_and(|next| core.armed.is_none_or(|armed| next < armed)) {
+            core.armed = next;
+            self.pool.bell.ring();
+        }
+        self.core = decision.end();
+        result
+    }
+
+    /// Takes in what was submitted.
+    fn take_intake(&mut self) {
+        self.event(|_, _, _| ());
+    }
+
+    /// Frees the lock, and returns results for the caller to deliver.
+    pub(super) fn unlock(mut self) -> Outcomes {
+        self.free();
+        self.log();
+        std::mem::take(&mut self.outcomes)
+    }
+
+    fn free(&mut self) {
+        loop {
+            if let Some(core) = &mut self.core
+                && !core.log.is_empty()
+            {
+                self.log.append(&mut core.log);
+            }
+            drop(self.core.take());
+            if !self.pool.intake_waits() {
+                return;
+            }
+            // Another thread that has the lock by now looks at the intake after this.
+            let Some(core) = self.pool.try_lock() else { return };
+            self.core = Some(core);
+            self.take_intake();
+        }
+    }
+
+    /// Logs what is to be logged. The lock is free.
+    fn log(&mut self) {
+        for record in self.log.drain(..) {
+            // A panic of the subscriber must not keep results from their futures.
+            let _ = catch(|| record.log());
+        }
+    }
+}
+
+/// The core while an event is decided.
+struct Decision<'a> {
+    /// `None` at the end.
+    core: Option<MutexGuard<'a, Core>>,
+    actions: Actions,
+    /// Actions that a panic kept from being performed.
+    kept: Actions,
+    pool: &'a Pool,
+}
+
+impl<'a> Decision<'a> {
+    fn begin(pool: &'a Pool, mut core: Option<MutexGuard<'a, Core>>) -> Self {
+        let actions = core.as_mut().map(|core| std::mem::take(&mut core.actions));
+        Decision { core, actions: actions.unwrap_or_default(), kept: Actions::new(), pool }
+    }
+
+    /// Returns the core after all actions were performed.
+    fn end(mut self) -> Option<MutexGuard<'a, Core>> {
+        debug_assert!(self.actions.is_empty() && self.kept.is_empty());
+        let mut core = self.core.take()?;
+        core.actions = std::mem::take(&mut self.actions);
+        Some(core)
+    }
+}
+
+impl Drop for Decision<'_> {
+    fn drop(&mut self) {
+        // Only after a panic. The next event performs what is left, and the driver makes one soon.
+        if let Some(core) = &mut self.core {
+            self.kept.append(&mut self.actions);
+            core.actions = std::mem::take(&mut self.kept);
+            core.armed = None;
+            self.pool.bell.ring();
+        }
+    }
+}
+
+/// The items of a vector, one by one. Those that a panic leaves are kept, and not dropped.
+struct Rest<'a, T> {
+    items: std::vec::Drain<'a, T>,
+    kept: &'a mut Vec<T>,
+}
+
+impl<T> Iterator for Rest<'_, T> {
+    type Item = T;
+
+    #[inline]
+    fn next(&mut self) -> Option<T> {
+        self.items.next()
+    }
+}
+
+impl<T> Drop for Rest<'_, T> {
+    fn drop(&mut self) {
+        self.kept.extend(&mut self.items);
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // If a panic began under the lock, only free it. Another panic while this thread unwinds
+        // would abort the program; the next event takes in what was submitted.
+        if std::thread::panicking() && !self.unwinding {
+            self.core = None;
+        } else if self.core.is_some() {
+            self.free();
+            complete(std::mem::take(&mut self.outcomes));
+            self.log();
+        }
+    }
+}
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        self.core.as_deref().expect("it is freed last")
+    }
+}
+
+impl std::ops::DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        self.core.as_deref_mut().expect("it is freed last")
+    }
+}
+
+impl Core {
+    pub(super) fn new(scheduler: Scheduler<Chunk>) -> Self {
+        Core {
+            scheduler,
+            workers: BTreeMap::new(),
+            threads: Threads::NotStarted,
+            armed: None,
+            attended: false,
+            closed: false,
+            stuck: false,
+            log: Vec::new(),
+            actions: Actions::new(),
+            absorbed: Vec::new(),
+            interrupted: Vec::new(),
+        }
+    }
+
+    fn link(&self, worker: WorkerId) -> Option<&dyn Link> {
+        self.workers.get(&worker)?.link.as_deref()
+    }
+
+    pub(super) fn signal(&mut self, worker: WorkerId, signal: Signal) {
+        let record = self.workers.entry(worker).or_default();
+        if let Err(error) = record.signal(signal) {
+            let pid = record.pid();
+            self.log.push(LogRecord::NotSignalled { error, pid });
+            self.scheduler.on_signal_refused(Instant::now(), worker);
+        }
+    }
+
+    /// Returns the error for a task that ends without a reply.
+    fn error_of(&self, chunk: &Chunk, end: End) -> TaskError {
+        let lost = match end {
+            End::Error(error) => return error.of_task(chunk.name()),
+            End::Lost(worker) => self.workers.get(&worker),
+        };
+        match lost {
+            Some(worker) => worker.ending().of_task(chunk.first_id(), chunk.name()),
+            None => TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
+        }
+    }
+
+    fn send(&mut self, worker: WorkerId, Sending { header, arguments }: Sending) {
+        if let Some(worker) = self.workers.get(&worker) {
+            self.stuck |= worker.send(header, &arguments);
+        }
+    }
+
+    fn flush(&self, worker: WorkerId) {
+        if let Some(link) = self.link(worker) {
+            link.flush();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        pool::{AtEnd, PoolOptions, worker::Boards},
+        wire::handshake::Transport,
+    };
+
+    /// Returns a pool that has no threads.
+    fn pool() -> Arc<Pool> {
+        let options = PoolOptions {
+            workers_max: 1,
+            workers_min: 0,
+            tasks_max: None,
+            start_timeout: std::time::Duration::from_secs(60),
+            initializer_timeout: std::time::Duration::from_secs(60),
+            initializer: None,
+            envs: Vec::new(),
+            stack_bytes: None,
+            transport: Transport::Ring,
+            at_end: AtEnd::default(),
+            exit_timeout: None,
+        };
+        Pool::new(options).unwrap()
+    }
+
+    #[test]
+    fn actions_that_a_panic_leaves_are_performed_by_the_next_event() {
+        let pool = pool();
+        let panics = || {
+            pool.event(|core, now, out| {
+                let Core { scheduler, workers, .. } = core;
+                scheduler.on_shutdown(now, false, None, &Boards(workers), out);
+                panic!("under the lock");
+            })
+        };
+        assert!(catch(panics).is_err());
+        assert!(!pool.has_ended());
+        pool.event(|_, _, _| ());
+        assert!(pool.has_ended());
+    }
+
+    #[test]
+    fn items_that_a_panic_leaves_are_kept_in_order() {
+        let (mut items, mut kept) = (vec![1, 2, 3, 4], vec![0]);
+        let panics = || {
+            for item in (Rest { items: items.drain(..), kept: &mut kept }) {
+                assert!(item < 2);
+            }
+        };
+        assert!(catch(panics).is_err());
+        assert_eq!((items, kept), (vec![], vec![0, 3, 4]));
+    }
+}

@@ -1,0 +1,53 @@
+//! What the pool logs about events under its lock. A record is collected there, and logged when the
+//! lock is free: a subscriber of `tracing` is user code, and may ask the pool.
+
+use std::{io, time::Duration};
+
+use crate::{debug::Chain, error::BrokenCause, wire::frame::FromWorker};
+
+pub(super) enum LogRecord {
+    Broken(BrokenCause),
+    /// A worker has sent this frame, which it must not send.
+    Unasked(FromWorker),
+    NotSignalled {
+        error: io::Error,
+        pid: u32,
+    },
+    /// A worker was found stopped by a signal.
+    Stopped {
+        signal: i32,
+        pid: u32,
+    },
+    NotStopping {
+        worker: u32,
+        timeout: Duration,
+    },
+}
+
+impl LogRecord {
+    /// Logs the record. Must not be called with the pool's lock held.
+    pub(super) fn log(self) {
+        match self {
+            LogRecord::Broken(cause) => {
+                tracing::error!(cause = %Chain(&cause), "the pool is broken");
+            }
+            LogRecord::Unasked(header) => {
+                tracing::error!(?header, "a worker sent what it should not, and is ended");
+            }
+            LogRecord::NotSignalled { error, pid } => {
+                tracing::warn!(%error, pid, "a worker cannot be signalled, and is asked to end itself");
+            }
+            LogRecord::Stopped { signal, pid } => {
+                tracing::warn!(signal, pid, "a worker is stopped");
+            }
+            LogRecord::NotStopping { worker, timeout } => {
+                tracing::warn!(
+                    worker,
+                    ?timeout,
+                    "a worker was asked to stop, has not ended, and is killed: \
+                    work that its tasks have left in executors of their own is lost"
+                );
+            }
+        }
+    }
+}

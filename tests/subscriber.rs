@@ -1,0 +1,93 @@
+//! A subscriber of `tracing` that asks the executor whose messages it gets.
+
+use std::{
+    sync::{Mutex, OnceLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+use executor::prelude::*;
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+executor::test_support!();
+
+static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
+/// The messages that were told, and the number of workers at that moment.
+static TOLD: Mutex<Vec<(String, usize)>> = Mutex::new(Vec::new());
+
+struct Asks;
+
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+impl Subscriber for Asks {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn event(&self, event: &Event<'_>) {
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        if let Some(pool) = POOL.get() {
+            let workers = pool.stats().workers;
+            TOLD.lock().unwrap().push((message.0, workers));
+        }
+    }
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[task]
+fn own_pid() -> u32 {
+    std::process::id()
+}
+
+#[task]
+fn sleep(millis: u64) {
+    thread::sleep(Duration::from_millis(millis));
+}
+
+#[test]
+fn a_subscriber_may_ask_the_executor_about_a_worker_that_is_stopped() {
+    let pool = POOL.get_or_init(|| {
+        ProcessPoolExecutor::builder().max_workers(1).build().expect("an executor")
+    });
+    let pid = pool.submit(own_pid::task()).result().unwrap();
+    tracing::subscriber::set_global_default(Asks).unwrap();
+    let asleep = pool.submit(sleep::task(100));
+    let signal = |signal| {
+        // SAFETY: sends a signal to a worker, which is alive.
+        assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+    };
+    signal(libc::SIGSTOP);
+    let until = Instant::now() + Duration::from_secs(30);
+    let is_told = || {
+        let told = TOLD.lock().unwrap();
+        told.iter().any(|(message, workers)| message == "a worker is stopped" && *workers == 1)
+    };
+    while !is_told() {
+        if Instant::now() > until {
+            eprintln!("it was not told that a worker is stopped");
+            // The end of the executor would wait for the thread that is blocked.
+            std::process::abort();
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    signal(libc::SIGCONT);
+    asleep.result().unwrap();
+}
