@@ -285,8 +285,6 @@ impl<'a, M: Memory, O: Owners> RingList<'a, M, O> {
     }
 
     /// Writes an entry: this process holds an item that it takes next. Called under the consumers'
-
-    /// Writes an entry: this process holds an item that it takes next. Called under the consumers'
     /// mutex.
     pub(in crate::ipc::queue::ring_list) fn write_hold(
         &self,
