@@ -10,16 +10,18 @@
 //! A chunk is only a way to send items. Each item begins, ends and fails individually, and has its
 //! own id.
 
+mod stream;
+mod with_index;
+
 use std::{
     collections::VecDeque,
     fmt,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures::Stream;
+pub use stream::MapStream;
+pub use with_index::{MapStreamWithIndex, MapWithIndex};
 
 use super::Executor;
 use crate::{
@@ -27,7 +29,6 @@ use crate::{
     future::{
         decode,
         map_results::{MapResults, Numbered},
-        timer::Timer,
     },
     pool::Chunk,
     task::encode::encode,
@@ -44,7 +45,7 @@ use crate::{
 /// each item.
 ///
 /// Set options before the first `next`. [`stream`](Self::stream) turns the iterator into a
-/// [`Stream`]. Dropping it cancels the tasks that have not begun.
+/// [`Stream`](futures::Stream). Dropping it cancels the tasks that have not begun.
 ///
 /// ```
 /// use executor::prelude::*;
@@ -220,10 +221,10 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// }
     /// ```
     pub fn with_index(self) -> MapWithIndex<F, A, I, M> {
-        MapWithIndex { map: self }
+        MapWithIndex::new(self)
     }
 
-    /// Turns the iterator into a [`Stream`], for async code.
+    /// Turns the iterator into a [`Stream`](futures::Stream), for async code.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -240,7 +241,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// }
     /// ```
     pub fn stream(self) -> MapStream<F, A, I, M> {
-        MapStream { map: self, timer: None }
+        MapStream::new(self)
     }
 
     /// Returns the maximum number of items that are submitted and not yet yielded.
@@ -513,128 +514,5 @@ where
 impl<F: TaskArgs<A>, A, I, M> Drop for Map<F, A, I, M> {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// An iterator over indexes and results, made by [`Map::with_index`].
-#[must_use = "a map does nothing until it is iterated"]
-pub struct MapWithIndex<F: TaskArgs<A>, A, I, M> {
-    map: Map<F, A, I, M>,
-}
-
-impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapWithIndex<F, A, I, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("MapWithIndex").field(&self.map).finish()
-    }
-}
-
-impl<F: TaskArgs<A>, A, I, M> MapWithIndex<F, A, I, M> {
-    /// Turns the iterator into a [`Stream`], for async code.
-    pub fn stream(self) -> MapStreamWithIndex<F, A, I, M> {
-        MapStreamWithIndex { stream: self.map.stream() }
-    }
-}
-
-impl<F, A, I, M> Iterator for MapWithIndex<F, A, I, M>
-where
-    F: TaskArgs<A>,
-    I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
-{
-    type Item = (usize, Result<F::Output, TaskError>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let result = self.map.next()?;
-        Some((self.map.number as usize, result))
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.map.size_hint()
-    }
-}
-
-/// A stream of indexes and results, made by [`MapWithIndex::stream`].
-#[must_use = "streams do nothing unless polled"]
-pub struct MapStreamWithIndex<F: TaskArgs<A>, A, I, M> {
-    stream: MapStream<F, A, I, M>,
-}
-
-impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapStreamWithIndex<F, A, I, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("MapStreamWithIndex").field(&self.stream.map).finish()
-    }
-}
-
-impl<F, A, I, M> Stream for MapStreamWithIndex<F, A, I, M>
-where
-    F: TaskArgs<A>,
-    I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
-{
-    type Item = (usize, Result<F::Output, TaskError>);
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = Pin::new(&mut self.stream).poll_next(cx);
-        next.map(|next| next.map(|result| (self.stream.map.number as usize, result)))
-    }
-}
-
-/// A stream of results, made by [`Map::stream`].
-#[must_use = "streams do nothing unless polled"]
-pub struct MapStream<F: TaskArgs<A>, A, I, M> {
-    map: Map<F, A, I, M>,
-    timer: Option<Timer>,
-}
-
-impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapStream<F, A, I, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("MapStream").field(&self.map).finish()
-    }
-}
-
-// No field is ever pinned.
-impl<F: TaskArgs<A>, A, I, M> Unpin for MapStream<F, A, I, M> {}
-
-impl<F, A, I, M> Stream for MapStream<F, A, I, M>
-where
-    F: TaskArgs<A>,
-    I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
-{
-    type Item = Result<F::Output, TaskError>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let MapStream { map, timer } = self.get_mut();
-        if map.over {
-            return Poll::Ready(None);
-        }
-        if map.results.is_none()
-            && let Err(error) = map.start()
-        {
-            return Poll::Ready(map.fail(error));
-        }
-        loop {
-            if map.is_late() {
-                return Poll::Ready(map.time_out());
-            }
-            map.fill();
-            if let Some(next) = map.next_ready() {
-                return Poll::Ready(Some(next));
-            }
-            if map.pending() == 0 {
-                map.end();
-                return Poll::Ready(None);
-            }
-            let results = map.results.clone().expect("made above");
-            if results.poll(&mut map.ready, cx.waker()) {
-                continue;
-            }
-            if let Some(deadline) = map.deadline
-                && timer.get_or_insert_with(|| Timer::new(deadline)).poll(cx.waker()).is_ready()
-            {
-                return Poll::Ready(map.time_out());
-            }
-            return Poll::Pending;
-        }
     }
 }

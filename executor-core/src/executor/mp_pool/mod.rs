@@ -21,6 +21,7 @@
 
 mod async_result;
 mod builder;
+mod chunked;
 mod imap;
 mod starmap;
 mod unhandled_errors;
@@ -36,16 +37,17 @@ use std::{
 
 pub use async_result::AsyncResult;
 pub use builder::PoolBuilder;
+pub use chunked::Chunked;
 pub use imap::IMap;
 pub use starmap::MakeTask;
 use unhandled_errors::UnhandledErrors;
 
-use super::{Executor, Map, ProcessPoolExecutor, ShutdownOptions};
+use super::{ProcessPoolExecutor, ShutdownOptions};
 use crate::{
     error::{BuildError, TaskError},
     future::{TaskFuture, cell::Cell, join_all::JoinAll, map_results::MapResults},
     pool::next_task_ids,
-    task::{IntoTask, Task, TaskArgs},
+    task::{IntoTask, TaskArgs},
 };
 
 /// A fixed number of worker processes with the interface of Python's `multiprocessing.Pool`.
@@ -364,7 +366,7 @@ impl Pool {
     }
 
     fn chunked(&self, chunk_size: Option<usize>) -> Chunked<'_> {
-        Chunked { pool: self, chunk_size }
+        Chunked::new(self, chunk_size)
     }
 
     /// Returns an iterator over the results, in the order of the items: see [`IMap`].
@@ -497,131 +499,6 @@ impl Pool {
         }
         let _end = Terminate(self);
         Ok(body(self))
-    }
-}
-
-/// The maps of a [`Pool`] with a chosen chunk size, made by [`Pool::chunk_size`].
-#[derive(Clone, Copy, Debug)]
-#[must_use = "it does nothing until it maps"]
-pub struct Chunked<'a> {
-    pool: &'a Pool,
-    chunk_size: Option<usize>,
-}
-
-/// Converts a function that returns an `IntoTask` into one that returns a `Task`, as `Map` needs
-/// it.
-fn tasks<T: IntoTask, Item>(
-    mut make: impl FnMut(Item) -> T,
-) -> impl FnMut(Item) -> Task<T::Function, T::Arguments> {
-    move |item| make(item).into_task()
-}
-
-impl Chunked<'_> {
-    /// Reads the whole input, and makes a map of it. Nothing is submitted yet.
-    fn start<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, std::vec::IntoIter<I::Item>, M>
-    where
-        F: TaskArgs<A>,
-        I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
-    {
-        let executor = &self.pool.shared.executor;
-        let items: Vec<_> = items.into_iter().collect();
-        let share = items.len().div_ceil(4 * executor.max_workers()).max(1);
-        Map::new(Executor::handle(executor), make, items.into_iter())
-            .chunk_size(self.chunk_size.unwrap_or(share))
-            .buffer_size(usize::MAX)
-    }
-
-    /// See [`Pool::map`].
-    ///
-    /// # Errors
-    /// The same as [`Pool::map`], and [`TaskError::Invalid`] if the chunk size is 0.
-    pub fn map<T, I, M>(&self, make: M, items: I) -> Result<Vec<T::Output>, TaskError>
-    where
-        T: IntoTask,
-        I: IntoIterator,
-        M: FnMut(I::Item) -> T,
-    {
-        if !self.pool.shared.is_running() {
-            return Err(TaskError::Shutdown);
-        }
-        let (mut values, mut first_error) = (Vec::new(), None);
-        // Iterate to the end even after an error: all items run, as documented, and are waited for.
-        for result in self.start(tasks(make), items) {
-            match result {
-                Ok(value) if first_error.is_none() => values.push(value),
-                Ok(_) => {}
-                Err(error) => {
-                    first_error.get_or_insert(error);
-                }
-            }
-        }
-        first_error.map_or(Ok(values), Err)
-    }
-
-    /// See [`Pool::map_collect`]. If the chunk size is 0, the list contains one
-    /// [`TaskError::Invalid`].
-    pub fn map_collect<T, I, M>(&self, make: M, items: I) -> Vec<Result<T::Output, TaskError>>
-    where
-        T: IntoTask,
-        I: IntoIterator,
-        M: FnMut(I::Item) -> T,
-    {
-        if !self.pool.shared.is_running() {
-            return items.into_iter().map(|_| Err(TaskError::Shutdown)).collect();
-        }
-        self.start(tasks(make), items).collect()
-    }
-
-    /// See [`Pool::map_async`].
-    pub fn map_async<T, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<T::Output>>
-    where
-        T: IntoTask,
-        I: IntoIterator,
-        M: FnMut(I::Item) -> T,
-    {
-        let unhandled = &self.pool.shared.unhandled;
-        if !self.pool.shared.is_running() {
-            return AsyncResult::refused(TaskError::Shutdown, unhandled);
-        }
-        match self.start(tasks(make), items).submit_all() {
-            Ok((results, total)) => AsyncResult::of_map::<T::Function>(
-                self.pool.shared.join_all(results, total),
-                unhandled,
-            ),
-            Err(error) => AsyncResult::refused(error, unhandled),
-        }
-    }
-
-    /// See [`Pool::starmap`].
-    ///
-    /// # Errors
-    /// The same as [`map`](Self::map).
-    pub fn starmap<F, A, I, M, Form>(
-        &self,
-        mut make: M,
-        items: I,
-    ) -> Result<Vec<F::Output>, TaskError>
-    where
-        F: TaskArgs<A>,
-        I: IntoIterator,
-        M: MakeTask<I::Item, F, A, Form>,
-    {
-        self.map(|item| make.make(item), items)
-    }
-
-    /// See [`Pool::starmap_async`].
-    pub fn starmap_async<F, A, I, M, Form>(
-        &self,
-        mut make: M,
-        items: I,
-    ) -> AsyncResult<Vec<F::Output>>
-    where
-        F: TaskArgs<A>,
-        I: IntoIterator,
-        M: MakeTask<I::Item, F, A, Form>,
-    {
-        self.map_async(|item| make.make(item), items)
     }
 }
 
