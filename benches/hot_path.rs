@@ -16,7 +16,8 @@
 //! - valgrind's callgrind, in a version that supports `pidfd_open` and can start `/proc/self/exe`;
 //! - single steps: this program traces itself, with a stop for each instruction. This is some
 //!   thousand times slower than the processor, but needs nothing, and tells the parent's
-//!   instructions from the worker's. The start of the program and the first tasks run at full speed.
+//!   instructions from the worker's. The start of the program and the first tasks run at full
+//!   speed.
 //!
 //! `-- --tool NAME` uses only the tool of this name, which may also be `time`; `-- --only N,M` runs
 //! only these workloads. There is one worker. Only instructions of user code are counted, not those

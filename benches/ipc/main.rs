@@ -3,8 +3,8 @@
 //!
 //! Figures are medians of five runs. Queues and connections run alternately with their limits, so
 //! that a disturbance of the machine affects both; `ours / it` is the ratio of the two medians, and
-//! `demanded` the ratio that is a goal. `-- NAME` runs the sections whose name contains NAME. Python
-//! is `EXECUTOR_BENCH_PYTHON`, or `python3`. Without a Python, its column is empty.
+//! `demanded` the ratio that is a goal. `-- NAME` runs the sections whose name contains NAME.
+//! Python is `EXECUTOR_BENCH_PYTHON`, or `python3`. Without a Python, its column is empty.
 
 mod connection;
 mod memory;

@@ -45,8 +45,8 @@ impl Pool for Rayon {
     }
 }
 
-/// Rayon, with a oneshot channel of the crate `futures` for each result. It allocates once and takes
-/// no lock, which is about as little as a future of a thread pool can cost.
+/// Rayon, with a oneshot channel of the crate `futures` for each result. It allocates once and
+/// takes no lock, which is about as little as a future of a thread pool can cost.
 pub(crate) struct RayonOneshot(rayon::ThreadPool);
 
 impl Pool for RayonOneshot {
@@ -115,8 +115,8 @@ pub(crate) fn run_rayon(request: &Request) -> Result<Figures, String> {
     Ok(measure::rate(request.count, run(request.count)))
 }
 
-/// `spawn_blocking` with two threads for blocking calls, as every pool here has two workers, or with
-/// as many as tokio has by default.
+/// `spawn_blocking` with two threads for blocking calls, as every pool here has two workers, or
+/// with as many as tokio has by default.
 pub(crate) fn run_tokio(request: &Request, threads: usize) -> Result<Figures, String> {
     match request.workload.as_str() {
         "await-1" | "await-2" | "await-64" | "await-1000" => {

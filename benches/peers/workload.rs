@@ -36,8 +36,8 @@ pub(crate) const PYTHON: &[&str] =
 pub(crate) const PROCESS_PEERS: &[&str] =
     &["procspawn", "ProcessPoolExecutor", "multiprocessing.Pool", "loky", "pebble", "mpire"];
 
-/// This library again, with the tasks of `burst`. Beside a workload, it shows what that way of using
-/// the library costs, in the same minute and on the same machine.
+/// This library again, with the tasks of `burst`. Beside a workload, it shows what that way of
+/// using the library costs, in the same minute and on the same machine.
 pub(crate) const OWN_BURST: &str = "own burst";
 
 const POOLS: &[&str] = &[

@@ -21,8 +21,8 @@
 //!
 //! A process without any handle still keeps its current segment, with two descriptors.
 //!
-//! `kind` says what a block holds, `current` is where small blocks come from, and `message` is how a
-//! block travels.
+//! `kind` says what a block holds, `current` is where small blocks come from, and `message` is how
+//! a block travels.
 
 // The arithmetic in this file decides which memory is accessed, so no sum may wrap unnoticed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]

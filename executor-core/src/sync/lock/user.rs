@@ -1,4 +1,5 @@
-//! This process as a user of a lock: how it becomes the holder, and the levels of a re-entrant lock.
+//! This process as a user of a lock: how it becomes the holder, and the levels of a re-entrant
+//! lock.
 //!
 //! ```text
 //!  owner    the process that has the levels; 0: none
