@@ -133,13 +133,12 @@ impl Shared {
 
     /// Wakes the reader of the ring, wherever it sleeps.
     fn wake(&self) {
-        // The reader sleeps either on the ring's own word or on the doorbell, so wake both.
-        let asleep = self.segment.half(layout::UP + layout::ASLEEP);
-        asleep.store(0, Ordering::SeqCst);
-        wake(asleep);
-        let rung = self.doorbell.half(0);
-        rung.fetch_add(1, Ordering::SeqCst);
-        wake(rung);
+        // The attendant sleeps on the first word of the doorbell, and the reader on the second.
+        let (attention, reader) = (self.doorbell.half(0), self.doorbell.half(4));
+        attention.store(0, Ordering::SeqCst);
+        wake(attention);
+        reader.store(1, Ordering::SeqCst);
+        wake(reader);
     }
 }
 
@@ -309,7 +308,7 @@ fn scribble(seed: u64) -> u64 {
             8 => shared
                 .doorbell
                 .half(4 * (dice.roll() as usize % 2))
-                .store(dice.roll() as u32 % 3, Ordering::SeqCst),
+                .store(dice.roll() as u32 % 4, Ordering::SeqCst),
             9 => shared.wake(),
             10 => {
                 let at = 8 * (dice.roll() as usize % (layout::END / 8));
@@ -519,13 +518,13 @@ fn duplicate_early_and_unordered_replies_are_accepted_or_break_the_protocol() {
 #[task]
 fn garble_who_sleeps(value: u32, how: u8, said: &Path) {
     let shared = Shared::find();
-    let asleep = shared.segment.half(layout::UP + layout::ASLEEP);
+    let attention = shared.doorbell.half(0);
     // The thread that asks for the result is going to sleep on this word.
-    while asleep.load(Ordering::SeqCst) != 1 {
+    while attention.load(Ordering::SeqCst) != 2 {
         std::thread::yield_now();
     }
-    asleep.store(value, Ordering::SeqCst);
-    shared.doorbell.half(4).store(0, Ordering::SeqCst);
+    attention.store(value, Ordering::SeqCst);
+    shared.doorbell.half(4).store(value, Ordering::SeqCst);
     fs::write(said, "").expect("a note");
     match how {
         0 => std::process::abort(),

@@ -109,15 +109,12 @@ mod hook {
         WordsWritten,
         /// It has published a message, and has notified nobody.
         HeadStored,
-        /// It has reset the word on which a thread waits, and has not woken the thread.
+        /// It has reset the word on which the attendant sleeps, and has not woken the attendant.
         WaiterTaken,
-        /// It has reset the word that says the ring is unattended, and has not rung for the reader.
+        /// It has reset the word that says that nobody attends, and has not told the reader.
         ReaderTaken,
-        /// It has incremented the doorbell's counter, and has not checked whether the reader
-        /// sleeps.
-        DoorbellCounted,
-        /// It has reset the word on which the reader sleeps, and has not woken the reader.
-        DoorbellTaken,
+        /// It has told the reader, and has not woken it.
+        ReaderTold,
         /// It has notified the receiver of a message.
         Rung,
         /// It has sent the reply, and the segment with the result belongs to the pool.

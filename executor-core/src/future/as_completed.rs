@@ -228,8 +228,14 @@ impl<T> CompletionSet<T> {
     /// passed.
     fn next(&mut self, deadline: Option<Instant>) -> Option<TaskFuture<T>> {
         self.settle_fork();
-        if self.left == 0 || (self.done.is_empty() && !self.queue.take(&mut self.done, deadline)) {
+        if self.left == 0 {
             return None;
+        }
+        if self.done.is_empty() {
+            let control = self.pending[self.first].as_ref()?.cell().control();
+            if !self.queue.take(&mut self.done, deadline, control) {
+                return None;
+            }
         }
         let key = self.done.pop_front()?;
         self.take(key)

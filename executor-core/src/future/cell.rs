@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     error::{BrokenCause, TaskError},
-    id::{TaskId, WorkerId},
+    id::TaskId,
     os::std_or_model::{
         Condvar, Mutex, MutexGuard,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     unwind::catch,
     wire::payload::Payload,
@@ -41,37 +41,33 @@ pub(crate) trait Control: Send + Sync {
     fn forked(&self) -> bool;
     /// Cancels those tasks of a chunk of `count` tasks that have not begun.
     fn cancel_chunk(&self, base: TaskId, count: u32);
-    /// Called by a thread before it waits. The thread may drain the replies of the worker that has
-    /// its task until then. May return at any time.
-    fn help(&self, awaited: &dyn Awaited, deadline: Option<Instant>);
-    /// Wakes the thread that drains this worker's replies on behalf of a waiter.
-    fn poke(&self, worker: WorkerId);
+    /// Called by a thread before it waits. Until then the thread may attend: drain the replies of
+    /// all workers. May return at any time.
+    fn attend(&self, awaited: &dyn Awaited, deadline: Option<Instant>);
+    /// Wakes the attendant, if it sleeps.
+    fn poke(&self);
 }
 
-/// The object a thread waits for while it drains a worker's replies (the thread is then a helper).
+/// What a thread waits for while it attends.
 pub(crate) trait Awaited {
-    /// Returns the worker that has the task. `None` if the wait is over or the worker is unknown.
-    fn worker(&self) -> Option<WorkerId>;
-    /// Called by the helper before it sleeps at that worker. It is poked there when
-    /// [`worker`](Self::worker) changes to `None`. Returns `false` if that has happened already, or
-    /// if another thread is the helper at another worker.
-    fn helper_sleeps_at(&self, worker: WorkerId) -> bool;
-    /// Called by the helper when it stops draining at that worker.
-    fn helper_leaves(&self, worker: WorkerId);
+    /// Whether the wait is over.
+    fn is_over(&self) -> bool;
+    /// Called by the attendant before it sleeps. From then on, whoever ends the wait pokes it.
+    /// Returns `false` if the wait is over already.
+    fn attendant_sleeps(&self) -> bool;
+    /// Called by the attendant before it leaves.
+    fn attendant_leaves(&self);
 }
 
 /// The shared state of a task's future, filled once by its completer.
 pub(crate) struct Cell {
     id: TaskId,
-    /// The worker that has the task. [`NOWHERE`] before the task is sent and after it is done.
-    worker: AtomicU32,
+    /// Whether the end has come. Read by the attendant, without the lock.
+    over: AtomicBool,
     control: Option<Arc<dyn Control>>,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
-
-/// No worker.
-pub(crate) const NOWHERE: u32 = u32::MAX;
 
 #[derive(Default)]
 struct Inner {
@@ -80,8 +76,8 @@ struct Inner {
     waker: Option<Waker>,
     /// Number of threads that sleep on `changed`. If it is 0, no notification is needed.
     waiting: u32,
-    /// The worker whose replies the thread that waits for this cell drains.
-    helper_at: Option<WorkerId>,
+    /// Whether the attendant waits for this cell.
+    attended: bool,
     listeners: Listeners,
 }
 
@@ -156,6 +152,12 @@ impl Wakers {
         self.callbacks.push(callbacks);
     }
 
+    /// Adds those of another batch, of which only wakers are left to be told.
+    pub(crate) fn append(&mut self, mut other: Wakers) {
+        other.post();
+        self.wakers.append(&mut other.wakers);
+    }
+
     /// Tells queues and the callback thread. Runs no user code.
     pub(crate) fn post(&mut self) {
         self.reports.post(&mut self.wakers);
@@ -217,7 +219,7 @@ impl Cell {
     pub(crate) fn pending(id: TaskId, control: Arc<dyn Control>) -> (Arc<Cell>, Completer) {
         let cell = Arc::new(Cell {
             id,
-            worker: AtomicU32::new(NOWHERE),
+            over: AtomicBool::new(false),
             control: Some(control),
             inner: Mutex::default(),
             changed: Condvar::new(),
@@ -234,7 +236,7 @@ impl Cell {
         let inner = Inner { state: State::Done(Err(error)), ..Inner::default() };
         Arc::new(Cell {
             id,
-            worker: AtomicU32::new(NOWHERE),
+            over: AtomicBool::new(true),
             control,
             inner: Mutex::new(inner),
             changed: Condvar::new(),
@@ -243,6 +245,11 @@ impl Cell {
 
     pub(crate) fn id(&self) -> TaskId {
         self.id
+    }
+
+    /// Returns the executor of the task, if there is one.
+    pub(crate) fn control(&self) -> Option<&Arc<dyn Control>> {
+        self.control.as_ref()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -286,11 +293,12 @@ impl Cell {
         if self.forked() {
             return true;
         }
-        // Drain the worker's replies in this thread, which is faster than waiting for the reader.
-        if self.worker().is_some()
-            && let Some(control) = &self.control
-        {
-            control.help(self, deadline);
+        if self.over.load(Ordering::Acquire) {
+            return true;
+        }
+        // Drain the replies in this thread, which is faster than waiting for the reader.
+        if let Some(control) = &self.control {
+            control.attend(self, deadline);
         }
         let mut inner = self.lock();
         while matches!(inner.state, State::Pending) {
@@ -468,7 +476,6 @@ impl Cell {
     fn complete(self: &Arc<Self>, outcome: Outcome, wakers: &mut Wakers) {
         let mut inner = self.lock();
         debug_assert!(matches!(inner.state, State::Pending), "a completer completes once");
-        self.worker.store(NOWHERE, Ordering::Release);
         let listeners = std::mem::take(&mut inner.listeners);
         let for_callbacks = match &listeners {
             Listeners::Callback(_) => Some(outcome.clone()),
@@ -477,7 +484,8 @@ impl Cell {
         };
         wakers.wakers.extend(inner.waker.take());
         inner.state = State::Done(outcome);
-        let (waiting, helper_at) = (inner.waiting, inner.helper_at);
+        self.over.store(true, Ordering::Release);
+        let (waiting, attended) = (inner.waiting, inner.attended);
         drop(inner);
         if waiting > 0 {
             self.changed.notify_all();
@@ -501,8 +509,8 @@ impl Cell {
             }
         };
         let Some(control) = &self.control else { return };
-        if let Some(worker) = helper_at {
-            control.poke(worker);
+        if attended {
+            control.poke();
         }
         if let Some(callbacks) = callbacks {
             wakers.queue_callbacks(control.callbacks(), callbacks);
@@ -511,25 +519,18 @@ impl Cell {
 }
 
 impl Awaited for Cell {
-    fn worker(&self) -> Option<WorkerId> {
-        match self.worker.load(Ordering::Acquire) {
-            NOWHERE => None,
-            worker => Some(WorkerId(worker)),
-        }
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
-    fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
+    fn attendant_sleeps(&self) -> bool {
         let mut inner = self.lock();
-        let free = inner.helper_at.is_none_or(|other| other == worker);
-        if free {
-            inner.helper_at = Some(worker);
-        }
-        free && matches!(inner.state, State::Pending)
+        inner.attended = true;
+        matches!(inner.state, State::Pending)
     }
 
-    fn helper_leaves(&self, worker: WorkerId) {
-        let mut inner = self.lock();
-        inner.helper_at.take_if(|at| *at == worker);
+    fn attendant_leaves(&self) {
+        self.lock().attended = false;
     }
 }
 
@@ -544,13 +545,6 @@ impl fmt::Debug for Cell {
 pub(crate) struct Completer(Option<Arc<Cell>>);
 
 impl Completer {
-    /// Records that the task was sent to this worker.
-    pub(crate) fn sent_to(&self, worker: WorkerId) {
-        if let Some(cell) = &self.0 {
-            cell.worker.store(worker.0, Ordering::Release);
-        }
-    }
-
     /// Completes the future. Adds the wakers that are to be woken to `wakers`.
     pub(crate) fn complete_into(mut self, outcome: Outcome, wakers: &mut Wakers) {
         if let Some(cell) = self.0.take() {

@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::cell::{Awaited, Control};
+
 /// The keys of futures that are done, in order of completion. One waiter takes them.
 #[derive(Default)]
 pub(crate) struct DoneQueue {
@@ -28,6 +30,8 @@ struct State {
     /// Whether a thread sleeps on `changed`. A condition variable is notified by a system call,
     /// even if nobody sleeps.
     sleeps: bool,
+    /// The executor for which the waiter attends.
+    attends: Option<Arc<dyn Control>>,
 }
 
 impl DoneQueue {
@@ -40,17 +44,34 @@ impl DoneQueue {
         let mut state = self.lock();
         state.keys.extend(keys);
         let (waker, sleeps) = (state.waker.take(), std::mem::take(&mut state.sleeps));
+        let attends = state.attends.clone();
         drop(state);
         if sleeps {
             self.changed.notify_one();
+        }
+        if let Some(control) = attends {
+            control.poke();
         }
         waker
     }
 
     /// Moves the keys that are there to `keys`, which must be empty. Waits for the first one, at
-    /// most until `deadline`. Returns whether there are any.
-    pub(super) fn take(&self, keys: &mut VecDeque<usize>, deadline: Option<Instant>) -> bool {
+    /// most until `deadline`, and drains the replies of the executor `control` meanwhile. Returns
+    /// whether there are any.
+    pub(super) fn take(
+        &self,
+        keys: &mut VecDeque<usize>,
+        deadline: Option<Instant>,
+        control: Option<&Arc<dyn Control>>,
+    ) -> bool {
         let mut state = self.lock();
+        if let Some(control) = control
+            && state.keys.is_empty()
+        {
+            drop(state);
+            control.attend(&Waiter { queue: self, control }, deadline);
+            state = self.lock();
+        }
         while state.keys.is_empty() {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
@@ -85,6 +106,29 @@ impl DoneQueue {
         drop(state);
         drop(old);
         false
+    }
+}
+
+/// The waiter of a queue, while it attends.
+struct Waiter<'a> {
+    queue: &'a DoneQueue,
+    control: &'a Arc<dyn Control>,
+}
+
+impl Awaited for Waiter<'_> {
+    fn is_over(&self) -> bool {
+        !self.queue.lock().keys.is_empty()
+    }
+
+    fn attendant_sleeps(&self) -> bool {
+        let mut state = self.queue.lock();
+        state.attends = Some(Arc::clone(self.control));
+        state.keys.is_empty()
+    }
+
+    fn attendant_leaves(&self) {
+        let attends = self.queue.lock().attends.take();
+        drop(attends);
     }
 }
 

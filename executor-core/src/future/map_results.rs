@@ -22,10 +22,10 @@ use std::{
     time::Instant,
 };
 
-use super::cell::{Awaited, Control, NOWHERE, Outcome, Wakers};
+use super::cell::{Awaited, Control, Outcome, Wakers};
 use crate::{
     error::{BrokenCause, TaskError},
-    id::{TaskId, WorkerId},
+    id::TaskId,
     os::std_or_model::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -40,8 +40,6 @@ pub(crate) struct MapResults {
     unordered: bool,
     /// The executor to which the chunks were submitted.
     control: OnceLock<Arc<dyn Control>>,
-    /// A worker that has a chunk of this map. A hint for the thread that waits.
-    worker: AtomicU32,
     /// Number of deliveries. A waiter compares it to notice a new one.
     version: AtomicU32,
     state: Mutex<State>,
@@ -59,7 +57,8 @@ struct State {
     open: BTreeMap<u64, (TaskId, u32)>,
     waker: Option<Waker>,
     waiting: u32,
-    helper_at: Option<WorkerId>,
+    /// Whether the attendant waits here.
+    attended: bool,
 }
 
 /// One chunk's share in the results of a map, through which its items are delivered. The scheduler
@@ -84,7 +83,6 @@ impl MapResults {
         Arc::new(MapResults {
             unordered,
             control: OnceLock::new(),
-            worker: AtomicU32::new(NOWHERE),
             version: AtomicU32::new(0),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -161,7 +159,7 @@ impl MapResults {
     }
 
     /// Waits until an outcome can be yielded, at most until `deadline`, and takes all that can be.
-    /// Returns whether there were any. With `help`, this thread drains a worker's replies in the
+    /// Returns whether there were any. With `attend`, this thread drains the replies in the
     /// meantime.
     pub(crate) fn wait(
         &self,
@@ -176,7 +174,7 @@ impl MapResults {
                 return true;
             }
             if help && let Some(control) = self.control.get() {
-                control.help(&Waiter { results: self, seen }, deadline);
+                control.attend(&Waiter { results: self, seen }, deadline);
             }
             let mut state = self.lock();
             if Self::take_from(&mut state, into) {
@@ -246,33 +244,22 @@ struct Waiter<'a> {
 }
 
 impl Awaited for Waiter<'_> {
-    fn worker(&self) -> Option<WorkerId> {
-        if self.results.version.load(Ordering::Acquire) != self.seen {
-            return None;
-        }
-        match self.results.worker.load(Ordering::Acquire) {
-            NOWHERE => None,
-            worker => Some(WorkerId(worker)),
-        }
+    fn is_over(&self) -> bool {
+        self.results.version.load(Ordering::Acquire) != self.seen
     }
 
-    fn helper_sleeps_at(&self, worker: WorkerId) -> bool {
-        // A map has one reader, so no other thread helps here.
-        self.results.lock().helper_at = Some(worker);
-        self.worker().is_some()
+    fn attendant_sleeps(&self) -> bool {
+        // A map has one reader, so no other thread attends here.
+        self.results.lock().attended = true;
+        !self.is_over()
     }
 
-    fn helper_leaves(&self, _: WorkerId) {
-        self.results.lock().helper_at = None;
+    fn attendant_leaves(&self) {
+        self.results.lock().attended = false;
     }
 }
 
 impl ChunkResults {
-    /// Records that a part of the chunk was sent to this worker.
-    pub(crate) fn sent_to(&self, worker: WorkerId) {
-        self.results.worker.store(worker.0, Ordering::Release);
-    }
-
     /// Returns the word and the bit that say whether this item was delivered, if there are any.
     fn delivered(&self, item: u32) -> Option<(&AtomicU64, u64)> {
         let word = self.delivered.get((item / u64::BITS) as usize)?;
@@ -304,14 +291,14 @@ impl ChunkResults {
         }
         // Under the lock, since a waiter compares the version under the lock before it sleeps.
         results.version.fetch_add(1, Ordering::SeqCst);
-        let (waiting, helper_at) = (state.waiting, state.helper_at);
+        let (waiting, attended) = (state.waiting, state.attended);
         wakers.push(state.waker.take());
         drop(state);
         if waiting > 0 {
             results.changed.notify_all();
         }
-        if let (Some(worker), Some(control)) = (helper_at, results.control.get()) {
-            control.poke(worker);
+        if attended && let Some(control) = results.control.get() {
+            control.poke();
         }
     }
 }
@@ -366,8 +353,8 @@ pub(crate) mod tests {
         fn forked(&self) -> bool {
             false
         }
-        fn help(&self, _: &dyn Awaited, _: Option<Instant>) {}
-        fn poke(&self, _: WorkerId) {}
+        fn attend(&self, _: &dyn Awaited, _: Option<Instant>) {}
+        fn poke(&self) {}
     }
 
     pub(crate) fn open(results: &Arc<MapResults>, count: u32, number: u64) -> Arc<ChunkResults> {

@@ -71,6 +71,8 @@ pub fn wait<T>(
         }
     }
     let mut pending = futures.len();
+    // All futures before this one are done.
+    let mut first = 0;
     loop {
         let mut satisfied = false;
         for key in done.drain(..) {
@@ -83,7 +85,14 @@ pub fn wait<T>(
                 }
             };
         }
-        if satisfied || pending == 0 || !queue.take(&mut done, deadline) {
+        if satisfied || pending == 0 {
+            break;
+        }
+        while futures.get(first).is_some_and(TaskFuture::done) {
+            first += 1;
+        }
+        let control = futures.get(first).and_then(|future| future.cell().control());
+        if !queue.take(&mut done, deadline, control) {
             break;
         }
     }

@@ -28,7 +28,7 @@ use crate::{
         cell::{Cell, Completer, Control, Outcome, Wakers},
         map_results::{ChunkResults, MapResults},
     },
-    id::{FnId, TaskId, WorkerId},
+    id::{FnId, TaskId},
     registry::TaskEntry,
     task::TaskOptions,
     wire::{
@@ -193,11 +193,7 @@ impl Scheduled for Chunk {
     }
 
     #[inline]
-    fn send_to(&self, worker: WorkerId, seq: u32) -> Sending {
-        match &self.sink {
-            Sink::Cell(completer) => completer.sent_to(worker),
-            Sink::Map(map) => map.sent_to(worker),
-        }
+    fn send_to(&self, seq: u32) -> Sending {
         let mut flags = 0;
         if self.timeout.is_some() {
             flags |= flag::TIMED;

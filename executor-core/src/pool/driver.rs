@@ -573,6 +573,7 @@ impl Driver {
             return;
         }
         self.pool.rings.remove(id);
+        self.pool.doorbell.0.ring();
         self.pool.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             if let Some(cause) = workers.get(&id).and_then(|worker| worker.refused.clone()) {
@@ -606,6 +607,7 @@ fn connect(
     let Some(dialed) = dialed else {
         let ring = Arc::new(ring::connect(segment, Arc::clone(&pool.doorbell.0)));
         pool.rings.add(id, Arc::clone(&ring));
+        pool.doorbell.0.ring();
         return Ok((ring, Drain::Ring));
     };
     let (link, inbox) = ipc::connect(dialed, segment)?;

@@ -379,13 +379,14 @@ impl Control for Pool {
         });
     }
 
-    fn help(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
-        self.take_own_reply(awaited, deadline);
+    fn attend(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
+        // Over ipc-channel each worker has a thread that takes its replies.
+        if self.options.transport == Transport::Ring {
+            self.attend_until(awaited, deadline);
+        }
     }
 
-    fn poke(&self, worker: WorkerId) {
-        if let Some(ring) = self.rings.of(worker) {
-            ring.poke();
-        }
+    fn poke(&self) {
+        self.rings.poke(&self.doorbell.0);
     }
 }

@@ -1,5 +1,5 @@
-//! Checks with a model checker how the workers' replies are drained: the lease, the reader, and the
-//! threads that wait for results.
+//! Checks with a model checker how the workers' replies are drained: the attendant, the reader, and
+//! the threads that wait for results.
 //!
 //! The rings, the reader's code and the cells are those of production. Only the scheduler is
 //! replaced: a reply completes the future of the task that it names.
@@ -57,7 +57,6 @@ impl Pool {
         let mut open = self.lock();
         let id = TaskId::from_raw(open.len() as u64);
         let (cell, completer) = Cell::pending(id, Arc::new(Helper(Arc::clone(self), helped)));
-        completer.sent_to(WORKER);
         open.push(Some(completer));
         cell
     }
@@ -139,15 +138,13 @@ impl Control for Helper {
     fn cancel_chunk(&self, _: TaskId, _: u32) {
         unimplemented!()
     }
-    fn help(&self, awaited: &dyn Awaited, deadline: Option<std::time::Instant>) {
+    fn attend(&self, awaited: &dyn Awaited, deadline: Option<std::time::Instant>) {
         if self.1 {
-            self.0.take_own_reply(awaited, deadline);
+            self.0.attend_until(awaited, deadline);
         }
     }
-    fn poke(&self, worker: WorkerId) {
-        if let Some(ring) = self.0.rings.of(worker) {
-            ring.poke();
-        }
+    fn poke(&self) {
+        self.0.rings.poke(&self.0.doorbell);
     }
 }
 
@@ -202,7 +199,7 @@ fn a_thread_that_waits_takes_its_reply_and_leaves_the_rest_to_the_reader() {
 }
 
 #[test]
-fn threads_that_wait_for_one_worker_hand_the_lease_on() {
+fn threads_that_wait_hand_the_attendance_on() {
     let (tasks, preemptions) = (few(2, 5), few(1, 3) as usize);
     check(preemptions, move || {
         let (pool, worker) = pool();

@@ -1,41 +1,47 @@
 //! Receives the workers' replies.
 //!
 //! ```text
-//!  thread in `result()`, its task is with a worker whose lease is free
-//!                                 ──► drains that worker itself, until its own reply is there
+//!  a thread in `result()`, `wait`, `as_completed` or a map, if nobody attends
+//!                                 ──► attends: drains all rings, sleeps on the doorbell, until
+//!                                     what it waits for is there
 //!  otherwise: the reader thread, one per pool
-//!                                 ──► sleeps on the pool's doorbell, drains every worker that rang
+//!                                 ──► sleeps on its word until it is told, attends while there are
+//!                                     replies
 //!  ipc-channel: a thread for each worker, blocked in `recv`
 //! ```
 //!
-//! The draining thread hands the frames to [`Pool::on_frames`], which completes futures and sends
-//! the next tasks. The resulting wakers are called after the lease is released, because wakers are
-//! user code, and may wait for another task of the same worker.
+//! There is at most one *attendant*: the thread that holds the [`Attendance`]. So a thread that
+//! waits is the only one that is awake in this process, whichever worker has its task. It hands the
+//! frames to [`Pool::on_frames`], which completes futures and sends the next tasks. The resulting
+//! wakers are called after the attendance has ended, because wakers are user code, and may wait for
+//! another task.
 //!
-//! A draining thread sleeps on its worker's word. Its future may be completed in another way: it is
-//! cancelled, or the task went to another worker and ended there. The thread that completes it then
-//! pokes the word, which [`Awaited`] remembers.
+//! The future that the attendant waits for may be completed by another thread, by `cancel` for
+//! example. That thread then pokes the attendant, which [`Awaited`] remembers.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, TryLockError},
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Pool, driver::Notice, replies::Taken};
+use super::{Pool, driver::Notice, ending::Batch, replies::Taken};
 use crate::{
-    future::cell::Awaited,
+    future::cell::{Awaited, Wakers},
     id::WorkerId,
     os::{
         fork::Creator,
         local,
         spin::Spin,
-        std_or_model::atomic::{AtomicBool, Ordering},
+        std_or_model::{
+            self as model, MODEL,
+            atomic::{AtomicBool, AtomicU32, Ordering, fence},
+        },
     },
     transport::{
         Closed, Inbox, Link,
         ring::{
-            Lease, RingLink,
+            RingLink,
             doorbell::{Doorbell, HEARING},
         },
     },
@@ -48,9 +54,26 @@ type List = Vec<(WorkerId, Arc<RingLink>)>;
 /// The rings of all connected workers.
 #[derive(Default)]
 pub(super) struct Rings {
-    /// Replaced as a whole, so that the reader can iterate over it without the lock.
+    /// Replaced as a whole, so that the attendant can iterate over it without the lock.
     list: Mutex<Arc<List>>,
     closed: AtomicBool,
+    /// Locked by the attendant.
+    attendance: model::Mutex<Attendance>,
+    /// Whether the attendant sleeps, or is about to. Not in shared memory: the pool's own wake-ups
+    /// must not depend on what a worker writes there.
+    attendant_sleeps: AtomicBool,
+    /// Number of times that a thread has ended its attendance in order to use its result.
+    left: AtomicU32,
+}
+
+/// What the attendant needs. There is one for each pool.
+#[derive(Default)]
+struct Attendance {
+    /// Empty between two drains. Kept to reuse its memory.
+    frames: Vec<Frame<FromWorker>>,
+    spin: Spin,
+    /// The processor of the worker whose replies came last.
+    worker_cpu: u32,
 }
 
 impl Rings {
@@ -69,6 +92,8 @@ impl Rings {
         change(Arc::make_mut(&mut list));
     }
 
+    /// Adds a ring. The caller rings the doorbell afterwards: an attendant that sleeps has an older
+    /// list, and the worker may have published something already.
     pub(super) fn add(&self, id: WorkerId, ring: Arc<RingLink>) {
         self.change(|list| {
             let at = list.partition_point(|(other, _)| other.0 < id.0);
@@ -76,8 +101,85 @@ impl Rings {
         });
     }
 
+    /// Removes a ring. The caller rings the doorbell afterwards, so that an attendant that sleeps
+    /// does not keep it.
     pub(super) fn remove(&self, id: WorkerId) {
         self.change(|list| list.retain(|(other, _)| *other != id));
+    }
+
+    /// Takes the attendance. Returns `None` if another thread has it.
+    fn try_attend<'a>(&'a self, doorbell: &'a Doorbell) -> Option<Attendant<'a>> {
+        let attendance = match self.attendance.try_lock() {
+            Ok(attendance) => attendance,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        doorbell.attend();
+        Some(Attendant { rings: self, doorbell, attendance, _left: Left(doorbell) })
+    }
+
+    /// Wakes the attendant, if it sleeps. For events that do not come from a worker.
+    pub(super) fn poke(&self, doorbell: &Doorbell) {
+        fence(Ordering::SeqCst);
+        if self.attendant_sleeps.load(Ordering::SeqCst) {
+            doorbell.poke();
+        }
+    }
+}
+
+/// The thread that drains all rings. See "The attendant" in `transport/ring/mod.rs`.
+pub(super) struct Attendant<'a> {
+    rings: &'a Rings,
+    doorbell: &'a Doorbell,
+    attendance: model::MutexGuard<'a, Attendance>,
+    /// Dropped last, after the attendance was unlocked.
+    _left: Left<'a>,
+}
+
+/// Tells the reader when dropped, if the rings need attention after the attendance has ended.
+struct Left<'a>(&'a Doorbell);
+
+impl Attendant<'_> {
+    fn is_due(list: &List) -> bool {
+        list.iter().any(|(_, ring)| ring.is_due())
+    }
+
+    /// Sleeps until there is something to do or `ended` returns true, at most for `timeout`. Code
+    /// that makes `ended` true must call [`Rings::poke`] after that.
+    ///
+    /// May return early. A worker can also write the word that announces this sleep, and nobody
+    /// rings once it is garbled. So a sleep lasts at most [`HEARING`].
+    fn sleep(&mut self, timeout: Option<Duration>, ended: impl Fn() -> bool) {
+        let timeout = timeout.map_or(HEARING, |timeout| timeout.min(HEARING));
+        let list = self.rings.list();
+        let ready = || ended() || Self::is_due(&list);
+        let Attendance { spin, worker_cpu, .. } = &mut *self.attendance;
+        if !spin.wait(*worker_cpu, ready) {
+            self.rings.attendant_sleeps.store(true, Ordering::SeqCst);
+            self.doorbell.sleep(timeout, ready);
+            self.rings.attendant_sleeps.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Attendant<'_> {
+    fn drop(&mut self) {
+        // First the word, then a look at the rings: see "The attendant" in `transport/ring/mod.rs`.
+        self.doorbell.leave();
+        if Self::is_due(&self.rings.list()) {
+            // The next attendant must look. `Left` tells the reader once the attendance is free.
+            self.doorbell.attend();
+        }
+    }
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        // If the reader was told before now, it found the attendance taken and went back to sleep.
+        // So tell it again.
+        if self.0.is_attended() {
+            self.0.tell_reader();
+        }
     }
 }
 
@@ -85,6 +187,11 @@ impl Rings {
 /// hundred nanoseconds. A higher value delays results, and a worker may run dry. A lower value
 /// makes the reader run after every item, and take processor time that a worker could use.
 const NAP: Duration = Duration::from_micros(50);
+/// How long the reader waits before it takes replies, if a thread that waits for results has
+/// attended since it last did. A loop of `result()` attends whenever it has used up what it had
+/// taken. A higher value delays the results of others, when such a loop ends. A lower value wakes
+/// the reader for replies that the loop takes itself.
+const LINGER: Duration = Duration::from_micros(50);
 /// Number of frames for which the buffer keeps memory between two drains. More memory, after a
 /// burst, is freed.
 const FRAMES_KEPT: usize = 4_096;
@@ -102,81 +209,82 @@ pub(super) trait Drains {
 
     /// The reader thread's loop.
     fn read_rings(&self) {
-        let mut frames = Vec::new();
-        let mut looked = Instant::now();
         let mut spin = Spin::patient();
-        let creator = Creator::here();
+        let mut left = 0;
+        let origin = Creator::here();
         loop {
             // A waker may have forked this process and returned in the child, which must not use
             // these rings.
-            creator.end_copy(0);
-            // Read this before looking at anything, so that no ring of the doorbell is missed.
-            let heard = self.doorbell().heard();
+            origin.end_copy(0);
+            // Before looking at anything, so that nothing that it is told is missed.
+            self.doorbell().listen();
             if self.rings().closed.load(Ordering::SeqCst) {
                 return;
             }
-            let (mut any, mut in_chunks) = (false, false);
-            // A worker may have garbled the word that says whether it has rung, so look at all from
-            // time to time.
-            let everywhere = looked.elapsed() >= HEARING;
-            if everywhere {
-                looked = Instant::now();
+            let seen = self.rings().left.load(Ordering::SeqCst);
+            if std::mem::replace(&mut left, seen) != seen {
+                // A thread that waits for one result after the other has just attended, and will
+                // again in a moment.
+                nap(LINGER);
             }
-            for (id, ring) in &*self.rings().list() {
-                if everywhere || ring.is_rung() {
-                    // A panic here is a bug of this library. It costs only that worker.
-                    match catch(|| self.drain_ring(*id, ring, &mut frames)) {
-                        Ok(drained) => {
-                            any |= drained.any;
-                            in_chunks |= drained.in_chunks;
-                        }
-                        Err(_) => {
-                            // Not to be taken for frames of the next worker.
-                            frames.clear();
-                            self.on_drained(*id, Closed::Protocol(WireError::Truncated));
-                        }
-                    }
-                }
-            }
+            let Some(mut attendant) = self.try_attend() else {
+                self.doorbell().doze(None);
+                continue;
+            };
+            let drained = self.drain_all(&mut attendant);
+            drop(attendant);
+            let (any, in_chunks) = (drained.any, drained.in_chunks);
+            self.finish(drained);
             if in_chunks {
-                thread::sleep(NAP);
+                nap(NAP);
             } else if !any {
-                let spin = self.has_spare_processor().then_some(&mut spin);
-                self.doorbell().sleep(heard, spin, Some(HEARING));
+                self.doorbell().doze(self.has_spare_processor().then_some(&mut spin));
             }
         }
+    }
+
+    fn try_attend(&self) -> Option<Attendant<'_>> {
+        self.rings().try_attend(self.doorbell())
     }
 
     /// Ends the reader thread.
     fn close_rings(&self) {
         self.rings().closed.store(true, Ordering::SeqCst);
-        self.doorbell().ring();
+        self.doorbell().tell_reader();
     }
 
-    /// Drains one worker, unless another thread is doing so.
-    fn drain_ring(
-        &self,
-        id: WorkerId,
-        ring: &RingLink,
-        frames: &mut Vec<Frame<FromWorker>>,
-    ) -> Drained {
-        let Some(mut lease) = ring.try_lease() else { return Drained::default() };
-        if lease.is_over() {
-            return Drained::default();
+    /// Takes what all workers have published.
+    fn drain_all(&self, attendant: &mut Attendant<'_>) -> Drained {
+        let mut drained = Drained::default();
+        let Attendance { frames, worker_cpu, .. } = &mut *attendant.attendance;
+        for (id, ring) in &*self.rings().list() {
+            if !ring.is_due() {
+                continue;
+            }
+            // A panic here is a bug of this library. It costs only that worker.
+            let taken = catch(|| {
+                let any = ring.drain(|frame| frames.push(frame));
+                (any, self.take_frames(*id, ring, frames))
+            });
+            let (any, taken) = taken.unwrap_or_else(|_| {
+                // Not to be taken for frames of the next worker.
+                frames.clear();
+                (Err(Closed::Protocol(WireError::Truncated)), Taken::default())
+            });
+            drained.in_chunks |= taken.in_chunks;
+            match any {
+                Ok(any) => drained.any |= any,
+                Err(closed) => {
+                    drained.any = true;
+                    drained.over.push((*id, closed));
+                }
+            }
+            *worker_cpu = ring.worker_cpu();
+            drained.wakers.append(taken.wakers);
+            drained.batches.extend(taken.batch);
         }
-        let drained = lease.drain(|frame| frames.push(frame));
-        // The lease is released before anything is woken. A frame that the worker sends from then
-        // on rings the doorbell again.
-        let taken = self.take_frames(id, ring, frames);
-        let in_chunks = taken.in_chunks;
-        drop(lease);
-        taken.wake();
         frames.shrink_to(FRAMES_KEPT);
-        let any = drained.unwrap_or_else(|closed| {
-            self.on_drained(id, closed);
-            true
-        });
-        Drained { any, in_chunks }
+        drained
     }
 
     fn take_frames(
@@ -193,74 +301,52 @@ pub(super) trait Drains {
         self.on_frames(id, frames)
     }
 
-    /// Drains replies until the awaited one has come, provided that its task is with a worker that
-    /// nobody else drains. Returns early when this is no longer so. The caller then waits in the
-    /// ordinary way.
-    fn take_own_reply(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
-        let creator = Creator::here();
-        let mut frames = Vec::new();
-        while let Some(worker) = awaited.worker() {
-            let Some(ring) = self.rings().of(worker) else { return };
-            let Some(mut lease) = ring.try_lease() else { return };
-            if lease.is_over() {
-                return;
-            }
-            let (leave, taken) =
-                self.drain_for(awaited, worker, &ring, &mut lease, &mut frames, deadline);
-            // Call this while still holding the lease: the next holder may wait for the same
-            // future.
-            awaited.helper_leaves(worker);
-            drop(lease);
-            taken.wake();
-            if creator.is_elsewhere() {
-                // A waker has forked this process, and this is the child. Nothing more comes here,
-                // and the future says so.
-                return;
-            }
-            match leave {
-                Leave::TryAgain => {}
-                Leave::Wait => return,
-                Leave::Over(closed) => return self.on_drained(worker, closed),
-            }
+    /// Calls wakers, and reports workers from which nothing more comes. The attendance has ended.
+    fn finish(&self, drained: Drained) {
+        drained.wakers.wake();
+        drop(drained.batches);
+        for (id, closed) in drained.over {
+            self.on_drained(id, closed);
         }
     }
 
-    /// Drains one worker while holding its lease.
-    fn drain_for(
-        &self,
-        awaited: &dyn Awaited,
-        worker: WorkerId,
-        ring: &RingLink,
-        lease: &mut Lease<'_>,
-        frames: &mut Vec<Frame<FromWorker>>,
-        deadline: Option<Instant>,
-    ) -> (Leave, Taken) {
-        loop {
-            let drained = lease.drain(|frame| frames.push(frame));
-            let taken = self.take_frames(worker, ring, frames);
-            match drained {
-                Err(closed) => return (Leave::Over(closed), taken),
-                Ok(_) if !taken.wakers.is_empty() => return (Leave::TryAgain, taken),
-                Ok(any) => {
-                    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                    // Check this also while frames keep coming, since none of them may ever be the
-                    // awaited one.
-                    if left == Some(Duration::ZERO) {
-                        return (Leave::Wait, taken);
-                    }
-                    if !any {
-                        // From here on, the thread that completes the future wakes this one,
-                        // whichever worker the reply comes from.
-                        if !awaited.helper_sleeps_at(worker) {
-                            return (Leave::Wait, taken);
-                        }
-                        lease.sleep(left, || awaited.worker() != Some(worker));
-                    }
+    /// Attends until what the caller awaits has come, unless another thread attends. May return
+    /// early. The caller then waits in the ordinary way.
+    fn attend_until(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
+        let origin = Creator::here();
+        let mut late = false;
+        while !awaited.is_over() && !late {
+            let Some(mut attendant) = self.try_attend() else { return };
+            let drained = loop {
+                let drained = self.drain_all(&mut attendant);
+                if drained.asks_to_leave() || awaited.is_over() {
+                    break drained;
                 }
-            }
-            if awaited.worker() != Some(worker) {
-                // The future is complete, or its task is with another worker now.
-                return (Leave::TryAgain, taken);
+                let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                // Check this also while frames keep coming, since none of them may ever be the
+                // awaited one.
+                late = left == Some(Duration::ZERO);
+                if late {
+                    break drained;
+                }
+                if !drained.any {
+                    // From here on, the thread that completes the future pokes this one.
+                    if !awaited.attendant_sleeps() {
+                        late = true;
+                        break drained;
+                    }
+                    attendant.sleep(left, || awaited.is_over());
+                }
+            };
+            // While still attending: the next attendant may wait for the same future.
+            awaited.attendant_leaves();
+            self.rings().left.fetch_add(1, Ordering::SeqCst);
+            drop(attendant);
+            self.finish(drained);
+            if origin.is_elsewhere() {
+                // A waker has forked this process, and this is the child. Nothing more comes here,
+                // and the future says so.
+                return;
             }
         }
     }
@@ -288,20 +374,32 @@ impl Drains for Pool {
     }
 }
 
-/// The result of draining one worker.
+/// The result of draining all rings.
 #[derive(Default)]
 pub(super) struct Drained {
     any: bool,
+    /// Whether a worker is in the middle of a chunk.
     in_chunks: bool,
+    /// Called once the attendance has ended.
+    wakers: Wakers,
+    /// Dropped after the wakers were called.
+    batches: Vec<Batch>,
+    /// Workers from which nothing more comes.
+    over: Vec<(WorkerId, Closed)>,
 }
 
-/// What a thread does after releasing a lease.
-pub(super) enum Leave {
-    TryAgain,
-    /// Wait in the ordinary way.
-    Wait,
-    /// Nothing more comes from this worker.
-    Over(Closed),
+impl Drained {
+    /// Whether there is something to do that cannot be done while attending.
+    fn asks_to_leave(&self) -> bool {
+        !self.wakers.is_empty() || !self.over.is_empty()
+    }
+}
+
+/// Sleeps for a moment, unless a model checker runs this.
+fn nap(time: Duration) {
+    if !MODEL {
+        thread::sleep(time);
+    }
 }
 
 /// Reads the frames of one worker that is connected over ipc-channel, until nothing more can come.

@@ -172,7 +172,7 @@ impl Scheduled for Ticket {
         Ticket { items, left: Rc::clone(&self.left), ..*self }
     }
 
-    fn send_to(&self, _: WorkerId, seq: u32) -> Self::Sending {
+    fn send_to(&self, seq: u32) -> Self::Sending {
         (self.base, self.items, seq)
     }
 

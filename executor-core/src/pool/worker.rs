@@ -64,7 +64,7 @@ pub(super) struct Worker {
 }
 
 pub(super) enum Drain {
-    /// The thread that has the lease of the ring.
+    /// The attendant.
     Ring,
     /// A thread for this worker alone.
     Thread(JoinHandle<()>),

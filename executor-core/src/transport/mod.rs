@@ -4,7 +4,7 @@
 //!  pool                                               worker
 //!  Link::send ──► outbox ──(window)──► … ──►  WorkerEnd::recv
 //!                                             Board::claim          offered ─► begun, on the board
-//!  Lease::drain or Inbox::recv ◄── …  ◄─────  WorkerEnd::reply
+//!  drain or Inbox::recv ◄── … ◄───────────  WorkerEnd::reply
 //! ```
 //!
 //! Every implementation keeps the following contract, which [`conformance`] tests:
@@ -23,9 +23,9 @@
 //! - **Distrust.** A protocol violation by a worker is an error for the pool's receiver. It never
 //!   causes a panic or an absurd allocation.
 //!
-//! Receiving has two forms. The ring is drained by the owner of its single [`lease`](ring::Lease):
-//! a thread that waits for a result, or the pool's reader. ipc-channel does not allow that, so
-//! there an [`Inbox`] is owned by a thread that blocks.
+//! Receiving has two forms. All rings of a pool are drained by one thread, the attendant (see
+//! [`ring`]): a thread that waits for a result, or the pool's reader. ipc-channel does not allow
+//! that, so there an [`Inbox`] is owned by a thread that blocks.
 
 pub(crate) mod board;
 #[cfg(test)]

@@ -209,7 +209,7 @@ impl<C: Scheduled> Scheduler<C> {
             self.timed += usize::from(entry.chunk.timeout().is_some());
             self.queue.pop_front();
             self.queued -= 1;
-            out.push(Action::Send(id, entry.chunk.send_to(id, seq)));
+            out.push(Action::Send(id, entry.chunk.send_to(seq)));
         }
     }
 

@@ -31,8 +31,8 @@ pub(crate) trait Scheduled: Sized {
     /// Splits the chunk: keeps the items before `at`, and returns the others as a second chunk.
     fn split_off(&mut self, at: u32) -> Self;
 
-    /// Returns what is to be sent to this worker as the sending `seq`: all unresolved items.
-    fn send_to(&self, worker: WorkerId, seq: u32) -> Self::Sending;
+    /// Returns what is to be sent to a worker as the sending `seq`: all unresolved items.
+    fn send_to(&self, seq: u32) -> Self::Sending;
 
     /// Excludes the memory of the arguments from reuse. It is called before the chunk is resolved
     /// if a worker that was given up may still read them.

@@ -1,10 +1,9 @@
-//! The doorbell: one word, in memory that all workers of a pool share, on which the pool's reader
-//! sleeps.
+//! The doorbell: words, in memory that all workers of a pool share, that say who in the pool's
+//! process looks at the rings, and how a worker wakes that thread.
 //!
-//! Ringing it only tells the reader to look at all rings. What there is to read is in each worker's
-//! own segment, so a worker that writes nonsense here causes a needless look. A worker that
-//! restores the old value at just the right moment can make another worker's ring go unheard. So
-//! the reader never sleeps longer than [`HEARING`] while tasks are out.
+//! Ringing only tells a thread to look at all rings. What there is to read is in each worker's own
+//! segment, so a worker that writes nonsense here causes a needless look, or makes a ring of
+//! another worker go unheard. So no thread of the pool sleeps longer than [`HEARING`] here.
 
 use std::time::Duration;
 
@@ -16,67 +15,140 @@ use crate::os::{
     std_or_model::atomic::{AtomicU32, Ordering},
 };
 
-/// After this time the reader looks at all rings, in case a worker has garbled the word.
+/// After this time a thread that sleeps here looks at all rings, in case a worker has garbled the
+/// words.
 pub(crate) const HEARING: Duration = Duration::from_millis(500);
 
+/// The attendant is awake, or was told: it looks at all rings before it sleeps or leaves.
+const AWAKE: u32 = 0;
+/// There is no attendant. The reader has to be told.
+const READER: u32 = 1;
+/// The attendant sleeps on `attention`, or is about to.
+const SLEEPS: u32 = 2;
+
+/// The reader is awake, and looks at its word before it sleeps.
+const LISTENS: u32 = 0;
+/// The reader was told to look at the rings.
+const TOLD: u32 = 1;
+/// The reader sleeps on its word, or is about to.
+const DOZES: u32 = 2;
+
 /// The shared words of one pool's doorbell.
+///
+/// They are always swapped, never stored to: see `Ring::asleep`.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C, align(64))]
 pub(crate) struct Doorbell {
-    /// How often it was rung.
-    rung: AtomicU32,
-    /// 1 while the reader sleeps, or is about to. The reader sleeps on this word, so clearing it
-    /// ends the sleep even if it has not begun yet.
-    ///
-    /// Always swapped, never stored to: see `Ring::asleep`.
-    sleeping: AtomicU32,
+    /// Who looks at the rings: see "The attendant" in the parent module.
+    attention: AtomicU32,
+    /// The word on which the reader sleeps.
+    reader: AtomicU32,
 }
 
 // SAFETY: `repr(C)`, contains only atomics, has no drop glue, and all-zero bytes are a valid value.
 unsafe impl SharedLayout for Doorbell {}
 
 impl Doorbell {
-    /// Makes the reader look at all rings, now or before it next sleeps.
+    /// Makes a thread look at all rings. Call it after publishing what there is to see.
     pub(crate) fn ring(&self) {
-        self.rung.fetch_add(1, Ordering::SeqCst);
-        kill_point!(DoorbellCounted);
-        // The count is published before `sleeping` is read, and the reader announces its sleep
-        // before it reads the count. With a fence between the two steps on both sides, at least one
-        // of them sees the other's write, so no ring is lost.
+        // Orders the caller's publication before the load. See "Sleeping" in the parent module.
         full_fence();
-        if self.sleeping.load(Ordering::Relaxed) != 0
-            && self.sleeping.swap(0, Ordering::SeqCst) != 0
-        {
-            kill_point!(DoorbellTaken);
-            futex::wake_one(&self.sleeping);
-        }
-    }
-
-    /// Like [`ring`](Self::ring), but wakes the reader whatever `sleeping` says. A worker may have
-    /// cleared it and died before it woke the reader.
-    pub(crate) fn ring_anyway(&self) {
-        self.rung.fetch_add(1, Ordering::SeqCst);
-        self.sleeping.swap(0, Ordering::SeqCst);
-        futex::wake_one(&self.sleeping);
-    }
-
-    /// Returns how often it was rung. Call it before looking at the rings, and pass the result to
-    /// [`sleep`](Self::sleep) afterwards.
-    pub(crate) fn heard(&self) -> u32 {
-        self.rung.load(Ordering::SeqCst)
-    }
-
-    /// Sleeps until it is rung, at most for `timeout`. Does not sleep if it was rung since `heard`
-    /// was read. With `spin` it looks for a ring for a moment first, if that has paid off so far.
-    pub(crate) fn sleep(&self, heard: u32, spin: Option<&mut Spin>, timeout: Option<Duration>) {
-        if spin.is_some_and(|spin| spin.wait(u32::MAX, || self.heard() != heard)) {
+        // Somebody is awake: no system call.
+        if self.attention.load(Ordering::Relaxed) == AWAKE {
             return;
         }
-        self.sleeping.swap(1, Ordering::SeqCst);
-        full_fence();
-        if self.heard() == heard {
-            futex::wait(&self.sleeping, 1, timeout);
+        match self.attention.swap(AWAKE, Ordering::SeqCst) {
+            SLEEPS => {
+                kill_point!(WaiterTaken);
+                futex::wake_one(&self.attention);
+            }
+            READER => {
+                kill_point!(ReaderTaken);
+                self.tell_reader();
+            }
+            _ => {}
         }
-        self.sleeping.swap(0, Ordering::SeqCst);
+    }
+
+    /// Wakes whoever sleeps here, whatever the words say. A worker may have cleared one and died
+    /// before it woke the thread that slept on it.
+    pub(crate) fn ring_anyway(&self) {
+        self.attention.swap(AWAKE, Ordering::SeqCst);
+        futex::wake_one(&self.attention);
+        self.reader.swap(TOLD, Ordering::SeqCst);
+        futex::wake_one(&self.reader);
+    }
+
+    // ---- the attendant --------------------------------------------------------------------------
+
+    /// Begins to attend. The caller looks at all rings after this.
+    pub(crate) fn attend(&self) {
+        self.attention.swap(AWAKE, Ordering::SeqCst);
+        full_fence();
+    }
+
+    /// Ends attending. The caller looks at all rings once more after this, since what was published
+    /// before was not announced.
+    pub(crate) fn leave(&self) {
+        self.attention.swap(READER, Ordering::SeqCst);
+        full_fence();
+    }
+
+    /// Whether somebody attends, or should.
+    pub(crate) fn is_attended(&self) -> bool {
+        full_fence();
+        self.attention.load(Ordering::SeqCst) == AWAKE
+    }
+
+    /// Attendant: sleeps until rung, at most for `timeout`. Does not sleep if `ready` is true after
+    /// the sleep was announced.
+    pub(crate) fn sleep(&self, timeout: Duration, ready: impl FnOnce() -> bool) {
+        self.attention.swap(SLEEPS, Ordering::SeqCst);
+        full_fence();
+        if !ready() {
+            futex::wait(&self.attention, SLEEPS, Some(timeout));
+        }
+        self.attend();
+    }
+
+    /// Wakes the attendant, whether or not a worker has cleared the word. For events that do not
+    /// come from a worker.
+    pub(crate) fn poke(&self) {
+        // Not a swap: an attendant that has left in the meantime has written READER, which may only
+        // be cleared by code that then tells the reader.
+        let _ = self.attention.compare_exchange(SLEEPS, AWAKE, Ordering::SeqCst, Ordering::Relaxed);
+        futex::wake_one(&self.attention);
+    }
+
+    // ---- the reader -----------------------------------------------------------------------------
+
+    /// Tells the reader to look at the rings.
+    pub(crate) fn tell_reader(&self) {
+        if self.reader.swap(TOLD, Ordering::SeqCst) == DOZES {
+            kill_point!(ReaderTold);
+            futex::wake_one(&self.reader);
+        }
+    }
+
+    /// Reader: hears what it was told. Call it before looking at anything.
+    pub(crate) fn listen(&self) {
+        self.reader.swap(LISTENS, Ordering::SeqCst);
+        full_fence();
+    }
+
+    /// Reader: sleeps until it is told, at most for [`HEARING`]. Does not sleep if it was told
+    /// since [`listen`](Self::listen). With `spin` it looks at its word for a moment first, if that has
+    /// paid off so far.
+    pub(crate) fn doze(&self, spin: Option<&mut Spin>) {
+        let told = || self.reader.load(Ordering::SeqCst) == TOLD;
+        if spin.is_some_and(|spin| spin.wait(u32::MAX, told)) {
+            return;
+        }
+        let dozes =
+            self.reader.compare_exchange(LISTENS, DOZES, Ordering::SeqCst, Ordering::SeqCst);
+        // Anything else than LISTENS also ends the wait at once, even nonsense of a worker.
+        if dozes.is_ok() {
+            futex::wait(&self.reader, DOZES, Some(HEARING));
+        }
     }
 }

@@ -4,7 +4,7 @@
 //!              segment (a sealed memfd, mapped by both)
 //!  pool        ┌────────────────────────────────────────┐        worker
 //!  RingLink ──►│ down: messages to the worker  ─────────│──► RingWorkerEnd::recv
-//!  Lease    ◄──│───────── up: messages from the worker  │◄── RingWorkerEnd::reply
+//!  drain    ◄──│───────── up: messages from the worker  │◄── RingWorkerEnd::reply
 //!              │ board: which tasks have begun          │
 //!              └────────────────────────────────────────┘
 //! ```
@@ -20,7 +20,7 @@
 //! |---|---|---|---|
 //! | 1 | producer | writes length and bytes after `head` | the consumer does not see them |
 //! | 2 | producer | stores `head` (release) | the message is published, whole |
-//! | 3 | producer | fence, reads `asleep`, rings | see below |
+//! | 3 | producer | fence, reads `asleep` (up: the doorbell), rings | see below |
 //! | 4 | consumer | reads `head` (acquire), checks, copies the bytes | the message is still there |
 //! | 5 | consumer | stores `tail` (release) | the message is consumed |
 //! | 6 | consumer | fence, reads `wanting_room`, rings | see below |
@@ -38,51 +38,51 @@
 //!
 //! - The worker sleeps until there is a message, or space. If the pool's process dies, the worker's
 //!   watcher thread kills the worker.
-//! - The thread that drains the replies sleeps until there is a message, or space for messages in
-//!   the outbox. If the worker dies, [`Link::hang_up`] sets a flag and rings. The thread first
-//!   reads what was published, then reports the end.
+//! - The attendant sleeps until there is a message, or space for messages in the outbox. If the
+//!   worker dies, [`Link::hang_up`] sets a flag and rings. The attendant first reads what was
+//!   published, then reports the end.
 //! - The worker may die or be stopped after it has cleared a word and before it wakes the sleeper.
-//!   So the pool's own wake-ups (`hang_up`, [`poke`](RingLink::poke)) wake the sleeper whatever the
-//!   word says.
+//!   So the pool's own wake-ups (`hang_up`, [`Doorbell::poke`]) wake the sleeper whatever the word
+//!   says.
 //!
-//! # The lease
+//! # The attendant
 //!
-//! The replies of a worker have one drain lease. Its owner is the ring's only consumer:
+//! At most one thread drains the replies of all workers of a pool: the *attendant*. It is a thread
+//! that waits for a result, or the pool's reader if no such thread does. A word in the pool's
+//! [`Doorbell`] says who it is:
 //!
 //! ```text
-//!            try_lease                        sleep                         rung
-//!  UNATTENDED ─────────► AWAKE (drains) ─────────────► WAITS (on the word) ─────► AWAKE
-//!      ▲ ▲                   │                                                      │
-//!      │ └──── drop lease ───┴──────────────────────────────────────────────────────┘
-//!      │
-//!      └─ a worker that rings here wakes the pool's reader through the pool's [`Doorbell`],
-//!         and leaves AWAKE
+//!              attend                            sleep                        a worker rings
+//!  READER ───────────────► AWAKE (drains all) ─────────────► SLEEPS (on the word) ─────► AWAKE
+//!     ▲ │                      │
+//!     │ └ a worker that rings  └─ leave ─► READER
+//!     │   here tells the reader,
+//!     └── and leaves AWAKE
 //! ```
 //!
-//! A thread that waits for a result takes the lease of the worker that has its task. So the thread
-//! gets the reply directly, without a hop through the reader.
+//! So while the attendant is awake, no worker makes a system call, and while a thread waits for
+//! results, the reader sleeps. Attending begins and ends without a system call as well: the reader
+//! sleeps on a word of its own.
 //!
-//! To give the lease back, the owner takes these steps, in this order:
+//! To leave, the attendant takes these steps, in this order:
 //!
-//! 1. It writes `UNATTENDED`. From now on the worker rings the doorbell for new messages.
-//! 2. It looks at the ring. If there is a message already, it writes `AWAKE`: the ring needs
+//! 1. It writes `READER`. From now on a worker tells the reader of new messages.
+//! 2. It looks at all rings. If there is a message already, it writes `AWAKE`: the rings need
 //!    attention.
-//! 3. It unlocks the lease.
-//! 4. It reads the word once more. If the word is not `UNATTENDED`, it rings the doorbell.
+//! 3. It unlocks the attendance.
+//! 4. It reads the word once more. If the word is `AWAKE`, it tells the reader.
 //!
-//! Step 4 is needed because the worker may ring between steps 1 and 3. The reader then finds the
-//! lease taken, does not wait for it, and sleeps again. The doorbell has to ring once more when the
-//! lease is free.
+//! Step 4 is needed because a worker may tell the reader between steps 1 and 3. The reader then
+//! finds the attendance taken, does not wait for it, and sleeps again. It has to be told once more
+//! when the attendance is free.
 //!
-//! So some thread always looks at a published message: the owner before it sleeps or leaves, and
-//! after that the reader. If a ring is `AWAKE` while the lease is free, the reader was told of the
-//! ring and has not got to it. Before it sleeps, the reader looks at all rings that are not
-//! `UNATTENDED`. It reads the count of the `Doorbell` before that, so it does not sleep if a ring
-//! came in the meantime.
+//! So some thread always looks at a published message: the attendant before it sleeps or leaves,
+//! and after that the reader. If the word is `AWAKE` while nobody attends, the reader was told and
+//! has not got to it. The reader clears its word before it looks, so it does not sleep if it was
+//! told in the meantime.
 //!
 //! The pool's sender never sleeps. A message for which there is no space waits in the outbox. When
-//! the worker has made space, it rings the thread that drains its replies, and that thread sends
-//! from the outbox.
+//! the worker has made space, it rings the doorbell, and the attendant sends from the outbox.
 //!
 //! # Distrust
 //!
@@ -93,8 +93,9 @@
 //! wrong value.
 //!
 //! The words that say which side sleeps decide only about wake-ups. No thread in the pool relies on
-//! one for longer than [`HEARING`]. A worker that writes false values there delays itself, and the
-//! threads that wait for it, by at most that time.
+//! one for longer than [`HEARING`]. A worker that writes false values there, or that is stopped
+//! between clearing a word and waking the thread that sleeps on it, delays replies by at most that
+//! time: its own and, since the doorbell belongs to all, those of other workers.
 
 pub(crate) mod doorbell;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
@@ -108,7 +109,7 @@ use std::{io, os::fd::OwnedFd};
 #[cfg(test)]
 use std::sync::Arc;
 
-pub(crate) use pool_end::{Lease, RingLink, connect};
+pub(crate) use pool_end::{RingLink, connect};
 pub(crate) use worker_end::RingWorkerEnd;
 
 #[cfg(test)]

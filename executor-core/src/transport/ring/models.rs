@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{
     RingLink, RingWorkerEnd, Segment, connect,
-    doorbell::Doorbell,
+    doorbell::{Doorbell, HEARING},
     spsc::{Consumer, Producer, Ring, WORDS},
 };
 use crate::{
@@ -214,12 +214,48 @@ fn no_ring_of_the_doorbell_is_lost() {
                 })
             })
             .collect();
+        let all_done = || done.iter().all(|done| done.load(Ordering::Relaxed) == times);
+        // An attendant that leaves once, as the reader.
         loop {
-            let heard = doorbell.heard();
-            if done.iter().all(|done| done.load(Ordering::Relaxed) == times) {
+            doorbell.listen();
+            doorbell.attend();
+            if all_done() {
                 break;
             }
-            doorbell.sleep(heard, None, None);
+            doorbell.leave();
+            if !all_done() {
+                doorbell.doze(None);
+            }
+        }
+        for worker in workers {
+            worker.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_attendant_that_sleeps_hears_every_ring() {
+    let (workers, times) = (few(2, 3), few(1, 3) as u32);
+    check(3, move || {
+        let doorbell = Arc::new(Doorbell::default());
+        let done: Arc<Vec<AtomicU32>> = Arc::new((0..workers).map(|_| AtomicU32::new(0)).collect());
+        let workers: Vec<_> = (0..workers as usize)
+            .map(|at| {
+                let (doorbell, done) = (Arc::clone(&doorbell), Arc::clone(&done));
+                thread::spawn(move || {
+                    for time in 1..=times {
+                        done[at].store(time, Ordering::Relaxed);
+                        doorbell.ring();
+                    }
+                })
+            })
+            .collect();
+        let count = || done.iter().map(|done| done.load(Ordering::Relaxed)).sum::<u32>();
+        doorbell.attend();
+        let mut seen = count();
+        while seen < times * workers.len() as u32 {
+            doorbell.sleep(HEARING, || count() != seen);
+            seen = count();
         }
         for worker in workers {
             worker.join().unwrap();
@@ -240,23 +276,17 @@ fn what_waits_in_the_outbox_goes_out_when_the_worker_makes_room() {
             worker.reply(FromWorker::new(Reply::Ready), &[]).unwrap();
         });
         let theirs = Arc::clone(&link);
-        // A minimal reader of a pool. The real reader and its use of the lease are in
-        // `pool/models.rs`.
+        // A minimal attendant of a pool. The real ones are in `pool/models.rs`.
         let reader = thread::spawn(move || {
             let mut replied = false;
+            doorbell.attend();
             while !replied {
-                let heard = doorbell.heard();
-                let mut any = false;
-                if theirs.is_rung()
-                    && let Some(mut lease) = theirs.try_lease()
-                {
-                    any = lease.drain(|_| replied = true).unwrap();
-                    if !any {
-                        theirs.credit(0);
-                    }
+                let any = theirs.drain(|_| replied = true).unwrap();
+                if !any {
+                    theirs.credit(0);
                 }
                 if !any && !replied {
-                    doorbell.sleep(heard, None, None);
+                    doorbell.sleep(HEARING, || theirs.is_due());
                 }
             }
         });

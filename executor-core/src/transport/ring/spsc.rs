@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{doorbell::Doorbell, full_fence};
+use super::full_fence;
 use crate::os::{
     futex,
     spin::{Spin, this_cpu},
@@ -34,9 +34,6 @@ const _: () = assert!(WORDS.is_power_of_two());
 const AWAKE: u32 = 0;
 /// The side that owns the word sleeps on it, or is about to.
 const WAITS: u32 = 1;
-/// No thread drains this ring. A message must be announced to the pool's reader, which sleeps on
-/// the pool's doorbell.
-const UNATTENDED: u32 = 2;
 
 /// One direction of a ring, in shared memory. The positions are on cache lines of their own, since
 /// two processors write them.
@@ -86,56 +83,14 @@ impl Ring {
         ring(&self.asleep.0);
     }
 
-    /// Like [`ring_consumer`](Self::ring_consumer), but rings the doorbell if no thread drains this
-    /// ring.
-    pub(super) fn ring_attendant(&self, doorbell: &Doorbell) {
-        // Orders the caller's publication before the load of `asleep`. See "Sleeping" in the parent
-        // module.
-        full_fence();
-        // The consumer is awake: no system call.
-        if self.asleep.0.load(Ordering::Relaxed) == AWAKE {
-            return;
-        }
-        match self.asleep.0.swap(AWAKE, Ordering::SeqCst) {
-            WAITS => {
-                kill_point!(WaiterTaken);
-                futex::wake_one(&self.asleep.0);
-            }
-            UNATTENDED => {
-                kill_point!(ReaderTaken);
-                doorbell.ring();
-            }
-            _ => {}
-        }
+    /// Whether the producer has published more than a consumer at this position has taken.
+    pub(super) fn has_more_than(&self, tail: u64) -> bool {
+        self.head.position.load(Ordering::SeqCst) != tail
     }
 
-    /// Wakes the consumer if it sleeps on this ring, although nothing was published.
-    pub(super) fn poke_consumer(&self) {
-        full_fence();
-        ring(&self.asleep.0);
-    }
-
-    /// Wakes the consumer whatever its word says. The other side may have cleared the word, and
-    /// died or been stopped before it woke the consumer.
-    pub(super) fn wake_consumer(&self) {
-        futex::wake_one(&self.asleep.0);
-    }
-
-    /// Consumer: marks itself awake, so that the other side need not ring.
-    pub(super) fn attend(&self) {
-        self.asleep.0.swap(AWAKE, Ordering::SeqCst);
-    }
-
-    /// Consumer: marks the ring as unattended. Afterwards the caller must look at the ring once
-    /// more, since messages published before this were not announced.
-    pub(super) fn leave_unattended(&self) {
-        self.asleep.0.swap(UNATTENDED, Ordering::SeqCst);
-        full_fence();
-    }
-
-    /// Whether a thread drains this ring, or the ring was rung and a thread should.
-    pub(super) fn is_attended(&self) -> bool {
-        self.asleep.0.load(Ordering::SeqCst) != UNATTENDED
+    /// Returns the processor on which the producer last published.
+    pub(super) fn producer_cpu(&self) -> u32 {
+        self.head.cpu.load(Ordering::Relaxed)
     }
 
     /// Wakes a producer that sleeps until there is space. Call after consuming.
@@ -201,11 +156,6 @@ impl Ring {
         self.closed.0.load(Ordering::SeqCst) != 0
     }
 
-    #[cfg(test)]
-    pub(super) fn is_waited_for(&self) -> bool {
-        self.asleep.0.load(Ordering::SeqCst) == WAITS
-    }
-
     fn word(&self, position: u64) -> &AtomicU64 {
         #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
         crate::fuzz::turn();
@@ -248,11 +198,7 @@ pub(super) fn places() -> [(usize, usize); 5] {
 
 /// Wakes the side that sleeps on this word, if it does.
 fn ring(word: &AtomicU32) {
-    // Compare-and-exchange instead of a swap: a lease owner that leaves in the meantime has written
-    // UNATTENDED, which may only be cleared by code that then rings the doorbell.
-    if word.load(Ordering::Relaxed) == WAITS
-        && word.compare_exchange(WAITS, AWAKE, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-    {
+    if word.load(Ordering::Relaxed) == WAITS && word.swap(AWAKE, Ordering::SeqCst) == WAITS {
         futex::wake_one(word);
     }
 }
@@ -392,7 +338,12 @@ impl Consumer {
     /// Whether no message is published. An impossible position counts as a message, so that `read`
     /// reports it.
     pub(super) fn is_empty(&self, ring: &Ring) -> bool {
-        ring.head.position.load(Ordering::SeqCst) == self.tail
+        !ring.has_more_than(self.tail)
+    }
+
+    /// Returns how much was consumed.
+    pub(super) fn position(&self) -> u64 {
+        self.tail
     }
 
     /// Whether a quarter of the ring was consumed since this last returned `true`. If so, it is

@@ -59,7 +59,7 @@ impl RingWorkerEnd {
             let len = parts.iter().map(|part| part.len()).sum();
             up.sleep_producer(|| self.producer.has_room_for(up, Some(len)) || up.is_closed());
         }
-        up.ring_attendant(self.doorbell);
+        self.doorbell.ring();
         kill_point!(Rung);
         Ok(())
     }
@@ -67,7 +67,7 @@ impl RingWorkerEnd {
 
 impl WorkerEnd for RingWorkerEnd {
     fn recv(&mut self) -> Result<Frame<ToWorker>, Closed> {
-        let Segment { down, up, .. } = self.segment;
+        let down = &self.segment.down;
         self.waited = false;
         loop {
             if let Some(frame) = self.ready.pop_front() {
@@ -78,7 +78,7 @@ impl WorkerEnd for RingWorkerEnd {
                 // and the thread that drains sends from the outbox.
                 if self.consumer.is_low(down) && down.take_wanted_room() {
                     kill_point!(RoomWishTaken);
-                    up.ring_attendant(self.doorbell);
+                    self.doorbell.ring();
                 }
                 let ready = &mut self.ready;
                 self.assembler.message(&self.message, |frame| ready.push_back(frame))?;
@@ -92,7 +92,7 @@ impl WorkerEnd for RingWorkerEnd {
             // sleeping.
             if down.take_wanted_room() {
                 kill_point!(RoomWishTaken);
-                up.ring_attendant(self.doorbell);
+                self.doorbell.ring();
             }
             self.waited = true;
             let consumer = &self.consumer;
@@ -114,7 +114,7 @@ impl WorkerEnd for RingWorkerEnd {
             && payload.len() <= HEADLESS_BYTES_MAX
             && self.producer.write_headless(&self.segment.up, payload).map_err(|_| Closed::Gone)?
         {
-            self.segment.up.ring_attendant(self.doorbell);
+            self.doorbell.ring();
             kill_point!(Rung);
             return Ok(());
         }
