@@ -16,8 +16,9 @@ use crate::heap::{
 
 /// An array of fixed length in memory that processes share, without a lock.
 ///
-/// It is like [`Array`], but nothing keeps others out. An element that is larger than one word
-/// (eight bytes, or the type's alignment if that is less) may be read half old and half new.
+/// It is like [`Array`](crate::Array), but nothing keeps others out. An element that is larger than
+/// one word (eight bytes, or the type's alignment if that is less) may be read half old and half
+/// new.
 ///
 /// ```
 /// use executor::RawArray;

@@ -67,8 +67,8 @@ use user::User;
 ///
 /// # When its holder dies
 ///
-/// The next holder gets the lock within 100 ms, and is told: see [`OwnerDied`]. A process that dies
-/// while it waits leaves nothing behind.
+/// The next holder gets the lock within 100 ms, and is told: see [`OwnerDied`](crate::OwnerDied). A
+/// process that dies while it waits leaves nothing behind.
 ///
 /// Only the death of a process counts. A thread that panics drops its guards, which releases the
 /// lock. A guard that is leaked (`mem::forget`) holds the lock until its process ends or has no

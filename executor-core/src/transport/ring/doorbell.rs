@@ -137,8 +137,8 @@ impl Doorbell {
     }
 
     /// Reader: sleeps until it is told, at most for [`HEARING`]. Does not sleep if it was told
-    /// since [`listen`](Self::listen). With `spin` it looks at its word for a moment first, if that has
-    /// paid off so far.
+    /// since [`listen`](Self::listen). With `spin` it looks at its word for a moment first, if that
+    /// has paid off so far.
     pub(crate) fn doze(&self, spin: Option<&mut Spin>) {
         let told = || self.reader.load(Ordering::SeqCst) == TOLD;
         if spin.is_some_and(|spin| spin.wait(u32::MAX, told)) {
