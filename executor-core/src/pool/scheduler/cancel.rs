@@ -7,8 +7,7 @@ use super::{
     action::{Actions, resolve},
     claims::Claims,
     queue::QUEUE_SLACK,
-    task::{Entry, Scheduled, TaskState, item_id},
-    termination::{Reason, Termination},
+    task::{Entry, Scheduled, item_id},
 };
 use crate::{error::TaskError, id::TaskId};
 
@@ -42,15 +41,15 @@ impl<C: Scheduled> Scheduler<C> {
         for item in (0..count).rev() {
             let id = item_id(base, item);
             let Some(entry) = self.tasks.get(id) else { continue };
-            let state = entry.state;
+            let worker = entry.worker();
             if self.cancel(now, id, claims, out) {
                 continue;
             }
-            if let TaskState::Sent(worker) = state
+            if let Some(worker) = worker
                 && let Some(rest) = self.take_rest(worker, id, claims)
             {
                 let entry = self.tasks.remove(rest).expect("just split off");
-                out.push(resolve(entry.chunk, TaskError::Cancelled));
+                out.push(resolve(entry.into_chunk(), TaskError::Cancelled));
             }
         }
         self.after_changes(now, claims, out);
@@ -64,10 +63,10 @@ impl<C: Scheduled> Scheduler<C> {
         out: &mut Actions<C>,
     ) -> bool {
         let Some(entry) = self.tasks.get(chunk) else { return false };
-        match entry.state {
+        match entry.worker() {
             // The id stays in the queue, because searching for it would take long. It is skipped
             // when its turn comes.
-            TaskState::Queued => {
+            None => {
                 self.queued -= 1;
                 // But such ids must not pile up behind a first task that waits for long.
                 if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
@@ -75,23 +74,21 @@ impl<C: Scheduled> Scheduler<C> {
                     self.queue.retain(|queued| *queued != chunk && tasks.get(*queued).is_some());
                 }
             }
-            TaskState::Sent(id) => {
-                let first = entry.chunk.items().first;
+            Some(id) => {
+                let first = entry.chunk().items().first;
                 let Some(seq) = self.seq_of(id, chunk) else { return false };
                 if !claims.take_back(id, seq, first) {
                     return false;
                 }
-                let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
-                // The next sending becomes the first one now.
-                if worker.in_flight.front().is_some_and(|front| front.chunk == chunk) {
-                    worker.front_since = now;
+                if self.remove_sending(id, chunk) == Some(0) {
+                    let worker = self.workers.get_mut(&id).expect("it had the chunk in flight");
+                    worker.in_flight.front_follows_cancelled(now);
                 }
-                self.remove_sending(id, chunk);
                 self.rest_if_idle(id);
             }
         }
         let entry = self.tasks.remove(chunk).expect("looked at above");
-        out.push(resolve(entry.chunk, TaskError::Cancelled));
+        out.push(resolve(entry.into_chunk(), TaskError::Cancelled));
         true
     }
 
@@ -107,17 +104,10 @@ impl<C: Scheduled> Scheduler<C> {
         if self.on_cancel(now, task, claims, out) {
             return true;
         }
-        let Some(Entry { state: TaskState::Sent(id), .. }) = self.tasks.get(task) else {
-            return false;
-        };
-        let id = *id;
-        match &self.workers[&id].termination {
-            Some(Termination { reason: Reason::Task(other, TaskError::Cancelled), .. }) => {
-                return *other == task;
-            }
-            // The task ends with its worker, but for another reason.
-            Some(_) => return false,
-            None => {}
+        let Some(id) = self.tasks.get(task).and_then(Entry::worker) else { return false };
+        if let Some(termination) = self.workers[&id].termination() {
+            // The task ends with its worker, but perhaps for another reason.
+            return matches!(termination.error_of(task), Some(TaskError::Cancelled));
         }
         let killed = self.kill_for_task(now, task, TaskError::Cancelled, claims, out);
         self.after_changes(now, claims, out);

@@ -1,22 +1,19 @@
 //! What must be true between any two events. The simulation checks it after each.
 
 use super::{
-    Intake, Scheduler,
-    placement::START_COST,
-    queue::QUEUE_SLACK,
-    task::{Scheduled, TaskState},
-    worker::Worker,
+    Scheduler, placement::START_COST, queue::QUEUE_SLACK, task::Scheduled, worker::Worker,
 };
 use crate::transport::board::SLOTS;
 
 impl<C: Scheduled> Scheduler<C> {
     /// Checks what must be true between any two events.
     pub(crate) fn check(&self) {
-        let queued = self.tasks.values().filter(|entry| entry.state == TaskState::Queued).count();
+        let queued = self.tasks.values().filter(|entry| entry.is_queued()).count();
         assert_eq!(queued, self.queued, "the queue's count");
-        let waiting = self.queue.iter().filter(|chunk| {
-            self.tasks.get(**chunk).is_some_and(|entry| entry.state == TaskState::Queued)
-        });
+        let waiting = self
+            .queue
+            .iter()
+            .filter(|chunk| self.tasks.get(**chunk).is_some_and(|entry| entry.is_queued()));
         assert_eq!(waiting.count(), queued, "each queued chunk waits in the queue once");
         assert!(
             self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS,
@@ -26,37 +23,40 @@ impl<C: Scheduled> Scheduler<C> {
         for (id, worker) in &self.workers {
             sent += worker.in_flight.len();
             let mut load = 0;
-            for in_flight in &worker.in_flight {
-                let entry = &self.tasks[in_flight.chunk];
-                assert!(entry.state == TaskState::Sent(*id), "state of {:?}", in_flight.chunk);
-                assert_eq!(entry.chunk.left(), in_flight.left, "items of {:?}", in_flight.chunk);
-                load += u64::from(in_flight.estimate) * u64::from(in_flight.left);
+            for sending in worker.in_flight.iter() {
+                let chunk = sending.chunk();
+                let entry = &self.tasks[chunk];
+                assert_eq!(entry.worker(), Some(*id), "state of {chunk:?}");
+                let (left, its_load) = sending.left_and_load();
+                assert_eq!(entry.chunk().left(), left, "items of {chunk:?}");
+                load += its_load;
             }
-            assert_eq!(load, worker.load, "load of {id:?}");
+            assert_eq!(load, worker.in_flight.load(), "load of {id:?}");
             if let (Some(front), Some(back)) = (worker.in_flight.front(), worker.in_flight.back()) {
                 assert!(
-                    back.seq.wrapping_sub(front.seq) < SLOTS as u32,
+                    back.seq().wrapping_sub(front.seq()) < SLOTS as u32,
                     "two sendings in one slot"
                 );
             }
-            assert_eq!(worker.counted, worker.has_waiting(), "{id:?} is counted");
-            let idle = worker.is_useful() && worker.in_flight.is_empty();
-            assert_eq!(idle, self.idle.contains(id), "{id:?} is idle");
+            assert_eq!(
+                worker.in_flight.is_counted(),
+                worker.in_flight.has_waiting(),
+                "{id:?} is counted"
+            );
+            assert_eq!(worker.is_idle(), self.idle.contains(id), "{id:?} is idle");
         }
         assert_eq!(sent, self.tasks.len() - queued, "what is sent is in flight once");
-        let timed = self
-            .tasks
-            .values()
-            .filter(|entry| entry.state != TaskState::Queued && entry.chunk.timeout().is_some())
-            .count();
+        let timed =
+            self.tasks.values().filter(|entry| !entry.is_queued() && entry.has_timeout()).count();
         assert_eq!(timed, self.timed, "the count of timed tasks");
-        let working = !matches!(self.intake, Intake::Broken(_) | Intake::Killed);
+        let working = !self.intake.is_over();
         assert!(
             !working || self.queued == 0 || self.idle.is_empty() || self.rebalance_at.is_some(),
             "a worker is idle while work is queued"
         );
-        let waits =
-            |worker: &Worker| worker.is_useful() && worker.waits_until(START_COST).is_some();
+        let waits = |worker: &Worker| {
+            worker.is_useful() && worker.in_flight.waits_until(START_COST).is_some()
+        };
         assert!(
             !working
                 || !self.could_grow()

@@ -1,4 +1,4 @@
-//! What is due when: limits of starts, stops, tasks and terminations.
+//! What is due when: timeouts of starts, stops, tasks and terminations.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use super::{
     claims::Claims,
     placement::LOOK_AGAIN,
     task::Scheduled,
-    termination::{KILL_GRACE, Reason},
+    termination::{Due, Reason},
     worker::{Worker, WorkerState},
 };
 use crate::{
@@ -29,30 +29,30 @@ impl<C: Scheduled> Scheduler<C> {
         let mut next = self.shutdown_deadline.into_iter().chain(self.rebalance_at).min();
         let mut earliest = |at: Instant| next = Some(next.map_or(at, |next: Instant| next.min(at)));
         for worker in self.workers.values() {
-            match worker.state {
-                WorkerState::Starting { since } if worker.termination.is_none() => {
+            match worker.state() {
+                WorkerState::Starting { since } if worker.is_wanted() => {
                     if let Some(at) = since.checked_add(self.config.start_timeout) {
                         earliest(at);
                     }
                 }
-                WorkerState::Initializing { since } if worker.termination.is_none() => {
+                WorkerState::Initializing { since } if worker.is_wanted() => {
                     if let Some(at) = since.checked_add(self.config.initializer_timeout) {
                         earliest(at);
                     }
                 }
-                WorkerState::Stopping { since } if worker.termination.is_none() => {
+                WorkerState::Stopping { since } if worker.is_wanted() => {
                     earliest(since + STOP_GRACE)
                 }
                 _ => {}
             }
-            if let Some(termination) = &worker.termination {
-                earliest(termination.next);
+            if let Some(termination) = worker.termination() {
+                earliest(termination.next());
             } else if self.timed > 0
                 && let Some(front) = worker.in_flight.front()
-                && let Some(limit) = self.timeout_of(front.chunk)
-                && let Some(at) = worker.front_since.checked_add(limit)
+                && let Some(timeout) = self.timeout_of(front.chunk())
+                && let Some(at) = worker.in_flight.front_since().checked_add(timeout)
             {
-                earliest(at.max(front.look_at));
+                earliest(at.max(front.look_at()));
             }
         }
         // The end of the back-off matters only if a worker would be started then.
@@ -75,10 +75,10 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     fn timeout_of(&self, chunk: TaskId) -> Option<Duration> {
-        self.tasks.get(chunk)?.chunk.timeout()
+        self.tasks.get(chunk)?.chunk().timeout()
     }
 
-    /// Does what is due: enforces limits, and moves tasks that have waited for too long.
+    /// Does what is due: enforces timeouts, and moves tasks that have waited for too long.
     pub(crate) fn on_tick(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
             self.on_kill(now, false, out);
@@ -113,20 +113,20 @@ impl<C: Scheduled> Scheduler<C> {
         out: &mut Actions<C>,
     ) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if let Some(termination) = &mut worker.termination {
-            if termination.next <= now && !termination.killed {
-                termination.killed = true;
-                termination.next = now + KILL_GRACE;
-                out.push(Action::Kill(id));
-            } else if termination.next <= now {
-                // It hangs in the kernel, and the pool stops waiting for it.
-                let cause = |_| BrokenCause::Start("it was killed and did not end".into());
-                self.on_end(now, id, false, cause, claims, out);
-                self.close_if_drained(now, out);
+        if let Some(termination) = worker.termination_mut() {
+            match termination.tick(now) {
+                Due::Nothing => {}
+                Due::Kill => out.push(Action::Kill(id)),
+                Due::GiveUp => {
+                    // It hangs in the kernel, and the pool stops waiting for it.
+                    let cause = |_| BrokenCause::Start("it was killed and did not end".into());
+                    self.on_end(now, id, false, cause, claims, out);
+                    self.close_if_drained(now, out);
+                }
             }
             return;
         }
-        match worker.state {
+        match worker.state() {
             WorkerState::Starting { since }
                 if since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now) =>
             {
@@ -157,20 +157,19 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Checks the time limit of the task that a worker runs.
+    /// Checks the timeout of the task that a worker runs.
     fn tick_task(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims, out: &mut Actions<C>) {
         let worker = &self.workers[&id];
         let Some(front) = worker.in_flight.front().copied() else { return };
         // A worker is deaf if it takes nothing in for this long. A large argument may take longer
         // to arrive, so the time counts from the last progress.
-        let since =
-            worker.taken_in.map_or(worker.front_since, |(_, at)| at.max(worker.front_since));
+        let since = worker.in_flight.last_progress();
+        let front_since = worker.in_flight.front_since();
         let deaf = since.checked_add(self.config.start_timeout).is_some_and(|at| at <= now);
-        if deaf && matches!(claims.begun(id, front.seq), Begun::No | Begun::Unknown) {
+        if deaf && matches!(claims.begun(id, front.seq()), Begun::No | Begun::Unknown) {
             let taken_in = claims.taken_in(id);
             let worker = self.workers.get_mut(&id).expect("looked up above");
-            if taken_in != worker.taken_in.map_or(0, |(before, _)| before) {
-                worker.taken_in = Some((taken_in, now));
+            if worker.in_flight.has_taken_in(now, taken_in) {
                 return;
             }
             // The worker had nothing to do but to take this task, and has not taken it for as long
@@ -179,29 +178,27 @@ impl<C: Scheduled> Scheduler<C> {
             self.kill(now, id, Reason::Unresponsive, out);
             return;
         }
-        let Some(limit) = self.timeout_of(front.chunk) else { return };
-        if worker.front_since.checked_add(limit).is_none_or(|at| at.max(front.look_at) > now) {
+        let Some(timeout) = self.timeout_of(front.chunk()) else { return };
+        if front_since.checked_add(timeout).is_none_or(|at| at.max(front.look_at()) > now) {
             return;
         }
-        // The limit counts from when the worker began the task, which may be later than when it
+        // The timeout counts from when the worker began the task, which may be later than when it
         // could have.
-        let since = front.began.or_else(|| match claims.begun(id, front.seq) {
+        let since = front.began().or_else(|| match claims.begun(id, front.seq()) {
             Begun::No => None,
-            Begun::Yes(_, at) => Some(at.unwrap_or(worker.front_since).max(worker.front_since)),
-            Begun::Unknown => Some(worker.front_since),
+            Begun::Yes(_, at) => Some(at.unwrap_or(front_since).max(front_since)),
+            Begun::Unknown => Some(front_since),
         });
-        let over = |since: Instant| since.checked_add(limit).is_some_and(|at| at <= now);
-        let error = TaskError::timed_out(limit, Phase::Run);
-        if since.is_some_and(over) && self.kill_for_task(now, front.chunk, error, claims, out) {
+        let over = |since: Instant| since.checked_add(timeout).is_some_and(|at| at <= now);
+        let error = TaskError::timed_out(timeout, Phase::Run);
+        if since.is_some_and(over) && self.kill_for_task(now, front.chunk(), error, claims, out) {
             return;
         }
         // The task has not begun, or began later, or its reply is on its way.
         let worker = self.workers.get_mut(&id).expect("it has a front");
-        let front = worker.in_flight.front_mut().expect("looked at above");
-        front.began = since;
         match since {
-            Some(since) if !over(since) => worker.front_since = since,
-            _ => front.look_at = now + limit.max(LOOK_AGAIN),
+            Some(since) if !over(since) => worker.in_flight.front_began(since),
+            _ => worker.in_flight.look_again(since, now + timeout.max(LOOK_AGAIN)),
         }
     }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Intake, Scheduler, action::Actions, claims::Claims, task::Scheduled, termination::Reason,
-    worker::WorkerState,
+    Scheduler, action::Actions, claims::Claims, task::Scheduled, termination::Reason,
+    worker::Worker,
 };
 use crate::id::WorkerId;
 
@@ -18,26 +18,17 @@ impl<C: Scheduled> Scheduler<C> {
     /// Handles a worker's hello. Its initializer comes next. Returns `false` if the worker is not
     /// wanted any more.
     pub(crate) fn on_hello(&mut self, now: Instant, id: WorkerId) -> bool {
-        match self.workers.get_mut(&id) {
-            Some(worker) if worker.termination.is_none() => {
-                if let WorkerState::Starting { .. } = worker.state {
-                    worker.state = WorkerState::Initializing { since: now };
-                }
-                true
-            }
-            _ => false,
-        }
+        self.workers.get_mut(&id).is_some_and(|worker| worker.transition_to_initializing(now))
     }
 
     /// Returns whether a worker runs its initializer.
     pub(crate) fn is_initializing(&self, id: WorkerId) -> bool {
-        let Some(worker) = self.workers.get(&id) else { return false };
-        matches!(worker.state, WorkerState::Initializing { .. })
+        self.workers.get(&id).is_some_and(Worker::is_initializing)
     }
 
     /// Returns whether this worker may still get work: there is no decision that it must end.
     pub(crate) fn is_wanted(&self, id: WorkerId) -> bool {
-        self.workers.get(&id).is_some_and(|worker| worker.termination.is_none())
+        self.workers.get(&id).is_some_and(Worker::is_wanted)
     }
 
     /// Handles a worker that can take tasks now.
@@ -48,12 +39,9 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if !matches!(worker.state, WorkerState::Initializing { .. }) || worker.termination.is_some()
-        {
+        if !self.workers.get_mut(&id).is_some_and(Worker::transition_to_ready) {
             return;
         }
-        worker.state = WorkerState::Ready;
         self.ever_ready = true;
         self.refusals = 0;
         self.no_start_before = None;
@@ -73,26 +61,22 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) -> bool {
-        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.termination.is_none())
-        else {
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.is_wanted()) else {
             return false;
         };
-        if has_run {
-            worker.stopped = None;
-        }
-        let since = *worker.stopped.get_or_insert(now);
+        let since = worker.seen_stopped(now, has_run);
         // A stopped worker takes no step, so it keeps only what it has begun.
         self.idle.retain(|idle| *idle != id);
         self.take_back_from(id, usize::MAX, claims);
         if let Some(front) = self.workers[&id].in_flight.front()
-            && let Some(rest) = self.take_rest(id, front.chunk, claims)
+            && let Some(rest) = self.take_rest(id, front.chunk(), claims)
         {
             self.requeue(rest);
         }
         // A stopped worker without tasks takes the place of a worker that could run the waiting
         // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;
-        let waited_for = for_good || in_the_way || !matches!(self.intake, Intake::Open);
+        let waited_for = for_good || in_the_way || !self.intake.is_open();
         let patience =
             if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
         let killed = now.saturating_duration_since(since) >= patience;
@@ -112,7 +96,7 @@ impl<C: Scheduled> Scheduler<C> {
         out: &mut Actions<C>,
     ) {
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.stopped = None;
+            worker.seen_continued();
             self.after_replies(now, id, claims, out);
         }
     }
@@ -122,7 +106,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// to it now would have this death counted against it, as one that it may have caused.
     pub(crate) fn on_ended(&mut self, id: WorkerId) {
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.ended = true;
+            worker.seen_ended();
             self.idle.retain(|idle| *idle != id);
         }
     }

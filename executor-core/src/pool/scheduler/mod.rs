@@ -27,7 +27,7 @@
 //! ```text
 //!  events in     replies, cancel, lifecycle, shutdown, deadlines (time); `on_submit` in queue
 //!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
-//!  records       task, worker, estimate, queue
+//!  records       task, worker, in_flight, termination, intake, estimate, queue
 //!  asked         claims, and `Scheduled` in task
 //!  actions out   action
 //! ```
@@ -37,7 +37,7 @@
 //! - *A worker's death fails only the tasks that it had begun.* A task is begun by a
 //!   compare-and-swap on the worker's board, which the scheduler reads through [`Claims`]. So after
 //!   a death it is certain whether the task had begun.
-//! - *No task is killed because of another task.* Before a worker is killed for a task's time limit
+//! - *No task is killed because of another task.* Before a worker is killed for a task's timeout
 //!   or cancellation, everything behind that task is taken back. If something behind it has begun
 //!   already, the task has ended, and the worker is not killed.
 
@@ -48,6 +48,8 @@ mod check;
 mod claims;
 mod deadlines;
 mod estimate;
+mod in_flight;
+mod intake;
 mod lifecycle;
 mod placement;
 mod queue;
@@ -68,13 +70,14 @@ use std::{
 pub(crate) use action::{Action, End, Replied, ReplyToNobody};
 pub(crate) use claims::Claims;
 use estimate::Estimate;
+use in_flight::Sending;
+use intake::Intake;
+use task::Entry;
 pub(crate) use task::Scheduled;
-use task::{Entry, TaskState};
 use worker::Worker;
 
 use super::task_table::TaskTable;
 use crate::{
-    error::BrokenCause,
     id::{FnId, TaskId, WorkerId},
     transport::board::Begun,
 };
@@ -119,7 +122,7 @@ pub(crate) struct Scheduler<C> {
     with_waiting: usize,
     /// When to check for tasks that have waited for too long.
     rebalance_at: Option<Instant>,
-    /// Number of chunks with a time limit that are with workers.
+    /// Number of chunks with a timeout that are with workers.
     timed: usize,
     next_worker: u32,
     intake: Intake,
@@ -130,13 +133,6 @@ pub(crate) struct Scheduler<C> {
     refusals: u32,
     no_start_before: Option<Instant>,
     closed: bool,
-}
-
-enum Intake {
-    Open,
-    Draining,
-    Killed,
-    Broken(BrokenCause),
 }
 
 impl<C: Scheduled> Scheduler<C> {
@@ -155,7 +151,7 @@ impl<C: Scheduled> Scheduler<C> {
             rebalance_at: None,
             timed: 0,
             next_worker: 0,
-            intake: Intake::Open,
+            intake: Intake::new(),
             shutdown_deadline: None,
             ever_ready: false,
             start_failures: VecDeque::new(),
@@ -177,19 +173,12 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether a worker has begun this task.
     pub(crate) fn is_running(&self, task: TaskId, claims: &dyn Claims) -> bool {
-        let Some(Entry { state: TaskState::Sent(worker), .. }) = self.tasks.get(task) else {
-            return false;
-        };
-        self.seq_of(*worker, task).is_some_and(|seq| claims.begun(*worker, seq) != Begun::No)
+        let Some(worker) = self.tasks.get(task).and_then(Entry::worker) else { return false };
+        self.seq_of(worker, task).is_some_and(|seq| claims.begun(worker, seq) != Begun::No)
     }
 
     fn seq_of(&self, worker: WorkerId, chunk: TaskId) -> Option<u32> {
-        self.workers
-            .get(&worker)?
-            .in_flight
-            .iter()
-            .find(|sent| sent.chunk == chunk)
-            .map(|sent| sent.seq)
+        self.workers.get(&worker)?.in_flight.get(chunk).map(Sending::seq)
     }
 
     /// Returns the estimated running time of a call of this function, if there is an estimate.

@@ -10,11 +10,12 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Intake, Scheduler,
+    Scheduler,
     action::{Action, Actions},
     estimate::Estimate,
-    task::{Scheduled, TaskState},
-    worker::{InFlight, Worker},
+    in_flight::Pushed,
+    task::Scheduled,
+    worker::Worker,
 };
 use crate::id::{FnId, TaskId, WorkerId};
 
@@ -44,9 +45,9 @@ pub(super) const START_COST: Duration = Duration::from_millis(1);
 /// often.
 pub(super) const SHARE_MAX: usize = 32;
 
-/// Minimum time before a task's limit is checked again, if the limit may have passed but the task
-/// has not begun, or its reply is on its way. With a lower value and a tiny limit, the driver would
-/// do nothing else. With a higher value, a tiny limit is enforced late.
+/// Minimum time before a task's timeout is checked again, if it may have passed but the task has
+/// not begun, or its reply is on its way. With a lower value and a tiny timeout, the driver would
+/// do nothing else. With a higher value, a tiny timeout is enforced late.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 impl<C: Scheduled> Scheduler<C> {
@@ -58,7 +59,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Does the same as [`dispatch`](Self::dispatch). `waited` means that the queued tasks have
     /// waited long enough for a busy worker, so that an idle one may be woken.
     pub(super) fn dispatch_to(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
-        if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
+        if self.intake.is_over() {
             return;
         }
         self.give_out(now, waited, out);
@@ -80,7 +81,11 @@ impl<C: Scheduled> Scheduler<C> {
                         self.send(now, id, SHARE_MAX, out);
                     }
                     None if !woken
-                        && (waited || self.workers.values().any(|worker| worker.is_late(now))) =>
+                        && (waited
+                            || self
+                                .workers
+                                .values()
+                                .any(|worker| worker.in_flight.is_late(now))) =>
                     {
                         woken = true;
                         let id = self.idle.pop().expect("looked at above");
@@ -106,23 +111,23 @@ impl<C: Scheduled> Scheduler<C> {
 
     fn is_short(&self, chunk: TaskId) -> bool {
         let entry = &self.tasks[chunk];
-        let estimate = self.estimates.get(&entry.chunk.function());
+        let estimate = self.estimates.get(&entry.chunk().function());
         estimate.is_some_and(|estimate| {
-            u128::from(estimate.nanos) * u128::from(entry.chunk.left()) <= SHORT.as_nanos()
+            u128::from(estimate.nanos) * u128::from(entry.chunk().left()) <= SHORT.as_nanos()
         })
     }
 
     /// Returns a busy worker that may have this short chunk ahead. The worker that got the last
     /// short chunk is preferred, so that few workers are busy.
     fn busy_with_room(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
-        let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk.function())?.nanos);
+        let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk().function())?.nanos);
         let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
         let fits = |worker: &Worker| {
             worker.is_useful()
                 && !worker.in_flight.is_empty()
-                && worker.ahead() <= most
-                && worker.has_room()
-                && worker.ends_soon(now, REBALANCE)
+                && worker.in_flight.ahead() <= most
+                && worker.in_flight.has_room()
+                && worker.in_flight.ends_soon(now, REBALANCE)
         };
         if let Some(id) = self.favourite
             && self.workers.get(&id).is_some_and(fits)
@@ -130,22 +135,26 @@ impl<C: Scheduled> Scheduler<C> {
             return Some(id);
         }
         let fitting = self.workers.iter().filter(|(_, worker)| fits(worker));
-        fitting.min_by_key(|(_, worker)| worker.load).map(|(id, _)| *id)
+        fitting.min_by_key(|(_, worker)| worker.in_flight.load()).map(|(id, _)| *id)
     }
 
     /// Returns the busy worker with the least work that may have this chunk ahead.
     fn least_ahead(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
         let entry = &self.tasks[chunk];
-        let estimate = u64::from(self.estimates.get(&entry.chunk.function())?.nanos).max(1);
+        let estimate = u64::from(self.estimates.get(&entry.chunk().function())?.nanos).max(1);
         // If no worker can be started and none is idle, the chunk may wait behind any task. The
         // first worker that becomes idle takes it over.
         let anywhere = !self.could_grow();
         let most = (AHEAD.as_nanos() as u64).checked_sub(estimate)?;
         self.workers
             .iter()
-            .filter(|(_, worker)| worker.is_useful() && worker.ahead() <= most && worker.has_room())
-            .filter(|(_, worker)| anywhere || worker.ends_soon(now, START_COST))
-            .min_by_key(|(_, worker)| worker.load)
+            .filter(|(_, worker)| {
+                worker.is_useful()
+                    && worker.in_flight.ahead() <= most
+                    && worker.in_flight.has_room()
+            })
+            .filter(|(_, worker)| anywhere || worker.in_flight.ends_soon(now, START_COST))
+            .min_by_key(|(_, worker)| worker.in_flight.load())
             .map(|(id, _)| *id)
     }
 
@@ -158,67 +167,47 @@ impl<C: Scheduled> Scheduler<C> {
             let Some(&chunk) = self.queue.front() else { return };
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
             // A cancelled chunk has no entry. `next_queued` skips it.
-            let Some(entry) =
-                self.tasks.get_mut(chunk).filter(|entry| entry.state == TaskState::Queued)
-            else {
+            let Some(entry) = self.tasks.get_mut(chunk).filter(|entry| entry.is_queued()) else {
                 return;
             };
             let estimate = match of {
-                None => self.estimates.get(&entry.chunk.function()).copied().unwrap_or_default(),
+                None => self.estimates.get(&entry.chunk().function()).copied().unwrap_or_default(),
                 Some((function, estimate)) => {
-                    let room =
-                        worker.ahead() + u64::from(estimate.nanos) <= AHEAD.as_nanos() as u64;
-                    if function != entry.chunk.function() || !room || !worker.has_room() {
+                    let room = worker.in_flight.ahead() + u64::from(estimate.nanos)
+                        <= AHEAD.as_nanos() as u64;
+                    if function != entry.chunk().function() || !room || !worker.in_flight.has_room()
+                    {
                         return;
                     }
                     estimate
                 }
             };
-            let (seq, left, function) =
-                (worker.next_seq, entry.chunk.left(), entry.chunk.function());
-            if let Some(budget) = &mut worker.budget {
-                if *budget < left {
+            let left = entry.chunk().left();
+            let pushed = worker.in_flight.push(now, chunk, left, estimate, &mut self.with_waiting);
+            let seq = match pushed {
+                Pushed::As(seq) => seq,
+                Pushed::Beyond(budget) => {
                     // The tasks beyond the worker's limit come next in the queue.
-                    let beyond = entry.chunk.items().first + *budget;
+                    let beyond = entry.chunk().items().first + budget;
                     let rest = self.split_off(chunk, beyond);
                     self.queue.insert(1, rest);
                     self.queued += 1;
                     continue;
                 }
-                *budget -= left;
-            }
-            of = Some((function, estimate));
+            };
+            of = Some((entry.chunk().function(), estimate));
             sent += 1;
-            worker.next_seq = seq.wrapping_add(1);
-            if worker.in_flight.is_empty() {
-                worker.front_since = now;
-            }
-            worker.load += u64::from(estimate.nanos) * u64::from(left);
-            worker.in_flight.push_back(InFlight {
-                chunk,
-                seq,
-                estimate: estimate.nanos,
-                ended: estimate.ended,
-                left,
-                at: now,
-                look_at: now + LOOK_AGAIN,
-                began: None,
-            });
-            worker.count_waiting(&mut self.with_waiting);
-            entry.state = TaskState::Sent(id);
-            self.timed += usize::from(entry.chunk.timeout().is_some());
+            self.timed += usize::from(entry.transition_to_sent(id));
             self.queue.pop_front();
             self.queued -= 1;
-            out.push(Action::Send(id, entry.chunk.send_to(seq)));
+            out.push(Action::Send(id, entry.chunk().send_to(seq)));
         }
     }
 
     /// Returns whether no worker could take a new task now. Submitted chunks may then wait for the
     /// next event.
     pub(crate) fn is_saturated(&self) -> bool {
-        self.queued > 0
-            && self.workers.len() >= self.config.workers_max
-            && matches!(self.intake, Intake::Open)
+        self.queued > 0 && self.workers.len() >= self.config.workers_max && self.intake.is_open()
     }
 
     /// Returns whether waking another worker would make more workers run than there are processors.
@@ -232,10 +221,9 @@ impl<C: Scheduled> Scheduler<C> {
         // Workers that start, initialize or leave are not counted: this may take long, and no task
         // can wait behind them. Workers that run a long task are not counted either: it may be
         // sleeping, and no task should wait behind it.
-        let running = self
-            .workers
-            .values()
-            .filter(|worker| !worker.in_flight.is_empty() && worker.ends_soon(now, REBALANCE));
+        let running = self.workers.values().filter(|worker| {
+            !worker.in_flight.is_empty() && worker.in_flight.ends_soon(now, REBALANCE)
+        });
         running.take(processors).count() == processors
     }
 

@@ -6,7 +6,7 @@ use super::{
     Scheduler,
     action::{Actions, resolve},
     estimate::FEW,
-    task::{Entry, Scheduled, TaskState, item_id},
+    task::{Entry, Scheduled, item_id},
 };
 use crate::{error::TaskError, id::TaskId, wire::frame::Items};
 
@@ -28,8 +28,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let at = now.saturating_duration_since(*self.first.get_or_insert(now)).as_nanos() as u64;
         let id = chunk.base();
-        let new =
-            self.tasks.insert(id, Entry { chunk, state: TaskState::Queued, at, lost_unbegun: 0 });
+        let new = self.tasks.insert(id, Entry::new(chunk, at));
         debug_assert!(new, "a task id is used once");
         self.queue.push_back(id);
         self.queued += 1;
@@ -44,7 +43,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns the first chunk in the queue that was not cancelled. It stays in the queue.
     pub(super) fn next_queued(&mut self) -> Option<TaskId> {
         while let Some(&chunk) = self.queue.front() {
-            if self.tasks.get(chunk).is_some_and(|entry| entry.state == TaskState::Queued) {
+            if self.tasks.get(chunk).is_some_and(Entry::is_queued) {
                 return Some(chunk);
             }
             self.queue.pop_front();
@@ -54,7 +53,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Puts a chunk that is neither queued nor sent at the front of the queue.
     pub(super) fn requeue(&mut self, chunk: TaskId) {
-        debug_assert!(self.tasks[chunk].state == TaskState::Queued);
+        debug_assert!(self.tasks[chunk].is_queued());
         self.queue.push_front(chunk);
         self.queued += 1;
     }
@@ -63,10 +62,8 @@ impl<C: Scheduled> Scheduler<C> {
     /// new chunk.
     pub(super) fn split_off(&mut self, chunk: TaskId, at: u32) -> TaskId {
         let entry = self.tasks.get_mut(chunk).expect("a task of this table");
-        debug_assert!(entry.chunk.items().first < at && at < entry.chunk.items().count);
-        let id = item_id(entry.chunk.base(), at);
-        let tail = entry.chunk.split_off(at);
-        let tail = Entry { chunk: tail, state: TaskState::Queued, at: entry.at, lost_unbegun: 0 };
+        let id = item_id(entry.chunk().base(), at);
+        let tail = entry.split_off(at);
         let new = self.tasks.insert(id, tail);
         debug_assert!(new, "no two entries have an item in common");
         id
@@ -75,7 +72,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Splits a chunk that is neither queued nor sent into this many parts, or into single tasks if
     /// it has fewer.
     pub(super) fn parts(&mut self, chunk: TaskId, of: usize) -> Vec<TaskId> {
-        let Items { first, count } = self.tasks[chunk].chunk.items();
+        let Items { first, count } = self.tasks[chunk].chunk().items();
         let of = u32::try_from(of).unwrap_or(u32::MAX).clamp(1, count - first);
         let mut parts = vec![chunk];
         for part in (1..of).rev() {
@@ -98,24 +95,23 @@ impl<C: Scheduled> Scheduler<C> {
             .iter()
             .take(self.config.workers_max)
             .filter_map(|chunk| self.tasks.get(*chunk));
-        let several =
-            chunks.filter(|entry| entry.state == TaskState::Queued && entry.chunk.left() > 1);
+        let several = chunks.filter(|entry| entry.is_queued() && entry.chunk().left() > 1);
         several.filter_map(|entry| self.waits_until(entry)).min()
     }
 
     /// Returns how long a queued chunk of several tasks waits for the workers that are coming up.
     pub(super) fn waits_until(&self, entry: &Entry<C>) -> Option<Instant> {
         let nanos =
-            self.estimates.get(&entry.chunk.function()).map_or(0, |estimate| estimate.ended);
+            self.estimates.get(&entry.chunk().function()).map_or(0, |estimate| estimate.ended);
         let patience = Duration::from_nanos(u64::from(FEW) * u64::from(nanos)) + SLOW_START;
-        Some(self.first? + Duration::from_nanos(entry.at) + patience)
+        Some(self.first? + entry.at() + patience)
     }
 
     pub(super) fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<C>) {
         for task in std::mem::take(&mut self.queue) {
-            if self.tasks.get(task).is_some_and(|entry| entry.state == TaskState::Queued) {
+            if self.tasks.get(task).is_some_and(Entry::is_queued) {
                 let entry = self.tasks.remove(task).expect("looked at above");
-                out.push(resolve(entry.chunk, error.clone()));
+                out.push(resolve(entry.into_chunk(), error.clone()));
             }
         }
         self.queued = 0;

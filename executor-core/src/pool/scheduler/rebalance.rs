@@ -9,11 +9,11 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Intake, Scheduler,
+    Scheduler,
     action::Actions,
     claims::Claims,
     placement::{AHEAD, REBALANCE, SHARE_MAX, START_COST},
-    task::{Scheduled, TaskState},
+    task::Scheduled,
 };
 use crate::{
     id::{TaskId, WorkerId},
@@ -58,7 +58,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Sets the time of the next check for tasks that wait behind another task.
     pub(super) fn watch(&mut self, now: Instant) {
-        let ends = matches!(self.intake, Intake::Broken(_) | Intake::Killed);
+        let ends = self.intake.is_over();
         // A check that is further away was set for long tasks, so it does not count.
         let soon = self.rebalance_at.is_some_and(|at| at <= now + REBALANCE);
         if soon || ends || !self.anything_waits() || !self.could_grow() {
@@ -66,7 +66,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let floor = self.floor(now);
         let useful = self.workers.values().filter(|worker| worker.is_useful());
-        let sent = useful.filter_map(|worker| worker.waits_until(floor)).min();
+        let sent = useful.filter_map(|worker| worker.in_flight.waits_until(floor)).min();
         let Some(at) = sent.into_iter().chain(self.queue_waits_until()).min() else { return };
         // If no worker is idle, nothing can be moved before starts are tried again.
         let start_at = self.no_start_before.filter(|_| self.idle.is_empty()).unwrap_or(now);
@@ -89,9 +89,9 @@ impl<C: Scheduled> Scheduler<C> {
             if !worker.is_useful() || worker.in_flight.is_empty() {
                 continue;
             }
-            let waits_until = worker.waits_until(floor);
+            let waits_until = worker.in_flight.waits_until(floor);
             // The running task takes longer than expected. The estimate must not wait for its end.
-            if !worker.ends_soon(now, floor) {
+            if !worker.in_flight.ends_soon(now, floor) {
                 self.correct(now, id, claims);
             }
             if waits_until.is_none_or(|until| until > now) {
@@ -106,9 +106,9 @@ impl<C: Scheduled> Scheduler<C> {
         }
         if self.queue_waits_until().is_some_and(|until| until <= now) {
             for chunk in std::mem::take(&mut self.queue) {
-                match self.tasks.get(chunk).filter(|entry| entry.state == TaskState::Queued) {
+                match self.tasks.get(chunk).filter(|entry| entry.is_queued()) {
                     Some(entry)
-                        if entry.chunk.left() > 1
+                        if entry.chunk().left() > 1
                             && self.waits_until(entry).is_some_and(|until| until <= now) =>
                     {
                         self.queued -= 1;
@@ -126,20 +126,19 @@ impl<C: Scheduled> Scheduler<C> {
     /// Raises the estimate of the task that a worker runs to the time that it has run.
     fn correct(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims) {
         let worker = self.workers.get_mut(&id).expect("looked at by the caller");
-        let next = worker.in_flight.get(1).map(|next| next.seq);
-        let Some(front) = worker.in_flight.front_mut() else { return };
-        let chunk = &self.tasks[front.chunk].chunk;
+        let mut in_order = worker.in_flight.iter();
+        let Some(front) = in_order.next() else { return };
+        let next = in_order.next();
+        let chunk = self.tasks[front.chunk()].chunk();
         // Otherwise the task waits for its turn on the processor, or its replies are on their way.
         // Its running time is not known then.
-        let runs = matches!(claims.begun(id, front.seq), Begun::Yes(item, _) if item <= chunk.items().first)
-            && next.is_none_or(|next| claims.begun(id, next) == Begun::No);
-        let nanos = now.saturating_duration_since(worker.front_since).as_nanos();
+        let runs = matches!(claims.begun(id, front.seq()), Begun::Yes(item, _) if item <= chunk.items().first)
+            && next.is_none_or(|next| claims.begun(id, next.seq()) == Begun::No);
+        let nanos = now.saturating_duration_since(worker.in_flight.front_since()).as_nanos();
         let nanos = u32::try_from(nanos).unwrap_or(u32::MAX);
-        if !runs || nanos <= front.estimate {
+        if !runs || !worker.in_flight.front_has_run(nanos) {
             return;
         }
-        worker.load += u64::from(nanos - front.estimate) * u64::from(front.left);
-        front.estimate = nanos;
         let estimate = self.estimates.entry(chunk.function()).or_default();
         estimate.nanos = estimate.nanos.max(nanos);
     }
@@ -148,7 +147,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// front of the queue, in as many parts as there are workers that could take one.
     fn spread_rest(&mut self, id: WorkerId, claims: &dyn Claims) {
         let Some(front) = self.workers[&id].in_flight.front() else { return };
-        let Some(rest) = self.take_rest(id, front.chunk, claims) else { return };
+        let Some(rest) = self.take_rest(id, front.chunk(), claims) else { return };
         for part in self.parts(rest, self.takers()).into_iter().rev() {
             self.requeue(part);
         }
@@ -173,11 +172,12 @@ impl<C: Scheduled> Scheduler<C> {
         let Some((&victim, worker)) = self
             .workers
             .iter()
-            .filter(|(id, worker)| **id != idle && worker.termination.is_none())
+            .filter(|(id, worker)| **id != idle && worker.is_wanted())
             .filter(|(_, worker)| {
-                worker.has_waiting() && (worker.ahead() > spare || worker.is_late(now))
+                worker.in_flight.has_waiting()
+                    && (worker.in_flight.ahead() > spare || worker.in_flight.is_late(now))
             })
-            .max_by_key(|(_, worker)| worker.ahead())
+            .max_by_key(|(_, worker)| worker.in_flight.ahead())
         else {
             return false;
         };
@@ -216,11 +216,11 @@ impl<C: Scheduled> Scheduler<C> {
             };
             // Sendings begin in order: if this one has begun, all sendings before it have begun
             // too.
-            if !claims.take_back(id, last.seq, self.tasks[last.chunk].chunk.items().first) {
+            if !claims.take_back(id, last.seq(), self.tasks[last.chunk()].chunk().items().first) {
                 break;
             }
-            self.remove_sending(id, last.chunk);
-            self.requeue(last.chunk);
+            self.remove_sending(id, last.chunk());
+            self.requeue(last.chunk());
             taken += 1;
         }
         taken
@@ -232,8 +232,8 @@ impl<C: Scheduled> Scheduler<C> {
         let Some(front) = self.workers.get(&id).and_then(|worker| worker.in_flight.front()) else {
             return false;
         };
-        let Some(rest) = self.take_rest(id, front.chunk, claims) else { return false };
-        let items = self.tasks[rest].chunk.items();
+        let Some(rest) = self.take_rest(id, front.chunk(), claims) else { return false };
+        let items = self.tasks[rest].chunk().items();
         let middle = items.first + (items.count - items.first).div_ceil(2);
         if middle < items.count {
             let upper = self.split_off(rest, middle);
@@ -252,10 +252,10 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
     ) -> Option<TaskId> {
         let worker = self.workers.get_mut(&id)?;
-        let sent = worker.in_flight.iter_mut().find(|sent| sent.chunk == chunk)?;
-        let items = self.tasks[chunk].chunk.items();
+        let seq = worker.in_flight.get(chunk)?.seq();
+        let items = self.tasks[chunk].chunk().items();
         // A broken worker may claim to be at any item.
-        let begun = claims.take_rest(id, sent.seq)?.min(items.count - 1);
+        let begun = claims.take_rest(id, seq)?.min(items.count - 1);
         let from = (begun + 1).max(items.first);
         if from >= items.count {
             return None;
@@ -267,26 +267,16 @@ impl<C: Scheduled> Scheduler<C> {
             return Some(chunk);
         }
         let gone = items.count - from;
-        sent.left -= gone;
-        worker.load -= u64::from(sent.estimate) * u64::from(gone);
-        worker.gives_back(gone);
-        worker.count_waiting(&mut self.with_waiting);
+        worker.in_flight.rest_taken_back(chunk, gone, &mut self.with_waiting);
         Some(self.split_off(chunk, from))
     }
 
-    /// Removes a sending from any position of a worker's list.
-    pub(super) fn remove_sending(&mut self, id: WorkerId, chunk: TaskId) {
+    /// Removes a sending that was taken back from any place of a worker's list. Returns the place.
+    pub(super) fn remove_sending(&mut self, id: WorkerId, chunk: TaskId) -> Option<usize> {
         let worker = self.workers.get_mut(&id).expect("it has the chunk in flight");
-        let Some(at) = worker.in_flight.iter().rposition(|sent| sent.chunk == chunk) else {
-            return;
-        };
-        if let Some(sent) = worker.in_flight.remove(at) {
-            worker.load -= u64::from(sent.estimate) * u64::from(sent.left);
-            worker.gives_back(sent.left);
-        }
-        worker.count_waiting(&mut self.with_waiting);
+        let place = worker.in_flight.taken_back(chunk, &mut self.with_waiting)?;
         let entry = self.tasks.get_mut(chunk).expect("what was in flight is in the table");
-        self.timed -= usize::from(entry.chunk.timeout().is_some());
-        entry.state = TaskState::Queued;
+        self.timed -= usize::from(entry.transition_to_queued());
+        Some(place)
     }
 }

@@ -8,8 +8,6 @@ use super::{
     claims::Claims,
     estimate::Estimate,
     task::{Scheduled, item_id},
-    termination::{Reason, Termination},
-    worker::WorkerState,
 };
 use crate::id::{TaskId, WorkerId};
 
@@ -28,40 +26,30 @@ impl<C: Scheduled> Scheduler<C> {
         let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
         // Replies come in order. A sending before this one can only have been taken back, and then
         // it is not in flight any more, and the worker skips it.
-        let front = worker.in_flight.front_mut().ok_or(ReplyToNobody)?;
-        let chunk = front.chunk;
+        let chunk = worker.in_flight.front().ok_or(ReplyToNobody)?.chunk();
         let entry = self.tasks.get_mut(chunk).expect("what is in flight is in the table");
-        let item = entry.chunk.items().first;
-        if item_id(entry.chunk.base(), item) != task {
+        let item = entry.chunk().items().first;
+        if item_id(entry.chunk().base(), item) != task {
             return Err(ReplyToNobody);
         }
         // The task ends with the error for which its worker is killed.
-        if let Some(Termination { reason: Reason::Task(task_to_end, _), .. }) = &worker.termination
-            && *task_to_end == task
-        {
+        if worker.termination().is_some_and(|why| why.error_of(task).is_some()) {
             return Ok(Replied::Late);
         }
-        let count = count.min(entry.chunk.left());
-        entry.chunk.resolve_first(count);
-        front.left -= count;
-        worker.load -= u64::from(front.estimate) * u64::from(count);
-        worker.front_since = now;
+        let count = count.min(entry.chunk().left());
+        let left = entry.answered(count);
+        let in_flight = worker.in_flight.front_answered(now, count, &mut self.with_waiting);
+        debug_assert_eq!(left, in_flight, "both records count the same items");
         // A worker that reports a false time only changes how much is sent ahead to it.
         let took = u32::try_from(nanos).unwrap_or(u32::MAX);
         let new = Estimate { nanos: took, ended: took };
-        self.estimates.entry(entry.chunk.function()).or_insert(new).learn(took);
-        entry.lost_unbegun = 0;
-        let left = entry.chunk.left();
-        if left == 0 {
-            worker.in_flight.pop_front();
-        }
-        worker.count_waiting(&mut self.with_waiting);
+        self.estimates.entry(entry.chunk().function()).or_insert(new).learn(took);
         if left > 0 {
-            return Ok(Replied::Items(&self.tasks[chunk].chunk, item, count));
+            return Ok(Replied::Items(self.tasks[chunk].chunk(), item, count));
         }
         let entry = self.tasks.remove(chunk).expect("looked at above");
-        self.timed -= usize::from(entry.chunk.timeout().is_some());
-        Ok(Replied::Last(entry.chunk, item, count))
+        self.timed -= usize::from(entry.has_timeout());
+        Ok(Replied::Last(entry.into_chunk(), item, count))
     }
 
     /// Gives a worker that has replied more to do.
@@ -95,8 +83,8 @@ impl<C: Scheduled> Scheduler<C> {
     /// when its process has ended.
     fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.is_useful() && worker.is_spent() && worker.in_flight.is_empty() {
-            worker.state = WorkerState::Stopping { since: now };
+        if worker.is_idle() && worker.in_flight.is_spent() {
+            worker.transition_to_stopping(now);
             out.push(Action::Stop(id));
         }
     }
@@ -104,7 +92,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Puts a worker among the idle ones if it has nothing to do.
     pub(super) fn rest_if_idle(&mut self, id: WorkerId) {
         let Some(worker) = self.workers.get(&id) else { return };
-        if worker.is_useful() && worker.in_flight.is_empty() && !self.idle.contains(&id) {
+        if worker.is_idle() && !self.idle.contains(&id) {
             self.idle.push(id);
         }
     }

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Intake, Scheduler,
+    Scheduler,
     action::{Action, Actions},
-    task::{Scheduled, TaskState},
-    termination::{Reason, Termination},
-    worker::{Worker, WorkerState},
+    task::Scheduled,
+    termination::Termination,
+    worker::Worker,
 };
 use crate::{error::BrokenCause, id::WorkerId};
 
@@ -40,23 +40,13 @@ impl<C: Scheduled> Scheduler<C> {
             // looking at every worker.
             return false;
         }
-        let coming = self
-            .workers
-            .values()
-            .filter(|worker| {
-                matches!(
-                    worker.state,
-                    WorkerState::Starting { .. } | WorkerState::Initializing { .. }
-                )
-            })
-            .filter(|worker| worker.termination.is_none())
-            .count();
+        let coming = self.workers.values().filter(|worker| worker.is_coming_up()).count();
         // With a limit on tasks per worker, a worker may take only a part of a chunk.
         let too_many = |tasks_max: u32| {
             let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(*chunk));
             let waiting = chunks
-                .filter(|entry| entry.state == TaskState::Queued)
-                .map(|entry| u64::from(entry.chunk.left()));
+                .filter(|entry| entry.is_queued())
+                .map(|entry| u64::from(entry.chunk().left()));
             waiting.sum::<u64>() > coming as u64 * u64::from(tasks_max)
         };
         self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
@@ -70,7 +60,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether there are fewer workers than `workers_min`.
     pub(super) fn lacks_workers(&self) -> bool {
-        self.workers.len() < self.config.workers_min && matches!(self.intake, Intake::Open)
+        self.workers.len() < self.config.workers_min && self.intake.is_open()
     }
 
     /// Handles a worker that could not be started: the system refused it, or something that it
@@ -84,17 +74,14 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         let worker = self.forget(id);
         let unwanted = worker.is_some_and(|worker| {
-            matches!(
-                worker.termination,
-                Some(Termination { reason: Reason::Pool(_) | Reason::Task(..), .. })
-            )
+            worker.termination().is_some_and(Termination::is_of_task_or_pool)
         });
         // What was refused does not matter. What matters is whether another worker works or is
         // coming up. Such workers do the work meanwhile, and may free the missing resource when
         // they end. So this counts as a failed start only if there is no such worker.
         if unwanted {
             // The pool is shutting down, so nothing waits for this worker.
-        } else if self.workers.values().any(|worker| worker.termination.is_none()) {
+        } else if self.workers.values().any(Worker::is_wanted) {
             self.refusals += 1;
             self.back_off(now);
         } else {

@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use super::{
-    Intake, Scheduler,
+    Scheduler,
     action::{Action, Actions, resolve},
     claims::Claims,
-    task::{Scheduled, TaskState},
+    in_flight::Sending,
+    task::Scheduled,
     termination::Reason,
     worker::WorkerState,
 };
@@ -15,27 +16,19 @@ use crate::error::{BrokenCause, TaskError};
 impl<C: Scheduled> Scheduler<C> {
     /// Returns the error for new tasks, if no more are accepted.
     pub(crate) fn refusal(&self) -> Option<TaskError> {
-        match &self.intake {
-            Intake::Open => None,
-            Intake::Draining | Intake::Killed => Some(TaskError::Shutdown),
-            Intake::Broken(cause) => Some(TaskError::Broken(cause.clone())),
-        }
+        self.intake.refusal()
     }
 
     /// Returns why the pool is broken, if it is.
     pub(crate) fn broken(&self) -> Option<&BrokenCause> {
-        match &self.intake {
-            Intake::Broken(cause) => Some(cause),
-            _ => None,
-        }
+        self.intake.broken()
     }
 
     /// Breaks the pool: every unresolved task fails with the cause, and every worker is killed.
     pub(crate) fn on_broken(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
-        if matches!(self.intake, Intake::Broken(_) | Intake::Killed) {
+        if !self.intake.transition_to_broken(&cause) {
             return;
         }
-        self.intake = Intake::Broken(cause.clone());
         self.end_all(now, TaskError::Broken(cause), true, out);
     }
 
@@ -45,10 +38,10 @@ impl<C: Scheduled> Scheduler<C> {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
         for entry in self.tasks.drain() {
-            if matches!(entry.state, TaskState::Sent(_)) {
-                entry.chunk.leave_arguments();
+            if !entry.is_queued() {
+                entry.chunk().leave_arguments();
             }
-            out.push(resolve(entry.chunk, error.clone()));
+            out.push(resolve(entry.into_chunk(), error.clone()));
         }
         self.workers.clear();
         self.idle.clear();
@@ -67,9 +60,7 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
-        if matches!(self.intake, Intake::Open) {
-            self.intake = Intake::Draining;
-        }
+        self.intake.transition_to_draining();
         if let Some(deadline) = deadline {
             self.shutdown_deadline =
                 Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
@@ -79,7 +70,7 @@ impl<C: Scheduled> Scheduler<C> {
                 self.take_back_from(id, usize::MAX, claims);
                 // The sendings that are left have begun, but perhaps not all of their items.
                 let begun: Vec<_> =
-                    self.workers[&id].in_flight.iter().map(|sent| sent.chunk).collect();
+                    self.workers[&id].in_flight.iter().map(Sending::chunk).collect();
                 for chunk in begun {
                     if let Some(rest) = self.take_rest(id, chunk, claims) {
                         self.requeue(rest);
@@ -95,9 +86,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
     pub(crate) fn on_kill(&mut self, now: Instant, at_once: bool, out: &mut Actions<C>) {
-        if matches!(self.intake, Intake::Open | Intake::Draining) {
-            self.intake = Intake::Killed;
-        }
+        self.intake.transition_to_killed();
         self.end_all(now, TaskError::Shutdown, at_once, out);
     }
 
@@ -106,8 +95,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.resolve_queue(&error, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             // A worker that must end already keeps its reason, unless SIGKILL now replaces SIGTERM.
-            match &mut self.workers.get_mut(&id).expect("listed above").termination {
-                Some(termination) if termination.killed || !at_once => {}
+            match self.workers[&id].termination() {
+                Some(termination) if termination.is_killed() || !at_once => {}
                 _ => {
                     let reason = Reason::Pool(error.clone());
                     match at_once {
@@ -122,7 +111,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether nothing is unresolved and nothing more is accepted.
     pub(super) fn is_drained(&self) -> bool {
-        !matches!(self.intake, Intake::Open) && self.tasks.is_empty()
+        !self.intake.is_open() && self.tasks.is_empty()
     }
 
     /// Asks the workers to leave once the pool is drained. Reports that the pool is closed once
@@ -135,10 +124,10 @@ impl<C: Scheduled> Scheduler<C> {
         self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let worker = self.workers.get_mut(&id).expect("listed above");
-            if worker.termination.is_some() {
+            if !worker.is_wanted() {
                 continue;
             }
-            match worker.state {
+            match worker.state() {
                 // This worker leaves after its initializer.
                 WorkerState::Starting { .. }
                     if self.config.initializer.is_some() && self.config.workers_min > 0 => {}
@@ -147,7 +136,7 @@ impl<C: Scheduled> Scheduler<C> {
                 }
                 // A worker that initializes reads this order after its initializer.
                 WorkerState::Initializing { .. } | WorkerState::Ready => {
-                    worker.state = WorkerState::Stopping { since: now };
+                    worker.transition_to_stopping(now);
                     self.idle.retain(|idle| *idle != id);
                     out.push(Action::Stop(id));
                 }

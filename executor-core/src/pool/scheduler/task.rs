@@ -16,7 +16,7 @@ pub(crate) trait Scheduled: Sized {
     /// Returns the function. Running times are estimated for each function.
     fn function(&self) -> FnId;
 
-    /// Returns the time limit. A chunk of several tasks has none.
+    /// Returns the timeout. A chunk of several tasks has none.
     fn timeout(&self) -> Option<Duration>;
 
     /// Returns the id of item 0.
@@ -47,19 +47,105 @@ pub(crate) trait Scheduled: Sized {
 
 /// A chunk in the table of tasks. Its key is the id of its first item when the entry was made.
 pub(super) struct Entry<C> {
-    pub(super) chunk: C,
-    pub(super) state: TaskState,
+    chunk: C,
+    state: TaskState,
     /// When the chunk was submitted, in nanoseconds since the first submission. A part that was
     /// split off keeps the time of the whole. An `Instant` would make an entry so large that moving
     /// it calls `memcpy`.
-    pub(super) at: u64,
-    pub(super) lost_unbegun: u8,
+    at: u64,
+    /// How many workers died with this chunk as their first one, and had not begun it.
+    lost_unbegun: u8,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum TaskState {
+enum TaskState {
     Queued,
     Sent(WorkerId),
+}
+
+impl<C: Scheduled> Entry<C> {
+    /// Returns an entry for a chunk that no worker has.
+    #[inline]
+    pub(super) fn new(chunk: C, at: u64) -> Self {
+        Entry { chunk, state: TaskState::Queued, at, lost_unbegun: 0 }
+    }
+
+    #[inline]
+    pub(super) fn chunk(&self) -> &C {
+        &self.chunk
+    }
+
+    #[inline]
+    pub(super) fn into_chunk(self) -> C {
+        self.chunk
+    }
+
+    /// Returns whether no worker has the chunk.
+    #[inline]
+    pub(super) fn is_queued(&self) -> bool {
+        self.state == TaskState::Queued
+    }
+
+    /// Returns the worker that has the chunk.
+    #[inline]
+    pub(super) fn worker(&self) -> Option<WorkerId> {
+        match self.state {
+            TaskState::Queued => None,
+            TaskState::Sent(worker) => Some(worker),
+        }
+    }
+
+    /// Returns when the chunk was submitted, counted from the first submission.
+    pub(super) fn at(&self) -> Duration {
+        Duration::from_nanos(self.at)
+    }
+
+    #[inline]
+    pub(super) fn has_timeout(&self) -> bool {
+        self.chunk.timeout().is_some()
+    }
+
+    /// Records that the chunk is sent to a worker. Returns whether it has a timeout, which then has
+    /// to be enforced.
+    #[inline]
+    #[must_use]
+    pub(super) fn transition_to_sent(&mut self, worker: WorkerId) -> bool {
+        debug_assert!(self.is_queued(), "one worker at a time has a chunk");
+        self.state = TaskState::Sent(worker);
+        self.has_timeout()
+    }
+
+    /// Records that no worker has the chunk any more. Returns whether it has a timeout, which has
+    /// not to be enforced any more.
+    #[must_use]
+    pub(super) fn transition_to_queued(&mut self) -> bool {
+        debug_assert!(!self.is_queued(), "a worker had it");
+        self.state = TaskState::Queued;
+        self.has_timeout()
+    }
+
+    /// Records that the worker has answered the first `count` unresolved items. Returns how many
+    /// are left.
+    #[inline]
+    pub(super) fn answered(&mut self, count: u32) -> u32 {
+        debug_assert!(!self.is_queued(), "only a worker answers");
+        self.chunk.resolve_first(count);
+        self.lost_unbegun = 0;
+        self.chunk.left()
+    }
+
+    /// Records that another worker died with this chunk as its first one, and had not begun it.
+    /// Returns how many did so in a row.
+    pub(super) fn lost_unbegun(&mut self) -> u8 {
+        self.lost_unbegun += 1;
+        self.lost_unbegun
+    }
+
+    /// Splits the chunk: its items from `at` on become an entry of their own, which no worker has.
+    pub(super) fn split_off(&mut self, at: u32) -> Self {
+        debug_assert!(self.chunk.items().first < at && at < self.chunk.items().count);
+        Entry::new(self.chunk.split_off(at), self.at)
+    }
 }
 
 /// If an entry is larger, each insertion and each removal calls `memcpy`, which costs 4 % of a

@@ -12,7 +12,8 @@ use super::{
     Scheduler,
     action::{Action, Actions},
     claims::Claims,
-    task::{Entry, Scheduled, TaskState},
+    task::{Entry, Scheduled},
+    worker::Worker,
 };
 use crate::{
     error::TaskError,
@@ -24,7 +25,7 @@ const TERMINATE_GRACE: Duration = Duration::from_millis(500);
 
 /// How long a killed worker may take to end. After that it is taken to hang in the kernel, and is
 /// given up.
-pub(super) const KILL_GRACE: Duration = Duration::from_secs(5);
+const KILL_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a worker that the system does not let us signal may take to end itself when asked to.
 /// Then it is given up.
@@ -33,10 +34,20 @@ const UNSIGNALLED_GRACE: Duration = Duration::from_millis(500);
 /// A termination under way: a worker must end, and has got a signal.
 #[derive(Clone, Debug)]
 pub(super) struct Termination {
-    pub(super) reason: Reason,
+    reason: Reason,
     /// When to send SIGKILL, if only SIGTERM was sent. After SIGKILL, when to give the worker up.
-    pub(super) next: Instant,
-    pub(super) killed: bool,
+    next: Instant,
+    killed: bool,
+}
+
+/// What is to be done about a worker that has got a signal.
+#[must_use]
+pub(super) enum Due {
+    Nothing,
+    /// It gets SIGKILL, because it has not ended after SIGTERM.
+    Kill,
+    /// It has not ended after SIGKILL either.
+    GiveUp,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +64,67 @@ pub(super) enum Reason {
     Unresponsive,
 }
 
+impl Termination {
+    /// A termination by SIGKILL.
+    fn kill(now: Instant, reason: Reason) -> Self {
+        Termination { reason, next: now + KILL_GRACE, killed: true }
+    }
+
+    /// A termination by SIGTERM, and SIGKILL after a grace time.
+    fn terminate(now: Instant, reason: Reason) -> Self {
+        Termination { reason, next: now + TERMINATE_GRACE, killed: false }
+    }
+
+    pub(super) fn reason(&self) -> &Reason {
+        &self.reason
+    }
+
+    /// Returns when [`tick`](Self::tick) has something to do.
+    pub(super) fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// Returns whether SIGKILL was sent.
+    pub(super) fn is_killed(&self) -> bool {
+        self.killed
+    }
+
+    /// Returns the error of this task, if the worker is ended because of it.
+    #[inline]
+    pub(super) fn error_of(&self, task: TaskId) -> Option<&TaskError> {
+        match &self.reason {
+            Reason::Task(other, error) if *other == task => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the worker is ended although nothing is wrong with it: because of a task,
+    /// or because the pool ends.
+    pub(super) fn is_of_task_or_pool(&self) -> bool {
+        matches!(self.reason, Reason::Task(..) | Reason::Pool(_))
+    }
+
+    /// Takes the next step, if it is time.
+    pub(super) fn tick(&mut self, now: Instant) -> Due {
+        if now < self.next {
+            return Due::Nothing;
+        }
+        if self.killed {
+            return Due::GiveUp;
+        }
+        self.killed = true;
+        self.next = now + KILL_GRACE;
+        Due::Kill
+    }
+
+    /// Records that the system has refused the signal. The worker was asked to end itself instead.
+    fn refused(&mut self, now: Instant) {
+        if self.killed {
+            self.next = self.next.min(now + UNSIGNALLED_GRACE);
+        }
+    }
+}
+
 impl<C: Scheduled> Scheduler<C> {
     /// Handles a protocol violation: the worker is killed, and its tasks are treated as after any
     /// death.
@@ -62,7 +134,7 @@ impl<C: Scheduled> Scheduler<C> {
         id: WorkerId,
         out: &mut Actions<C>,
     ) {
-        if self.workers.get(&id).is_some_and(|worker| worker.termination.is_none()) {
+        if self.is_wanted(id) {
             self.kill(now, id, Reason::ProtocolViolation, out);
         }
     }
@@ -77,18 +149,13 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) -> bool {
-        let Some(Entry { state: TaskState::Sent(id), .. }) = self.tasks.get(task) else {
-            return false;
-        };
-        let id = *id;
-        let Some(at) = self.workers[&id].in_flight.iter().position(|sent| sent.chunk == task)
-        else {
-            return false;
-        };
+        let Some(id) = self.tasks.get(task).and_then(Entry::worker) else { return false };
+        let in_flight = &self.workers[&id].in_flight;
+        let Some(place) = in_flight.place_of(task) else { return false };
         // From here on nothing behind the task can begin. If something behind it has begun already,
         // the task itself has ended and its reply is on its way. The task that runs now is
         // innocent, so the worker must not be killed.
-        let behind = self.workers[&id].in_flight.len() - at - 1;
+        let behind = in_flight.len() - place - 1;
         let innocent = self.take_back_from(id, behind, claims) < behind;
         if !innocent {
             self.kill(now, id, Reason::Task(task, error), out);
@@ -104,7 +171,7 @@ impl<C: Scheduled> Scheduler<C> {
         reason: Reason,
         out: &mut Actions<C>,
     ) {
-        self.begin_termination(id, Termination { reason, next: now + KILL_GRACE, killed: true });
+        self.begin_termination(id, Termination::kill(now, reason));
         out.push(Action::Kill(id));
     }
 
@@ -116,26 +183,22 @@ impl<C: Scheduled> Scheduler<C> {
         reason: Reason,
         out: &mut Actions<C>,
     ) {
-        let next = now + TERMINATE_GRACE;
-        self.begin_termination(id, Termination { reason, next, killed: false });
+        self.begin_termination(id, Termination::terminate(now, reason));
         out.push(Action::Terminate(id));
     }
 
     fn begin_termination(&mut self, id: WorkerId, termination: Termination) {
         self.idle.retain(|idle| *idle != id);
         if let Some(worker) = self.workers.get_mut(&id) {
-            worker.termination = Some(termination);
+            worker.transition_to_terminating(termination);
         }
     }
 
     /// Handles the system's refusal to signal a worker. The worker was asked to end itself instead.
     /// Whether or not it does, the tasks for which it was to be killed are resolved soon.
     pub(crate) fn on_signal_refused(&mut self, now: Instant, id: WorkerId) {
-        if let Some(termination) =
-            self.workers.get_mut(&id).and_then(|worker| worker.termination.as_mut())
-            && termination.killed
-        {
-            termination.next = termination.next.min(now + UNSIGNALLED_GRACE);
+        if let Some(termination) = self.workers.get_mut(&id).and_then(Worker::termination_mut) {
+            termination.refused(now);
         }
     }
 }

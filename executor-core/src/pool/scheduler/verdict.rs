@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::{
-    Intake, Scheduler,
+    Scheduler,
     action::{Action, Actions, End, resolve},
     claims::Claims,
-    task::{Scheduled, TaskState},
+    task::Scheduled,
     termination::{Reason, Termination},
-    worker::{Worker, WorkerState},
+    worker::Worker,
 };
-use crate::{error::BrokenCause, id::WorkerId, transport::board::Begun};
+use crate::{error::BrokenCause, id::WorkerId, transport::board::Begun, wire::frame::Items};
 
 /// After this many workers die with the same unstarted task at the head of their queue, the task is
 /// assumed to be what kills them, and fails with `WorkerLost`. The likely cause is a frame that
@@ -46,26 +46,18 @@ impl<C: Scheduled> Scheduler<C> {
         if !has_ended {
             // This includes chunks that now go to other workers. This worker may have begun them
             // after all, and may read their arguments after the other worker has finished.
-            for sent in &worker.in_flight {
-                self.tasks
-                    .get(sent.chunk)
-                    .expect("what is in flight is in the table")
-                    .chunk
-                    .leave_arguments();
+            for sent in worker.in_flight.iter() {
+                self.tasks[sent.chunk()].chunk().leave_arguments();
             }
         }
         self.settle(id, &worker, claims, out);
-        let was_ready = matches!(worker.state, WorkerState::Ready | WorkerState::Stopping { .. });
-        let expected = matches!(
-            worker.termination,
-            Some(Termination { reason: Reason::Pool(_) | Reason::Task(..), .. })
-        );
-        if !was_ready && !expected {
-            let said_hello = matches!(worker.state, WorkerState::Initializing { .. });
+        let expected = worker.termination().is_some_and(Termination::is_of_task_or_pool);
+        if !worker.was_ready() && !expected {
+            let said_hello = worker.is_initializing();
             let too_slow =
-                matches!(worker.termination, Some(Termination { reason: Reason::Start, .. }));
-            let cause = match worker.termination {
-                Some(Termination { reason: Reason::Start, .. }) if said_hello => {
+                matches!(worker.termination().map(Termination::reason), Some(Reason::Start));
+            let cause = match too_slow {
+                true if said_hello => {
                     let waited = self.config.initializer_timeout;
                     BrokenCause::Start(
                         format!(
@@ -74,13 +66,13 @@ impl<C: Scheduled> Scheduler<C> {
                         .into(),
                     )
                 }
-                Some(Termination { reason: Reason::Start, .. }) => {
+                true => {
                     let waited = self.config.start_timeout;
                     BrokenCause::Start(
                         format!("it did not report within {waited:?} (`start_timeout`)").into(),
                     )
                 }
-                _ => cause(said_hello),
+                false => cause(said_hello),
             };
             // A worker that ended before its hello has met a limit of the system, if other workers
             // of the same program work. A worker that was too slow is no reason to end the workers
@@ -96,8 +88,8 @@ impl<C: Scheduled> Scheduler<C> {
 
     pub(super) fn forget(&mut self, id: WorkerId) -> Option<Worker> {
         self.idle.retain(|idle| *idle != id);
-        let worker = self.workers.remove(&id)?;
-        self.with_waiting -= usize::from(worker.counted);
+        let mut worker = self.workers.remove(&id)?;
+        worker.in_flight.worker_ended(&mut self.with_waiting);
         Some(worker)
     }
 
@@ -105,39 +97,37 @@ impl<C: Scheduled> Scheduler<C> {
     /// go back to the queue in order.
     fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<C>) {
         for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
-            let entry = self.tasks.get_mut(sent.chunk).expect("what is in flight is in the table");
-            self.timed -= usize::from(entry.chunk.timeout().is_some());
-            entry.state = TaskState::Queued;
-            let first = entry.chunk.items().first;
+            let chunk = sent.chunk();
+            let entry = self.tasks.get_mut(chunk).expect("what is in flight is in the table");
+            self.timed -= usize::from(entry.transition_to_queued());
+            let Items { first, count } = entry.chunk().items();
             // The index after the items that ended with the worker. That is one item, unless the
             // worker's last replies could not be read.
             let mut behind = first + 1;
-            let mut end = match &worker.termination {
-                Some(Termination { reason: Reason::Task(task, error), .. })
-                    if *task == sent.chunk =>
-                {
+            let mut end = match worker.termination().map(Termination::reason) {
+                Some(Reason::Task(task, error)) if *task == chunk => {
                     Some(End::Error(error.clone()))
                 }
-                Some(Termination { reason: Reason::Pool(error), .. }) => {
-                    let entry = self.tasks.remove(sent.chunk).expect("looked at above");
-                    out.push(resolve(entry.chunk, error.clone()));
+                Some(Reason::Pool(error)) => {
+                    let entry = self.tasks.remove(chunk).expect("looked at above");
+                    out.push(resolve(entry.into_chunk(), error.clone()));
                     continue;
                 }
                 // Taken back, and not only looked up: a worker that was given up may still live,
                 // and must not begin this later.
-                _ if claims.take_back(id, sent.seq, first) => None,
+                _ if claims.take_back(id, sent.seq(), first) => None,
                 _ => {
-                    claims.take_rest(id, sent.seq);
-                    match claims.begun(id, sent.seq) {
+                    claims.take_rest(id, sent.seq());
+                    match claims.begun(id, sent.seq()) {
                         // If the begun item is before the first unresolved one, it was answered,
                         // and the next item had not begun.
                         Begun::Yes(item, _) if item >= first => {
-                            behind = item.min(entry.chunk.items().count - 1) + 1;
+                            behind = item.min(count - 1) + 1;
                             Some(End::Lost(id))
                         }
                         // Any item may have begun, and none may run twice.
                         Begun::Unknown => {
-                            behind = entry.chunk.items().count;
+                            behind = count;
                             Some(End::Lost(id))
                         }
                         _ => None,
@@ -147,24 +137,23 @@ impl<C: Scheduled> Scheduler<C> {
             // Only the first sending can have caused the death. A task that waited behind three
             // crashing tasks is innocent.
             if end.is_none() && ahead == 0 {
-                entry.lost_unbegun += 1;
-                end = (entry.lost_unbegun >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
+                end = (entry.lost_unbegun() >= LOST_UNBEGUN_MAX).then_some(End::Lost(id));
             }
             let Some(end) = end else {
-                self.requeue(sent.chunk);
+                self.requeue(chunk);
                 continue;
             };
-            if behind < entry.chunk.items().count {
+            if behind < count {
                 // The items behind go back without any record of this death.
-                let rest = self.split_off(sent.chunk, behind);
+                let rest = self.split_off(chunk, behind);
                 self.requeue(rest);
             }
-            let entry = self.tasks.remove(sent.chunk).expect("looked at above");
-            out.push(Action::Resolve(Box::new((entry.chunk, end))));
+            let entry = self.tasks.remove(chunk).expect("looked at above");
+            out.push(Action::Resolve(Box::new((entry.into_chunk(), end))));
         }
         // A worker that had to end before the pool was ended gives back tasks that no worker will
         // run any more.
-        if matches!(self.intake, Intake::Killed | Intake::Broken(_))
+        if self.intake.is_over()
             && let Some(error) = self.refusal()
         {
             self.resolve_queue(&error, out);
