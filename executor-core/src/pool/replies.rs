@@ -121,7 +121,7 @@ impl Pool {
                     if let Some(worker) = workers.get_mut(&id) {
                         worker.refused = Some(cause);
                     }
-                    scheduler.on_protocol_violation(now, id, out);
+                    scheduler.on_initializer_refused(now, id, out);
                 }
                 _ => return Obeys::No,
             },

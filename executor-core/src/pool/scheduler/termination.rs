@@ -60,6 +60,8 @@ pub(super) enum Reason {
     Start,
     /// Because it violated the protocol.
     ProtocolViolation,
+    /// Because the system refused something that its initializer needs.
+    Refused,
     /// Because it was stopped for too long, or did not take its task or leave when it should have.
     Unresponsive,
 }
@@ -136,6 +138,19 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         if self.is_wanted(id) {
             self.kill(now, id, Reason::ProtocolViolation, out);
+        }
+    }
+
+    /// Handles the system's refusal of something that a worker's initializer needs: the worker is
+    /// killed. When it has ended, [`on_start_refused`](Self::on_start_refused) follows.
+    pub(crate) fn on_initializer_refused(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        out: &mut Actions<C>,
+    ) {
+        if self.is_wanted(id) {
+            self.kill(now, id, Reason::Refused, out);
         }
     }
 
