@@ -39,7 +39,7 @@ pub(crate) fn connect(segment: Shared<Segment>, doorbell: Arc<Shared<Doorbell>>)
         drained: AtomicU64::new(0),
         over: AtomicBool::new(false),
         hung_up: AtomicBool::new(false),
-        unruly: AtomicBool::new(false),
+        violated_protocol: AtomicBool::new(false),
         segment,
         doorbell,
     }
@@ -62,7 +62,7 @@ pub(crate) struct RingLink {
     wants_room: AtomicBool,
     hung_up: AtomicBool,
     /// Whether the worker wrote an impossible position.
-    unruly: AtomicBool,
+    violated_protocol: AtomicBool,
 }
 
 /// The state of sending to the worker.
@@ -99,7 +99,7 @@ impl RingLink {
                     false
                 }
                 Err(spsc::Impossible) => {
-                    self.set_unruly();
+                    self.note_protocol_violation();
                     false
                 }
             });
@@ -117,9 +117,9 @@ impl RingLink {
         }
     }
 
-    /// Marks the worker as broken, and wakes the thread that will report it.
-    fn set_unruly(&self) {
-        self.unruly.store(true, Ordering::SeqCst);
+    /// Records that the worker has violated the protocol, and wakes the thread that will report it.
+    fn note_protocol_violation(&self) {
+        self.violated_protocol.store(true, Ordering::SeqCst);
         self.doorbell.ring();
     }
 
@@ -130,7 +130,7 @@ impl RingLink {
         }
         self.segment.up.has_more_than(self.drained.load(Ordering::SeqCst))
             || self.hung_up.load(Ordering::SeqCst)
-            || self.unruly.load(Ordering::SeqCst)
+            || self.violated_protocol.load(Ordering::SeqCst)
             // The worker has cleared our wish for space, so there may be space now.
             || (self.wants_room.load(Ordering::SeqCst) && !self.segment.down.room_is_wanted())
     }
@@ -170,7 +170,7 @@ impl RingLink {
         // Read before the ring, so that everything the worker published before its death is seen
         // below.
         let over = self.hung_up.load(Ordering::SeqCst);
-        let unruly = self.unruly.load(Ordering::SeqCst);
+        let violated_protocol = self.violated_protocol.load(Ordering::SeqCst);
         // Take at most a ring's worth of words. Otherwise a worker that keeps publishing would hold
         // back the frames that came first.
         let mut left = spsc::WORDS;
@@ -206,7 +206,7 @@ impl RingLink {
         }
         match any {
             // Also while the worker still publishes, since it may never stop.
-            _ if unruly => Err(Closed::Protocol(WireError::Position)),
+            _ if violated_protocol => Err(Closed::Protocol(WireError::Position)),
             false if over => Err(Closed::Gone),
             any => Ok(any),
         }
@@ -226,7 +226,7 @@ impl Link for RingLink {
             match sending.producer.write(&self.segment.down, [&header.to_bytes(), payload]) {
                 Ok(true) => return,
                 Ok(false) => {}
-                Err(spsc::Impossible) => return self.set_unruly(),
+                Err(spsc::Impossible) => return self.note_protocol_violation(),
             }
         }
         sending.outbox.push(header, payload.clone());
