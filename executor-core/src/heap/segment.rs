@@ -34,10 +34,10 @@ use rustix::{
 
 use crate::os::{
     asked::Asked,
+    available_memory::has_memory_for,
     file,
     fork::{self, Creator, PerProcess},
     liveness::{Liveness, OwnerCounter},
-    room::has_room_for,
     socket::retry,
     std_or_model::lock,
 };
@@ -180,7 +180,9 @@ impl Segment {
             .checked_add(LINE)
             .and_then(|len| len.checked_next_multiple_of(PAGE))
             .ok_or_else(too_large)?;
-        if i64::try_from(len).is_err() || isize::try_from(len).is_err() || !has_room_for(len as u64)
+        if i64::try_from(len).is_err()
+            || isize::try_from(len).is_err()
+            || !has_memory_for(len as u64)
         {
             return Err(too_large());
         }

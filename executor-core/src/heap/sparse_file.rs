@@ -19,7 +19,7 @@ use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
 };
 
-use crate::os::{asked::Asked, file, room, socket::retry};
+use crate::os::{asked::Asked, available_memory::has_memory_for, file, socket::retry};
 
 const PAGE: u64 = 4096;
 
@@ -85,7 +85,7 @@ impl SparseFile {
     /// the system has memory available for it.
     pub(crate) fn write(&self, at: u64, bytes: &[u8], new: bool) -> io::Result<()> {
         check(at, bytes.len() as u64)?;
-        if new && !room::has_room_for(bytes.len() as u64) {
+        if new && !has_memory_for(bytes.len() as u64) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
         match file::write_at(&self.file, bytes, at) {

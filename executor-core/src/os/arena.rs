@@ -28,7 +28,7 @@ use rustix::{
     mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mremap, munmap},
 };
 
-use super::{file, room, signals};
+use super::{available_memory::has_memory_for, file, signals};
 
 /// Number of segments in an arena: one bit each in a word.
 pub(crate) const SEGMENTS: usize = 64;
@@ -221,7 +221,7 @@ pub(crate) fn vec_to_fill(len: usize) -> io::Result<Vec<u8>> {
     let mut vec: Vec<u8> = Vec::new();
     // The system grants an allocation of any length, and kills the process when it fills the
     // memory.
-    if len >= ASKED_FROM && !room::has_room_for(len as u64) {
+    if len >= ASKED_FROM && !has_memory_for(len as u64) {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
     vec.try_reserve_exact(len).map_err(|_| io::ErrorKind::OutOfMemory)?;

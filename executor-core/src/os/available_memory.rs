@@ -12,14 +12,18 @@ const UNASKED: u64 = 1 << 20;
 /// Whether `bytes` of memory are available now, as far as the system tells. It considers the
 /// machine's available memory, and the limits of this process's control groups of either version.
 /// It leaves a little memory for others.
-pub(crate) fn has_room_for(bytes: u64) -> bool {
+pub(crate) fn has_memory_for(bytes: u64) -> bool {
     if bytes <= UNASKED {
         return true;
     }
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
     let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let groups = groups_room(Path::new("/sys/fs/cgroup"), &membership);
-    machine.into_iter().chain(groups).min().is_none_or(|room| bytes <= room - room / 32)
+    let groups = available_in_groups(Path::new("/sys/fs/cgroup"), &membership);
+    machine
+        .into_iter()
+        .chain(groups)
+        .min()
+        .is_none_or(|available| bytes <= available - available / 32)
 }
 
 /// Returns the smallest amount of memory available in any group of a process with this
@@ -28,28 +32,28 @@ pub(crate) fn has_room_for(bytes: u64) -> bool {
 /// In a container, only the container's own group and those below may be mounted, while the file
 /// gives the full path. So directories that do not exist are skipped, and the mounted root is
 /// always checked.
-fn groups_room(mounted: &Path, membership: &str) -> Option<u64> {
-    let of = |root: &Path, group: &str, room: fn(&Path) -> Option<u64>| {
+fn available_in_groups(mounted: &Path, membership: &str) -> Option<u64> {
+    let of = |root: &Path, group: &str, available_in: fn(&Path) -> Option<u64>| {
         let path = root.join(group.trim_start_matches('/'));
-        path.ancestors().take_while(|path| path.starts_with(root)).filter_map(room).min()
+        path.ancestors().take_while(|path| path.starts_with(root)).filter_map(available_in).min()
     };
-    let rooms = membership.lines().filter_map(|line| {
+    let amounts = membership.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
         let (controllers, group) = line.split_once(':')?;
         match controllers {
             // Version 2, alone or beside version 1 (where it has no memory controller).
-            "" => of(mounted, group, room_in_v2)
+            "" => of(mounted, group, available_in_v2)
                 .into_iter()
-                .chain(of(&mounted.join("unified"), group, room_in_v2))
+                .chain(of(&mounted.join("unified"), group, available_in_v2))
                 .min(),
             _ if controllers.split(',').any(|name| name == "memory") => {
                 let path = [controllers, "memory"].map(|name| mounted.join(name));
-                path.iter().filter_map(|root| of(root, group, room_in_v1)).min()
+                path.iter().filter_map(|root| of(root, group, available_in_v1)).min()
             }
             _ => None,
         }
     });
-    rooms.min()
+    amounts.min()
 }
 
 fn available(meminfo: &str) -> Option<u64> {
@@ -66,13 +70,13 @@ fn number(path: &Path) -> Option<u64> {
 
 /// Returns the memory available in a group of version 2. The limit `max` is not a number, and means
 /// no limit.
-fn room_in_v2(group: &Path) -> Option<u64> {
+fn available_in_v2(group: &Path) -> Option<u64> {
     Some(number(&group.join("memory.max"))?.saturating_sub(number(&group.join("memory.current"))?))
 }
 
 /// Returns the memory available in a group of version 1. There, no limit is a number beyond any
 /// machine's memory: the largest multiple of a page.
-fn room_in_v1(group: &Path) -> Option<u64> {
+fn available_in_v1(group: &Path) -> Option<u64> {
     let limit = number(&group.join("memory.limit_in_bytes")).filter(|limit| *limit < 1 << 62)?;
     Some(limit.saturating_sub(number(&group.join("memory.usage_in_bytes"))?))
 }
@@ -83,8 +87,8 @@ mod tests {
 
     #[test]
     fn what_the_machine_has_not_is_refused() {
-        assert!(has_room_for(0) && has_room_for(2 << 20));
-        assert!(!has_room_for(1 << 50) && !has_room_for(u64::MAX));
+        assert!(has_memory_for(0) && has_memory_for(2 << 20));
+        assert!(!has_memory_for(1 << 50) && !has_memory_for(u64::MAX));
         let text = "MemTotal:  100 kB\nMemAvailable:    50 kB\nSwapFree:   7 kB\n";
         assert_eq!(available(text), Some(57 * 1024));
         assert_eq!(available("nothing of it"), None);
@@ -102,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_room_of_the_groups_of_version_2_counts() {
+    fn the_least_available_memory_of_the_groups_of_version_2_counts() {
         let root = tree(&[
             ("a/memory.max", "1000"),
             ("a/memory.current", "900"),
@@ -111,12 +115,12 @@ mod tests {
             ("a/b/c/memory.max", "max"),
             ("a/b/c/memory.current", "100"),
         ]);
-        let room = |membership| groups_room(root.path(), membership);
-        assert_eq!(room("0::/a/b/c\n"), Some(100));
-        assert_eq!(room("0::/a\n"), Some(100));
-        assert_eq!(room("0::/\n"), None);
-        assert_eq!(room(""), None);
-        assert_eq!(room("nonsense\n0:\n"), None);
+        let available = |membership| available_in_groups(root.path(), membership);
+        assert_eq!(available("0::/a/b/c\n"), Some(100));
+        assert_eq!(available("0::/a\n"), Some(100));
+        assert_eq!(available("0::/\n"), None);
+        assert_eq!(available(""), None);
+        assert_eq!(available("nonsense\n0:\n"), None);
     }
 
     #[test]
@@ -130,14 +134,14 @@ mod tests {
             ("cpu,memory/memory.limit_in_bytes", "77"),
             ("cpu,memory/memory.usage_in_bytes", "7"),
         ]);
-        let room = |membership| groups_room(root.path(), membership);
-        assert_eq!(room("5:cpuset:/\n4:memory:/docker/x\n0::/docker/x\n"), Some(700));
-        assert_eq!(room("4:memory:/\n"), None, "no limit");
-        assert_eq!(room("4:cpu,memory:/docker/x\n"), Some(70), "mounted together");
-        assert_eq!(room("4:pids:/docker/x\n"), None);
+        let available = |membership| available_in_groups(root.path(), membership);
+        assert_eq!(available("5:cpuset:/\n4:memory:/docker/x\n0::/docker/x\n"), Some(700));
+        assert_eq!(available("4:memory:/\n"), None, "no limit");
+        assert_eq!(available("4:cpu,memory:/docker/x\n"), Some(70), "mounted together");
+        assert_eq!(available("4:pids:/docker/x\n"), None);
         // In a container where the group itself is mounted, its path does not exist.
         let inside =
             tree(&[("memory/memory.limit_in_bytes", "50"), ("memory/memory.usage_in_bytes", "60")]);
-        assert_eq!(groups_room(inside.path(), "4:memory:/docker/0123\n"), Some(0));
+        assert_eq!(available_in_groups(inside.path(), "4:memory:/docker/0123\n"), Some(0));
     }
 }

@@ -14,6 +14,8 @@
 //! std_or_model atomics and locks: those of std, or those of a model checker
 //! arena        large pieces of shared memory, in one anonymous file
 //! asked        adds to an error what the system was asked for
+//! available_memory
+//!              whether this much memory is available
 //! setting      settings from environment variables
 //! sealed       bytes in an anonymous file of their own, sealed against writing
 //! ready        sleeps until a descriptor is ready
@@ -23,7 +25,6 @@
 //! fork         notices that this process is a fork of the one that created an executor
 //! local        thread-locals that can be used at any moment of a thread's life
 //! liveness     which owners of shared memory are still alive
-//! room         how much memory is available
 //! stack        the bounds of a thread's stack
 //! fault        tells a stack overflow from any other segmentation fault
 //! ```
@@ -37,6 +38,7 @@
 
 pub(crate) mod arena;
 pub(crate) mod asked;
+pub(crate) mod available_memory;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod eventfd;
@@ -57,7 +59,6 @@ pub(crate) mod orphans;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod ready;
-pub(crate) mod room;
 pub(crate) mod sealed;
 pub(crate) mod setting;
 pub(crate) mod signals;

@@ -17,7 +17,7 @@
 use super::payload::Payload;
 use crate::{
     id::{FnId, TaskId},
-    os::room::has_room_for,
+    os::available_memory::has_memory_for,
 };
 
 /// Bytes of a header on the wire.
@@ -321,12 +321,12 @@ pub(crate) enum WireError {
 #[derive(Debug)]
 pub(crate) struct Assembler<H> {
     open: Option<(H, Vec<u8>)>,
-    has_room_for: fn(u64) -> bool,
+    has_memory_for: fn(u64) -> bool,
 }
 
 impl<H> Default for Assembler<H> {
     fn default() -> Self {
-        Assembler { open: None, has_room_for }
+        Assembler { open: None, has_memory_for }
     }
 }
 
@@ -349,9 +349,9 @@ impl<H: Header> Assembler<H> {
                 // The vector at least doubles. While it is copied, the old and the new memory both
                 // exist.
                 let more = payload.capacity().max(here.len());
-                let has_room =
-                    (self.has_room_for)(more as u64) && payload.try_reserve(here.len()).is_ok();
-                if !has_room {
+                let has_memory =
+                    (self.has_memory_for)(more as u64) && payload.try_reserve(here.len()).is_ok();
+                if !has_memory {
                     return Err(WireError::Memory(payload.len()));
                 }
             }
@@ -483,11 +483,11 @@ mod tests {
     #[test]
     fn a_frame_that_goes_on_beyond_the_memory_there_is_ends_there() {
         static ASKED: AtomicU64 = AtomicU64::new(0);
-        let has_room_for = |bytes| {
+        let has_memory_for = |bytes| {
             ASKED.fetch_add(bytes, Ordering::Relaxed);
             bytes < 10_000
         };
-        let mut assembler = Assembler::<ToWorker> { has_room_for, ..Assembler::default() };
+        let mut assembler = Assembler::<ToWorker> { has_memory_for, ..Assembler::default() };
         assembler.message(&header(1 << 40).to_bytes(), |_| unreachable!()).unwrap();
         let mut sent = 0;
         let error = loop {

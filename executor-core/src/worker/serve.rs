@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     id::TaskId,
-    os::{clock, fault, room},
+    os::{available_memory::has_memory_for, clock, fault},
     segment::Store,
     transport::{Closed, WorkerEnd},
     wire::{
@@ -198,8 +198,8 @@ fn unmapped(error: &io::Error) -> String {
 }
 
 /// A result of this length or more that is sent in parts is sent only if there is enough memory
-/// available: see `os/room.rs`. Otherwise the pool could run out of memory while it collects the
-/// parts, and would end this worker then.
+/// available: see `os/available_memory.rs`. Otherwise the pool could run out of memory while it
+/// collects the parts, and would end this worker then.
 const ASKED_FROM: usize = 64 << 20;
 
 /// Replies with the encoded result, from the frame buffer or from a segment.
@@ -221,7 +221,7 @@ fn reply<E: WorkerEnd>(
     }
     match contents {
         Contents::Bytes(bytes)
-            if bytes.len() >= ASKED_FROM && !room::has_room_for(bytes.len() as u64) =>
+            if bytes.len() >= ASKED_FROM && !has_memory_for(bytes.len() as u64) =>
         {
             let text = format!(
                 "there is no memory to bring its {} bytes to the program that waits for them",
