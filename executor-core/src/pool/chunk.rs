@@ -55,7 +55,7 @@ pub(super) fn id_of_the_next() -> TaskId {
 pub struct Chunk {
     entry: &'static TaskEntry,
     name: Option<Box<str>>,
-    /// The time limit. Only a single call has one.
+    /// The timeout. Only a single call has one.
     timeout: Option<Duration>,
     arguments: Payload,
     /// Whether the arguments have the layout of several calls: see [`Items`].

@@ -54,13 +54,13 @@ use crate::{
 const LOOK_AROUND: Duration = Duration::from_secs(30);
 
 /// How long the pool waits for the rest of a dead worker's replies. Everything that the worker had
-/// published is there already, so the limit only matters for a reader that hangs in a garbled
+/// published is there already, so the timeout only matters for a reader that hangs in a garbled
 /// message.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the end of a pool waits for killed processes that workers have left behind. With the
-/// limit, a process that hangs in the kernel does not delay it for longer.
-const ORPHANS_LIMIT: Duration = Duration::from_secs(1);
+/// timeout, a process that hangs in the kernel does not delay it for longer.
+const ORPHANS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often segments that were not used since are emptied. A lower value takes and returns memory
 /// pages again and again under a load that comes in waves. A higher value keeps unused pages for
@@ -223,7 +223,7 @@ impl Driver {
             std::mem::take(&mut *self.pool.notices.lock().unwrap_or_else(PoisonError::into_inner));
         for notice in late {
             if let Notice::Started(_, Ok(started)) = notice {
-                self.reaper.kill(&started.child, DRAIN_LIMIT);
+                self.reaper.kill(&started.child, DRAIN_TIMEOUT);
             }
         }
         self.unheard.clear();
@@ -251,7 +251,7 @@ impl Driver {
         self.pool.close_rings();
         let _ = reader.join();
         // These processes were killed, and are about to end.
-        self.reaper.wait(ORPHANS_LIMIT);
+        self.reaper.wait(ORPHANS_TIMEOUT);
         // Dropped without the lock, because closing descriptors waits while another thread forks.
         let workers = std::mem::take(&mut self.pool.lock().workers);
         drop(workers);
@@ -536,7 +536,7 @@ impl Driver {
         self.reaper.reap(&child);
         let mut core = self.pool.lock();
         let Some(worker) = core.workers.get_mut(&id) else { return };
-        worker.drained_by = Some(Instant::now() + DRAIN_LIMIT);
+        worker.drained_by = Some(Instant::now() + DRAIN_TIMEOUT);
         let link = worker.link.clone();
         drop(core);
         if let Some(link) = link {

@@ -27,8 +27,8 @@ pub(crate) enum AtEnd {
     Terminate,
 }
 
-/// How long the end of the program waits where it cannot wait without a limit: for a waker of the
-/// user that is being called, and, after a time limit, for processes that were killed. A lower
+/// How long the end of the program waits where it cannot wait without a timeout: for a waker of the
+/// user that is being called, and, after `exit_timeout`, for processes that were killed. A lower
 /// value loses callbacks on a busy machine. A higher value delays the exit more if a waker itself
 /// ends the program.
 const GRACE: Duration = Duration::from_secs(2);
@@ -78,10 +78,10 @@ impl OnTheWay {
         self.arrived.load(Ordering::Acquire) == self.left.load(Ordering::Relaxed)
     }
 
-    fn wait(&self, limit: Duration) {
+    fn wait(&self, timeout: Duration) {
         self.awaited.store(true, Ordering::Relaxed);
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.changed.wait_timeout(lock, limit));
+        drop(self.changed.wait_timeout(lock, timeout));
     }
 }
 
@@ -117,7 +117,7 @@ impl Pool {
 
     /// Returns when the end of the program, begun at `since`, stops waiting for this pool.
     fn deadline(&self, since: Instant) -> Option<Instant> {
-        self.options.exit_timeout.and_then(|limit| since.checked_add(limit))
+        self.options.exit_timeout.and_then(|timeout| since.checked_add(timeout))
     }
 
     /// Returns whether the end of the program can wait for this pool on this thread.
@@ -146,9 +146,9 @@ impl Pool {
         }
     }
 
-    /// Ends work that has passed the time limit, and waits briefly for that.
+    /// Ends work that has passed `exit_timeout`, and waits briefly for that.
     fn cut_short(&self) {
-        tracing::warn!(limit = ?self.options.exit_timeout, "accepted work holds up the end of the program, and is ended");
+        tracing::warn!(timeout = ?self.options.exit_timeout, "accepted work holds up the end of the program, and is ended");
         self.shutdown(true, Some(Instant::now()));
         self.join_until(Instant::now() + GRACE);
     }
@@ -213,7 +213,7 @@ impl Accepts for Pool {
 impl Accepts for CallbackQueue {
     fn settle(&self, since: Instant) {
         let deadline =
-            self.exit_timeout.and_then(|limit| since.checked_add(limit)?.checked_add(GRACE));
+            self.exit_timeout.and_then(|timeout| since.checked_add(timeout)?.checked_add(GRACE));
         self.finish(deadline);
     }
 

@@ -108,7 +108,7 @@ pub(crate) struct Initializer<A> {
     pub(crate) entry: &'static TaskEntry,
     /// The name of the function, used in errors.
     pub(crate) name: Box<str>,
-    /// The time limit that the task function itself declares.
+    /// The timeout that the task function itself declares.
     pub(crate) timeout: Option<Duration>,
     pub(crate) arguments: A,
 }

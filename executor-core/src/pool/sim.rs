@@ -46,7 +46,7 @@ const LOST_UNBEGUN_MAX: u8 = 3;
 /// number of rounds.
 const KINDS: &[&str] = &[
     "submit",
-    "submit: with a time limit",
+    "submit: with a timeout",
     "submit: a chunk of several",
     "submit: refused",
     "cancel: withdrawn",
@@ -460,7 +460,7 @@ struct Climate {
     start_trouble: u64,
     stops: u64,
     initializer: bool,
-    limits: u64,
+    timeouts: u64,
     ends: u64,
 }
 
@@ -474,7 +474,7 @@ impl Climate {
             start_trouble: dice.pick(&[0, 0, 0, 50, 300]),
             stops: dice.pick(&[0, 0, 2, 10]),
             initializer: dice.permille(300),
-            limits: dice.pick(&[0, 100, 500, 1_000]),
+            timeouts: dice.pick(&[0, 100, 500, 1_000]),
             ends: dice.pick(&[0, 1, 3, 10]),
         }
     }
@@ -488,7 +488,7 @@ impl Climate {
             start_trouble: 0,
             stops: 0,
             initializer: false,
-            limits: 0,
+            timeouts: 0,
             ends: 0,
         }
     }
@@ -628,11 +628,11 @@ impl World {
         if !self.broken && matches!(self.scheduler.refusal(), Some(TaskError::Broken(_))) {
             // Nothing outside broke the pool, so failed starts must have been the reason.
             self.broken = true;
-            let limit = self.config.initializer_timeout;
+            let timeout = self.config.initializer_timeout;
             let late = |process: &Process| {
                 let over = process
                     .greeted
-                    .and_then(|at| at.checked_add(limit))
+                    .and_then(|at| at.checked_add(timeout))
                     .is_some_and(|at| at <= self.now);
                 over && !process.ready
             };
@@ -936,7 +936,7 @@ impl World {
                 )
             }
             End::Error(TaskError::TimedOut { limit, phase: Phase::Run, .. }) => {
-                let (_, began) = story.begun.expect("a limit counts from the beginning");
+                let (_, began) = story.begun.expect("a timeout counts from the beginning");
                 assert_eq!(story.timeout, Some(limit));
                 assert!(began + limit <= now, "{task:?} has timed out too early");
                 ("end: timed out", Ending::TimedOut)
@@ -1026,7 +1026,7 @@ impl World {
         let open = self.scheduler.refusal().is_none();
         self.note(if open { "submit" } else { "submit: refused" }, None, Some(task));
         if timeout.is_some() {
-            self.note("submit: with a time limit", None, Some(task));
+            self.note("submit: with a timeout", None, Some(task));
         }
         if count > 1 {
             self.note("submit: a chunk of several", None, Some(task));
@@ -1063,7 +1063,7 @@ impl World {
         }
         for _ in 0..count {
             let conduct = self.any_conduct();
-            let timeout = self.dice.permille(self.climate.limits).then(|| {
+            let timeout = self.dice.permille(self.climate.timeouts).then(|| {
                 let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
                 self.dice.pick(&[
                     Duration::from_micros(micros),
@@ -2343,7 +2343,7 @@ fn cancel_withdraws_what_was_sent_ahead_and_nothing_else() {
 }
 
 #[test]
-fn a_time_limit_with_the_reply_on_its_way_does_not_kill_the_next_task() {
+fn a_timeout_with_the_reply_on_its_way_does_not_kill_the_next_task() {
     let mut world = World::ready(1);
     let first = world.submit(0, Some(A_MOMENT / 2), Conduct::Returns);
     let next = world.submit(0, None, Conduct::Returns);
@@ -2441,7 +2441,7 @@ fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
 }
 
 #[test]
-fn cancel_running_says_no_to_a_task_that_its_limit_is_ending() {
+fn cancel_running_says_no_to_a_task_that_its_timeout_is_ending() {
     let mut world = World::ready(1);
     let task = world.submit(0, Some(A_MOMENT), Conduct::Hangs);
     world.work(0);
