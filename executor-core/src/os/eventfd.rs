@@ -7,13 +7,15 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::process::above_stdio;
+
 /// An eventfd that a thread polls.
 #[derive(Debug)]
 pub(crate) struct EventFd(OwnedFd);
 
 impl EventFd {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(EventFd(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+        Ok(EventFd(above_stdio(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?))
     }
 
     /// Wakes the polling thread, now or at its next poll.

@@ -13,7 +13,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::table::Record;
+use super::record::Record;
 use crate::{
     error::{ExitStatus, TaskError},
     future::cell::Outcome,

@@ -30,6 +30,8 @@ pub(crate) mod context;
 pub(crate) mod current;
 pub(crate) mod fork;
 mod output;
+mod record;
+mod report;
 mod server;
 mod start;
 mod start_error;

@@ -14,9 +14,10 @@ use std::{
 
 use super::{
     Child, Process, StartError, fork, output,
+    record::{Asked, Record},
     server::Server,
     streams::Streams,
-    table::{self, Asked, Record},
+    table,
 };
 use crate::{
     child::{
