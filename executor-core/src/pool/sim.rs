@@ -72,6 +72,7 @@ const KINDS: &[&str] = &[
     "hello: connecting fails",
     "ready",
     "initializer fails",
+    "initializer is refused",
     "dies before hello",
     "dies in the initializer",
     "hangs in the initializer",
@@ -107,12 +108,14 @@ const KINDS: &[&str] = &[
     "SIGKILL without effect",
     "exit",
     "exit: of one given up",
+    "exit: after a refusal",
     "given up",
     "a worker that was given up reads on",
     "killed: for a task",
     "killed: pool ends",
     "killed: start timeout",
     "killed: initializer timeout",
+    "killed: initializer refused",
     "killed: protocol violation",
     "killed: deaf",
     "killed: did not stop",
@@ -267,6 +270,8 @@ enum ToWorker {
 enum FromWorker {
     Ready,
     InitFailed,
+    /// The system has refused something that the initializer needs.
+    InitRefused,
     Reply(TaskId),
     /// A frame that no worker may send. The reader goes on.
     Unexpected,
@@ -276,7 +281,7 @@ enum FromWorker {
 
 #[derive(Clone, Copy)]
 enum Running {
-    Initializer { until: Option<Instant>, dies: bool, fails: bool },
+    Initializer { until: Option<Instant>, dies: bool, says: FromWorker },
     Task { task: TaskId, until: Option<Instant>, rest: Option<ToWorker> },
 }
 
@@ -324,6 +329,8 @@ struct Process {
     reaped: bool,
     ready: bool,
     overdue: bool,
+    /// Whether the system has refused something that the initializer needs.
+    refused: bool,
     // Reasons to end the worker.
     caught: bool,
     lied: bool,
@@ -700,6 +707,7 @@ impl World {
                     reaped: false,
                     ready: false,
                     overdue: false,
+                    refused: false,
                     caught: false,
                     lied: false,
                     stop_sent: None,
@@ -855,6 +863,9 @@ impl World {
         }
         if process.caught {
             return "killed: protocol violation";
+        }
+        if process.refused {
+            return "killed: initializer refused";
         }
         if since(process.stop_sent, STOP_GRACE) {
             return "killed: did not stop";
@@ -1285,8 +1296,10 @@ impl World {
     }
 
     fn refuse_start(&mut self, id: WorkerId) {
-        self.trouble_in_initializer = false;
-        self.start_troubles.push(self.now);
+        if self.scheduler.knows(id) {
+            self.trouble_in_initializer = false;
+            self.start_troubles.push(self.now);
+        }
         let cause = BrokenCause::Start("refused".into());
         self.event(|scheduler, now, _, out| scheduler.on_start_refused(now, id, cause, out));
     }
@@ -1352,6 +1365,11 @@ impl World {
         for message in &batch {
             match message {
                 FromWorker::InitFailed => self.broken = true,
+                FromWorker::InitRefused => {
+                    let known = self.scheduler.knows(id);
+                    let process = self.process(id);
+                    process.refused = known && !process.caught;
+                }
                 FromWorker::Unexpected => self.process(id).caught = true,
                 FromWorker::Reply(task)
                     if self.processes[&id].words.borrow().holding.front() != Some(task) =>
@@ -1391,6 +1409,10 @@ impl World {
                         let cause = BrokenCause::Internal("the initializer".into());
                         scheduler.on_broken(now, cause, out);
                         ("initializer fails", None)
+                    }
+                    FromWorker::InitRefused => {
+                        scheduler.on_initializer_refused(now, id, out);
+                        ("initializer is refused", None)
                     }
                     FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, 1, nanos) {
                         Ok(
@@ -1455,14 +1477,20 @@ impl World {
     fn on_exit(&mut self, id: WorkerId) {
         let known = self.scheduler.knows(id);
         self.note(if known { "exit" } else { "exit: of one given up" }, Some(id), None);
-        self.process(id).unread = true;
-        if known {
-            self.count_losses(id);
+        let process = self.process(id);
+        process.unread = true;
+        if process.refused {
+            self.note("exit: after a refusal", Some(id), None);
+            self.refuse_start(id);
+        } else {
+            if known {
+                self.count_losses(id);
+            }
+            self.event(|scheduler, now, claims, out| {
+                let cause = |_| BrokenCause::NoEntry { status: ExitStatus::Unknown };
+                scheduler.on_exit(now, id, cause, claims, out);
+            });
         }
-        self.event(|scheduler, now, claims, out| {
-            let cause = |_| BrokenCause::NoEntry { status: ExitStatus::Unknown };
-            scheduler.on_exit(now, id, cause, claims, out);
-        });
         assert!(!self.scheduler.knows(id));
         self.processes.remove(&id);
     }
@@ -1487,14 +1515,14 @@ impl World {
             return self.lie(id);
         }
         match self.process(id).running {
-            Some(Running::Initializer { dies, fails, .. }) => {
+            Some(Running::Initializer { dies, says, .. }) => {
                 let process = self.process(id);
                 process.running = None;
                 if dies {
                     process.die();
                     self.note("dies in the initializer", Some(id), None);
                 } else {
-                    process.publish(if fails { FromWorker::InitFailed } else { FromWorker::Ready });
+                    process.publish(says);
                 }
             }
             Some(Running::Task { task, rest, .. }) => self.finish(id, task, rest),
@@ -1535,13 +1563,19 @@ impl World {
             ToWorker::Init => {
                 let takes = self.dice.micros(100_000);
                 let trouble = self.climate.start_trouble;
-                let (dies, fails, hangs) = (
+                let (dies, fails, refused, hangs) = (
                     self.dice.permille(trouble / 3),
+                    self.dice.permille(trouble / 4),
                     self.dice.permille(trouble / 4),
                     self.dice.permille(self.climate.hangs),
                 );
+                let says = match (fails, refused) {
+                    (true, _) => FromWorker::InitFailed,
+                    (_, true) => FromWorker::InitRefused,
+                    _ => FromWorker::Ready,
+                };
                 let until = if hangs { None } else { now.checked_add(takes) };
-                self.process(id).running = Some(Running::Initializer { until, dies, fails });
+                self.process(id).running = Some(Running::Initializer { until, dies, says });
                 if hangs {
                     self.note("hangs in the initializer", Some(id), None);
                 }
@@ -2428,6 +2462,15 @@ fn five_failed_starts_within_the_period_break_a_pool_that_has_worked() {
     assert!(failing_starts(pause, START_FAILURES_MAX).broken);
     // These are fewer than five in any ten seconds.
     assert!(!failing_starts(Duration::from_secs(3), 20).broken);
+}
+
+#[test]
+fn a_refusal_of_a_worker_that_was_given_up_is_no_further_failed_start() {
+    let mut world = failing_starts(Duration::from_secs(2), START_FAILURES_MAX - 1);
+    let given_up = WorkerId(0);
+    assert!(!world.scheduler.knows(given_up) && world.processes.is_empty());
+    world.refuse_start(given_up);
+    assert!(!world.broken);
 }
 
 #[test]

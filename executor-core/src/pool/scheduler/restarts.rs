@@ -72,10 +72,9 @@ impl<C: Scheduled> Scheduler<C> {
         cause: BrokenCause,
         out: &mut Actions<C>,
     ) {
-        let worker = self.forget(id);
-        let unwanted = worker.is_some_and(|worker| {
-            worker.termination().is_some_and(Termination::is_of_task_or_pool)
-        });
+        // A worker that was given up is unknown by now. Its end was judged then.
+        let Some(worker) = self.forget(id) else { return };
+        let unwanted = worker.termination().is_some_and(Termination::is_of_task_or_pool);
         // What was refused does not matter. What matters is whether another worker works or is
         // coming up. Such workers do the work meanwhile, and may free the missing resource when
         // they end. So this counts as a failed start only if there is no such worker.
