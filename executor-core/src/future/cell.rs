@@ -44,6 +44,9 @@ pub(crate) trait Control: Send + Sync {
     /// Called by a thread before it waits. Until then the thread may attend: drain the replies of
     /// all workers. May return at any time.
     fn attend(&self, awaited: &dyn Awaited, deadline: Option<Instant>);
+    /// Called by a task before it waits. Takes the replies that are there, or come within
+    /// microseconds, unless another thread attends.
+    fn attend_briefly(&self);
     /// Wakes the attendant, if it sleeps.
     fn poke(&self);
 }
@@ -343,6 +346,12 @@ impl Cell {
     /// Takes the outcome if it is there. Otherwise leaves the waker.
     pub(crate) fn poll(&self, waker: &Waker) -> Option<Outcome> {
         if !self.forked() {
+            // Before the waker is left: if the outcome comes now, nobody needs to be woken.
+            if !self.over.load(Ordering::Acquire)
+                && let Some(control) = &self.control
+            {
+                control.attend_briefly();
+            }
             // Cloned before the lock is taken, and the old one dropped after it is released: both
             // run user code.
             let waker = waker.clone();

@@ -354,6 +354,7 @@ pub(crate) mod tests {
             false
         }
         fn attend(&self, _: &dyn Awaited, _: Option<Instant>) {}
+        fn attend_briefly(&self) {}
         fn poke(&self) {}
     }
 

@@ -47,6 +47,8 @@ pub(crate) fn this_cpu() -> u32 {
 /// Remembers whether spinning has paid off.
 #[derive(Debug)]
 pub(crate) struct Spin {
+    /// How long to spin to find out whether it would pay off.
+    probe: Duration,
     /// How long to spin while it pays off.
     timeout: Duration,
     /// Whether the last attempt paid off.
@@ -59,7 +61,7 @@ pub(crate) struct Spin {
 
 impl Default for Spin {
     fn default() -> Self {
-        Spin { timeout: TIMEOUT, paid: false, skip: 0, backoff: 0 }
+        Spin { probe: PROBE, timeout: TIMEOUT, paid: false, skip: 0, backoff: 0 }
     }
 }
 
@@ -72,6 +74,11 @@ impl Spin {
     /// late (86 µs a round trip instead of 50).
     pub(crate) fn patient() -> Self {
         Spin { timeout: PROBE, ..Spin::default() }
+    }
+
+    /// Creates a `Spin` for a thread that has other things to do, such as other tasks of a runtime.
+    pub(crate) fn brief() -> Self {
+        Spin { probe: TIMEOUT, ..Spin::default() }
     }
 
     /// Waits a moment for `ready`, if that is worthwhile, and returns its last result. `peer_cpu`
@@ -95,7 +102,7 @@ impl Spin {
             self.paid = false;
             return false;
         }
-        let timeout = if self.paid { self.timeout } else { PROBE };
+        let timeout = if self.paid { self.timeout } else { self.probe };
         let started = Instant::now();
         while started.elapsed() < timeout {
             for _ in 0..ROUNDS {

@@ -274,6 +274,10 @@ impl<'a> Locked<'a> {
         if saturated != self.pool.saturated.load(Ordering::Relaxed) {
             self.pool.saturated.store(saturated, Ordering::Relaxed);
         }
+        let few = core.scheduler.has_few_tasks();
+        if few != self.pool.few_tasks.load(Ordering::Relaxed) {
+            self.pool.few_tasks.store(few, Ordering::Relaxed);
+        }
         let rebalance_at = core.scheduler.rebalance_at();
         let next = match rare || core.scheduler.has_timed() {
             true => core.scheduler.next_deadline(),

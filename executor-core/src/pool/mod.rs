@@ -157,6 +157,9 @@ pub(crate) struct Pool {
     saturated: AtomicBool,
     /// Whether the reader may spin for a moment before it sleeps. Updated with each reply.
     spare_processor: AtomicBool,
+    /// Whether there are so few tasks that a task of the caller's runtime that is about to wait
+    /// looks for replies itself.
+    few_tasks: AtomicBool,
     callbacks: Arc<CallbackQueue>,
     on_the_way: Arc<OnTheWay>,
     /// The last thread to end. Joining the pool joins this thread.
@@ -212,6 +215,7 @@ impl Pool {
             started: AtomicBool::new(false),
             saturated: AtomicBool::new(false),
             spare_processor: AtomicBool::new(false),
+            few_tasks: AtomicBool::new(true),
             callbacks,
             on_the_way: Arc::default(),
             driver: Mutex::default(),
@@ -383,6 +387,12 @@ impl Control for Pool {
         // Over ipc-channel each worker has a thread that takes its replies.
         if self.options.transport == Transport::Ring {
             self.attend_until(awaited, deadline);
+        }
+    }
+
+    fn attend_briefly(&self) {
+        if self.options.transport == Transport::Ring && self.few_tasks.load(Ordering::Relaxed) {
+            Drains::attend_briefly(self);
         }
     }
 

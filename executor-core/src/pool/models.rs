@@ -143,6 +143,11 @@ impl Control for Helper {
             self.0.attend_until(awaited, deadline);
         }
     }
+    fn attend_briefly(&self) {
+        if self.1 {
+            Drains::attend_briefly(&*self.0);
+        }
+    }
     fn poke(&self) {
         self.0.rings.poke(&self.0.doorbell);
     }

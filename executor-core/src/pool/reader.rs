@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Pool, driver::Notice, ending::Batch, replies::Taken};
+use super::{Pool, driver::Notice, ending::Batch, is_own_thread, replies::Taken};
 use crate::{
     future::cell::{Awaited, Wakers},
     id::WorkerId,
@@ -56,6 +56,8 @@ type List = Vec<(WorkerId, Arc<RingLink>)>;
 pub(super) struct Rings {
     /// Replaced as a whole, so that the attendant can iterate over it without the lock.
     list: Mutex<Arc<List>>,
+    /// Number of times that the list was replaced.
+    version: AtomicU32,
     closed: AtomicBool,
     /// Locked by the attendant.
     attendance: model::Mutex<Attendance>,
@@ -67,13 +69,25 @@ pub(super) struct Rings {
 }
 
 /// What the attendant needs. There is one for each pool.
-#[derive(Default)]
 struct Attendance {
     /// Empty between two drains. Kept to reuse its memory.
     frames: Vec<Frame<FromWorker>>,
     spin: Spin,
+    /// The same for tasks, which may spin only briefly.
+    poll_spin: Spin,
     /// The processor of the worker whose replies came last.
     worker_cpu: u32,
+}
+
+impl Default for Attendance {
+    fn default() -> Self {
+        Attendance {
+            frames: Vec::new(),
+            spin: Spin::default(),
+            poll_spin: Spin::brief(),
+            worker_cpu: u32::MAX,
+        }
+    }
 }
 
 impl Rings {
@@ -90,6 +104,7 @@ impl Rings {
     fn change(&self, change: impl FnOnce(&mut List)) {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut list));
+        self.version.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Adds a ring. The caller rings the doorbell afterwards: an attendant that sleeps has an older
@@ -115,7 +130,9 @@ impl Rings {
             Err(TryLockError::WouldBlock) => return None,
         };
         doorbell.attend();
-        Some(Attendant { rings: self, doorbell, attendance, _left: Left(doorbell) })
+        let version = self.version.load(Ordering::SeqCst);
+        let list = self.list();
+        Some(Attendant { rings: self, list, version, doorbell, attendance, _left: Left(doorbell) })
     }
 
     /// Wakes the attendant, if it sleeps. For events that do not come from a worker.
@@ -130,6 +147,9 @@ impl Rings {
 /// The thread that drains all rings. See "The attendant" in `transport/ring/mod.rs`.
 pub(super) struct Attendant<'a> {
     rings: &'a Rings,
+    /// The list of rings in this version.
+    list: Arc<List>,
+    version: u32,
     doorbell: &'a Doorbell,
     attendance: model::MutexGuard<'a, Attendance>,
     /// Dropped last, after the attendance was unlocked.
@@ -140,8 +160,21 @@ pub(super) struct Attendant<'a> {
 struct Left<'a>(&'a Doorbell);
 
 impl Attendant<'_> {
-    fn is_due(list: &List) -> bool {
-        list.iter().any(|(_, ring)| ring.is_due())
+    /// Whether there is something to do: in a ring, or the list has changed.
+    fn is_due(&self) -> bool {
+        self.list.iter().any(|(_, ring)| ring.is_due()) || self.is_outdated()
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.rings.version.load(Ordering::SeqCst) != self.version
+    }
+
+    /// Takes the newest list. An older one keeps the memory of workers that are gone.
+    fn update(&mut self) {
+        if self.is_outdated() {
+            self.version = self.rings.version.load(Ordering::SeqCst);
+            self.list = self.rings.list();
+        }
     }
 
     /// Sleeps until there is something to do or `ended` returns true, at most for `timeout`. Code
@@ -151,22 +184,40 @@ impl Attendant<'_> {
     /// rings once it is garbled. So a sleep lasts at most [`HEARING`].
     fn sleep(&mut self, timeout: Option<Duration>, ended: impl Fn() -> bool) {
         let timeout = timeout.map_or(HEARING, |timeout| timeout.min(HEARING));
-        let list = self.rings.list();
-        let ready = || ended() || Self::is_due(&list);
-        let Attendance { spin, worker_cpu, .. } = &mut *self.attendance;
-        if !spin.wait(*worker_cpu, ready) {
+        let (mut spin, worker_cpu) =
+            (std::mem::take(&mut self.attendance.spin), self.attendance.worker_cpu);
+        let ready = || ended() || self.is_due();
+        if !spin.wait(worker_cpu, ready) {
             self.rings.attendant_sleeps.store(true, Ordering::SeqCst);
             self.doorbell.sleep(timeout, ready);
             self.rings.attendant_sleeps.store(false, Ordering::SeqCst);
         }
+        self.attendance.spin = spin;
     }
+}
+
+impl Attendant<'_> {
+    /// Looks for replies for some microseconds, if that has paid off before. Returns whether there
+    /// are any.
+    fn spins(&mut self) -> bool {
+        let (mut spin, worker_cpu) =
+            (std::mem::take(&mut self.attendance.poll_spin), self.attendance.worker_cpu);
+        let paid = spin.wait(worker_cpu, || self.is_due());
+        self.attendance.poll_spin = spin;
+        paid
+    }
+}
+
+thread_local! {
+    /// Whether this thread is calling the wakers of replies that a task has taken.
+    static WAKES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 impl Drop for Attendant<'_> {
     fn drop(&mut self) {
         // First the word, then a look at the rings: see "The attendant" in `transport/ring/mod.rs`.
         self.doorbell.leave();
-        if Self::is_due(&self.rings.list()) {
+        if self.is_due() {
             // The next attendant must look. `Left` tells the reader once the attendance is free.
             self.doorbell.attend();
         }
@@ -191,7 +242,7 @@ const NAP: Duration = Duration::from_micros(50);
 /// attended since it last did. A loop of `result()` attends whenever it has used up what it had
 /// taken. A higher value delays the results of others, when such a loop ends. A lower value wakes
 /// the reader for replies that the loop takes itself.
-const LINGER: Duration = Duration::from_micros(50);
+const LINGER: Duration = Duration::from_micros(100);
 /// Number of frames for which the buffer keeps memory between two drains. More memory, after a
 /// burst, is freed.
 const FRAMES_KEPT: usize = 4_096;
@@ -226,6 +277,7 @@ pub(super) trait Drains {
                 // A thread that waits for one result after the other has just attended, and will
                 // again in a moment.
                 nap(LINGER);
+                continue;
             }
             let Some(mut attendant) = self.try_attend() else {
                 self.doorbell().doze(None);
@@ -255,9 +307,10 @@ pub(super) trait Drains {
 
     /// Takes what all workers have published.
     fn drain_all(&self, attendant: &mut Attendant<'_>) -> Drained {
+        attendant.update();
         let mut drained = Drained::default();
         let Attendance { frames, worker_cpu, .. } = &mut *attendant.attendance;
-        for (id, ring) in &*self.rings().list() {
+        for (id, ring) in &*attendant.list {
             if !ring.is_due() {
                 continue;
             }
@@ -307,6 +360,27 @@ pub(super) trait Drains {
         drop(drained.batches);
         for (id, closed) in drained.over {
             self.on_drained(id, closed);
+        }
+    }
+
+    /// Takes the replies that are there, or come while a short spin pays off, unless another thread
+    /// attends. For a task that is about to wait: its thread gets the reply, and wakes other tasks,
+    /// without a hop through the reader.
+    fn attend_briefly(&self) {
+        // A waker that runs its task at once would come back here, ever deeper.
+        if is_own_thread() || local::get(&WAKES) {
+            return;
+        }
+        let Some(mut attendant) = self.try_attend() else { return };
+        let mut drained = self.drain_all(&mut attendant);
+        if !drained.any && attendant.spins() {
+            drained = self.drain_all(&mut attendant);
+        }
+        drop(attendant);
+        if drained.asks_to_leave() {
+            local::set(&WAKES, true);
+            self.finish(drained);
+            local::set(&WAKES, false);
         }
     }
 

@@ -34,7 +34,6 @@ fn place(id: TaskId) -> (u64, usize) {
 }
 
 impl<V> TaskTable<V> {
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.len
     }

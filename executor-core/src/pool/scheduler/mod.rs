@@ -167,6 +167,15 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Returns whether any task is unresolved.
+    /// Whether each worker has at most one task and another one that waits behind it.
+    ///
+    /// Then a reply can come within microseconds. With more tasks, a caller that looks for its own
+    /// reply takes those of others one by one, which the reader would take together: a thousand
+    /// awaiting tasks were slower by a quarter.
+    pub(crate) fn has_few_tasks(&self) -> bool {
+        self.tasks.len() <= 2 * self.config.workers_max
+    }
+
     pub(crate) fn has_tasks(&self) -> bool {
         !self.tasks.is_empty()
     }
