@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     estimate::{Estimate, FEW},
-    placement::{LOOK_AGAIN, REBALANCE, START_COST},
+    placement::{LOOK_AGAIN, REBALANCE, START_COST, TINY},
 };
 use crate::{id::TaskId, transport::board::SLOTS};
 
@@ -195,6 +195,13 @@ impl InFlight {
         self.front().is_none_or(|front| {
             Duration::from_nanos(u64::from(front.estimate)) <= START_COST
                 && now.saturating_duration_since(self.front_since) < front.patience(floor)
+        })
+    }
+
+    /// Returns whether what was sent last is expected to take no longer than [`TINY`].
+    pub(super) fn is_tiny(&self) -> bool {
+        self.sendings.back().is_some_and(|last| {
+            u64::from(last.estimate) * u64::from(last.left) <= TINY.as_nanos() as u64
         })
     }
 

@@ -31,6 +31,13 @@ pub(super) const AHEAD: Duration = Duration::from_micros(300);
 /// local socket, and keeps them from waiting side by side.
 const SHORT: Duration = Duration::from_micros(10);
 
+/// Tasks that are shorter than this are given to a busy worker in any pool. For such a task the
+/// caller's thread needs longer (0.3 to 0.6 µs) than a worker, so one worker keeps up with one
+/// caller, and a second one would only take the processor that the caller's thread needs. Another
+/// worker gets tasks when the first has [`AHEAD`] to do. With a higher value, callers wait for a
+/// single worker while a processor is idle.
+pub(super) const TINY: Duration = Duration::from_nanos(500);
+
 /// How long a short task may wait behind a busy worker before an idle one is woken for it. One
 /// worker at a time is woken. A lower value mistakes a descheduled worker for a late one.
 pub(super) const REBALANCE: Duration = Duration::from_millis(4);
@@ -72,9 +79,19 @@ impl<C: Scheduled> Scheduler<C> {
     fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         let mut woken = false;
         while let Some(chunk) = self.next_queued() {
-            // Short tasks in a crowded pool go to a busy worker. An idle one is woken for them only
-            // if none has room and the tasks have waited or a worker is late, and then only one.
-            if !self.idle.is_empty() && self.is_short(chunk) && self.is_crowded(now) {
+            let tiny = self.takes_at_most(TINY, chunk);
+            let crowded = self.is_crowded(now);
+            // Tiny tasks, and short tasks in a crowded pool, go to a busy worker. In a crowded pool
+            // an idle one is woken for them only if none has room and the tasks have waited or a
+            // worker is late, and then only one.
+            if tiny
+                && !crowded
+                && !self.idle.is_empty()
+                && let Some(id) = self.busy_with_room(now, chunk)
+            {
+                self.favourite = Some(id);
+                self.send(now, id, SHARE_MAX, out);
+            } else if !self.idle.is_empty() && crowded && self.takes_at_most(SHORT, chunk) {
                 match self.busy_with_room(now, chunk) {
                     Some(id) => {
                         self.favourite = Some(id);
@@ -109,11 +126,12 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    fn is_short(&self, chunk: TaskId) -> bool {
+    /// Returns whether the chunk is expected to take at most this long.
+    fn takes_at_most(&self, time: Duration, chunk: TaskId) -> bool {
         let entry = &self.tasks[chunk];
         let estimate = self.estimates.get(&entry.chunk().function());
         estimate.is_some_and(|estimate| {
-            u128::from(estimate.nanos) * u128::from(entry.chunk().left()) <= SHORT.as_nanos()
+            u128::from(estimate.nanos) * u128::from(entry.chunk().left()) <= time.as_nanos()
         })
     }
 
@@ -122,12 +140,13 @@ impl<C: Scheduled> Scheduler<C> {
     fn busy_with_room(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
         let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk().function())?.nanos);
         let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
+        let floor = self.floor(now);
         let fits = |worker: &Worker| {
             worker.is_useful()
                 && !worker.in_flight.is_empty()
                 && worker.in_flight.ahead() <= most
                 && worker.in_flight.has_room()
-                && worker.in_flight.ends_soon(now, REBALANCE)
+                && worker.in_flight.ends_soon(now, floor)
         };
         if let Some(id) = self.favourite
             && self.workers.get(&id).is_some_and(fits)

@@ -14,6 +14,7 @@ use super::{
     claims::Claims,
     placement::{AHEAD, REBALANCE, SHARE_MAX, START_COST},
     task::Scheduled,
+    worker::Worker,
 };
 use crate::{
     id::{TaskId, WorkerId},
@@ -52,7 +53,7 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Returns how long a task may wait behind another one, in addition to its own estimates.
-    fn floor(&self, now: Instant) -> Duration {
+    pub(super) fn floor(&self, now: Instant) -> Duration {
         if !self.idle.is_empty() && self.is_crowded(now) { REBALANCE } else { START_COST }
     }
 
@@ -168,14 +169,19 @@ impl<C: Scheduled> Scheduler<C> {
         out: &mut Actions<C>,
     ) -> bool {
         // In a crowded pool the usual amount of work stays where it is, unless its worker is late.
-        let spare = if self.is_crowded(now) { AHEAD.as_nanos() as u64 } else { 0 };
+        // Tiny tasks stay in any pool.
+        let crowded = self.is_crowded(now);
+        let spare = |worker: &Worker| match crowded || worker.in_flight.is_tiny() {
+            true => AHEAD.as_nanos() as u64,
+            false => 0,
+        };
         let Some((&victim, worker)) = self
             .workers
             .iter()
             .filter(|(id, worker)| **id != idle && worker.is_wanted())
             .filter(|(_, worker)| {
                 worker.in_flight.has_waiting()
-                    && (worker.in_flight.ahead() > spare || worker.in_flight.is_late(now))
+                    && (worker.in_flight.ahead() > spare(worker) || worker.in_flight.is_late(now))
             })
             .max_by_key(|(_, worker)| worker.in_flight.ahead())
         else {
