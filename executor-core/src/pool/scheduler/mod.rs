@@ -173,7 +173,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// reply takes those of others one by one, which the reader would take together: a thousand
     /// awaiting tasks were slower by a quarter.
     pub(crate) fn has_few_tasks(&self) -> bool {
-        self.tasks.len() <= 2 * self.config.workers_max
+        self.tasks.len().div_ceil(2) <= self.config.workers_max
     }
 
     pub(crate) fn has_tasks(&self) -> bool {
