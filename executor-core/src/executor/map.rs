@@ -27,8 +27,8 @@ use super::Executor;
 use crate::{
     error::{BrokenCause, Phase, TaskError},
     future::{
-        decode,
-        map_results::{MapResults, Numbered},
+        decode, decode_bytes,
+        map_results::{MapResults, Numbered, Run},
     },
     pool::Chunk,
     task::encode::encode,
@@ -329,12 +329,23 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     /// Returns a result that can be yielded without waiting.
     fn next_ready(&mut self) -> Option<Result<F::Output, TaskError>> {
+        // The values of a run are decoded from where they are, and the run is dropped with the
+        // last.
+        while let Some((number, Run::Values(values))) = self.ready.front_mut() {
+            if let Some(value) = values.next() {
+                self.number = *number;
+                *number += 1;
+                self.yielded += 1;
+                return Some(decode_bytes::<F>(value));
+            }
+            self.ready.pop_front();
+        }
         let outcome = match self.ready.pop_front() {
-            Some((number, outcome)) => {
+            Some((number, Run::One(outcome))) => {
                 self.number = number;
                 outcome
             }
-            None if self.pending() > 0
+            _ if self.pending() > 0
                 && self.results.as_ref().is_some_and(|results| results.forked()) =>
             {
                 // This error belongs to no item: it is not known here which of the remaining items
@@ -342,7 +353,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
                 self.number = self.taken;
                 Err(TaskError::Broken(BrokenCause::Forked))
             }
-            None => return None,
+            _ => return None,
         };
         self.yielded += 1;
         Some(decode::<F>(outcome))

@@ -66,8 +66,22 @@ enum OnDrop {
 /// Decodes an outcome as the output of the task function `F`.
 pub(crate) fn decode<F: TaskFn>(outcome: Outcome) -> Result<F::Output, TaskError> {
     let payload = outcome?;
+    decode_with::<F>(|| decode_payload::<F>(&payload))
+}
+
+/// Decodes a value that consists only of bytes in this process.
+#[inline]
+pub(crate) fn decode_bytes<F: TaskFn>(bytes: &[u8]) -> Result<F::Output, TaskError> {
+    decode_with::<F>(|| F::decode_output(bytes))
+}
+
+/// Decodes a value by calling `decode`.
+#[inline]
+fn decode_with<F: TaskFn>(
+    decode: impl FnOnce() -> Result<F::Output, CodecError>,
+) -> Result<F::Output, TaskError> {
     // The result's `Deserialize` is user code. If it panics, only this future fails.
-    let message = match catch(|| decode_payload::<F>(&payload)) {
+    let message = match catch(decode) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(error)) => error.message,
         Err(panic) => format!("its Deserialize panicked: {panic}"),

@@ -179,7 +179,7 @@ impl Wake for JoinAll {
                 return;
             }
             // The results of an ordered map are yielded in order.
-            outcomes.extend(arrived.drain(..).map(|(_, outcome)| outcome));
+            outcomes.extend(arrived.drain(..).flat_map(|(_, run)| run.into_outcomes()));
         }
         // Two threads may get here with the last outcome taken. Only one completes.
         if state.done {
@@ -223,7 +223,10 @@ mod tests {
     use super::*;
     use crate::future::{
         cell::Wakers,
-        map_results::tests::{open, value},
+        map_results::{
+            Run,
+            tests::{open, value},
+        },
     };
 
     fn first_bytes(outcomes: &[Outcome]) -> Vec<u8> {
@@ -253,7 +256,7 @@ mod tests {
         // may wake it first, and then it completes only once.
         let mut wakers = Wakers::default();
         let error = TaskError::invalid("no");
-        first.deliver([(1, Err(error))].into_iter(), &mut wakers);
+        first.deliver([(1, Run::One(Err(error)))].into_iter(), &mut wakers);
         assert!(!all.is_done());
         Arc::clone(&all).wake();
         assert!(all.is_done() && all.wait(None));

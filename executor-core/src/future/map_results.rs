@@ -4,13 +4,14 @@
 //! ```text
 //!  map: number  0 1 2 3 4 5 …           ChunkResults { results, number of its first item }
 //!               └chunk┘└chunk┘             (in the pool's table, one for each chunk)
-//!                                             │ deliver(item, outcome)
+//!                                             │ deliver(item, run of outcomes)
 //!                                             ▼
-//!  MapResults, in order:  a window of places, beginning with the next number to be yielded
-//!                            ──► take: the outcomes at its front
-//!              unordered: a queue of arrived outcomes
-//!                            ──► take: all of them
+//!  MapResults, in order:  early: runs behind a missing item ──► ready ──► take: all of them
+//!              unordered: ────────────────────────────────────► ready ──► take: all of them
 //! ```
+//!
+//! A *run* is one outcome, or the values of consecutive items that came together. A run stays as it
+//! is until the map decodes its values.
 //!
 //! If the pool drops a chunk, the chunk delivers an error for each item without an outcome. So no
 //! map waits for ever.
@@ -30,10 +31,39 @@ use crate::{
         Condvar, Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    wire::values::Values,
 };
 
-/// An outcome, and the number of its item.
-pub(crate) type Numbered = (u64, Outcome);
+/// The outcomes of items with consecutive numbers.
+pub(crate) enum Run {
+    One(Outcome),
+    /// The values of several items, which came together.
+    Values(Box<Values>),
+}
+
+/// A run, and the number of its first item.
+pub(crate) type Numbered = (u64, Run);
+
+impl Run {
+    /// Number of items.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Run::One(_) => 1,
+            Run::Values(values) => values.len() as u64,
+        }
+    }
+
+    /// Returns the outcomes one by one.
+    pub(crate) fn into_outcomes(self) -> impl Iterator<Item = Outcome> {
+        let (one, values) = match self {
+            Run::One(outcome) => (Some(outcome), Box::default()),
+            Run::Values(values) => (None, values),
+        };
+        let mut values = values;
+        let rest = std::iter::from_fn(move || Some(Ok(values.next()?.into())));
+        one.into_iter().chain(rest)
+    }
+}
 
 /// The results of one map.
 pub(crate) struct MapResults {
@@ -48,9 +78,12 @@ pub(crate) struct MapResults {
 
 #[derive(Default)]
 struct State {
-    /// The number of the window's first place.
-    first: u64,
-    window: VecDeque<Option<Outcome>>,
+    /// In an ordered map, the number of the first item whose outcome has not come.
+    next: u64,
+    /// In an ordered map, runs that came before an item in front of them, by the number of their
+    /// first item.
+    early: BTreeMap<u64, Run>,
+    /// Runs that can be yielded.
     ready: VecDeque<Numbered>,
     /// Chunks with missing outcomes, as (id of the first task, number of tasks), by the number of
     /// the first item.
@@ -59,6 +92,14 @@ struct State {
     waiting: u32,
     /// Whether the attendant waits here.
     attended: bool,
+}
+
+impl State {
+    /// In an ordered map, whether the outcome of this item has come.
+    fn has(&self, number: u64) -> bool {
+        let before = self.early.range(..=number).next_back();
+        number < self.next || before.is_some_and(|(first, run)| number - first < run.len())
+    }
 }
 
 /// One chunk's share in the results of a map, through which its items are delivered. The scheduler
@@ -73,8 +114,8 @@ pub(crate) struct ChunkResults {
     left: AtomicU32,
     /// Which items of an unordered map were delivered, one bit for each. Written under the lock.
     ///
-    /// Empty for a chunk of one item, for which `left` says it, and in an ordered map, where the
-    /// empty places of the window say it.
+    /// Empty for a chunk of one item, for which `left` says it, and in an ordered map, which keeps
+    /// its outcomes by their numbers.
     delivered: Box<[AtomicU64]>,
 }
 
@@ -111,12 +152,6 @@ impl MapResults {
         self.control.get_or_init(control);
         let mut state = self.lock();
         state.open.insert(number, (base, count));
-        if !self.unordered {
-            let places = (number + u64::from(count) - state.first) as usize;
-            if places > state.window.len() {
-                state.window.resize_with(places, || None);
-            }
-        }
         drop(state);
         let words = if self.unordered && count > 1 { count.div_ceil(u64::BITS) } else { 0 };
         Arc::new(ChunkResults {
@@ -130,15 +165,29 @@ impl MapResults {
 
     /// Delivers an error for an item that never became a task.
     pub(crate) fn deliver_error(&self, number: u64, error: TaskError) {
-        let mut state = self.lock();
+        self.add(&mut self.lock(), number, Run::One(Err(error)));
+    }
+
+    /// Adds a run. It can be yielded now, unless the map is ordered and an item before it is
+    /// missing.
+    fn add(&self, state: &mut State, number: u64, run: Run) {
         if self.unordered {
-            state.ready.push_back((number, Err(error)));
-        } else {
-            let at = (number - state.first) as usize;
-            if at >= state.window.len() {
-                state.window.resize_with(at + 1, || None);
-            }
-            state.window[at] = Some(Err(error));
+            state.ready.push_back((number, run));
+            return;
+        }
+        debug_assert!(!state.has(number), "an item is delivered once");
+        if number != state.next {
+            state.early.insert(number, run);
+            return;
+        }
+        state.next += run.len();
+        state.ready.push_back((number, run));
+        while let Some(entry) = state.early.first_entry()
+            && *entry.key() == state.next
+        {
+            let (number, run) = entry.remove_entry();
+            state.next += run.len();
+            state.ready.push_back((number, run));
         }
     }
 
@@ -148,14 +197,9 @@ impl MapResults {
     }
 
     fn take_from(state: &mut State, into: &mut VecDeque<Numbered>) -> bool {
-        let before = into.len();
+        let any = !state.ready.is_empty();
         into.append(&mut state.ready);
-        while let Some(Some(_)) = state.window.front() {
-            let number = state.first;
-            into.extend(state.window.pop_front().flatten().map(|outcome| (number, outcome)));
-            state.first += 1;
-        }
-        into.len() > before
+        any
     }
 
     /// Waits until an outcome can be yielded, at most until `deadline`, and takes all that can be.
@@ -266,25 +310,21 @@ impl ChunkResults {
         Some((word, 1 << (item % u64::BITS)))
     }
 
-    /// Delivers outcomes of items. Adds the waker to wake to `wakers`.
-    pub(crate) fn deliver(&self, items: impl Iterator<Item = (u32, Outcome)>, wakers: &mut Wakers) {
+    /// Delivers outcomes of items: runs, and the item with which each of them begins. Adds the
+    /// waker to wake to `wakers`.
+    pub(crate) fn deliver(&self, runs: impl Iterator<Item = (u32, Run)>, wakers: &mut Wakers) {
         let results = &*self.results;
         let mut state = results.lock();
         let mut count = 0;
-        for (item, outcome) in items {
-            count += 1;
-            if results.unordered {
-                if let Some((word, bit)) = self.delivered(item) {
+        for (first, run) in runs {
+            let len = run.len() as u32;
+            count += len;
+            if !self.delivered.is_empty() {
+                for (word, bit) in (first..first + len).filter_map(|item| self.delivered(item)) {
                     word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
                 }
-                state.ready.push_back((self.number + u64::from(item), outcome));
-            } else if let Some(place) =
-                (self.number + u64::from(item)).checked_sub(state.first).map(|at| at as usize)
-                && let Some(place) = state.window.get_mut(place)
-            {
-                debug_assert!(place.is_none(), "an item is delivered once");
-                *place = Some(outcome);
             }
+            results.add(&mut state, self.number + u64::from(first), run);
         }
         if self.left.fetch_sub(count, Ordering::Relaxed) == count {
             state.open.remove(&self.number);
@@ -317,14 +357,12 @@ impl Drop for ChunkResults {
             (true, Some((word, bit))) => word.load(Ordering::Relaxed) & bit == 0,
             // The only item of its chunk.
             (true, None) => true,
-            (false, _) => {
-                let at = (self.number + u64::from(*item)).checked_sub(state.first);
-                at.is_some_and(|at| state.window.get(at as usize).is_some_and(Option::is_none))
-            }
+            (false, _) => !state.has(self.number + u64::from(*item)),
         };
         let missing: Vec<u32> = (0..self.count).filter(is_missing).collect();
         drop(state);
-        self.deliver(missing.into_iter().map(|item| (item, Err(error.clone()))), &mut wakers);
+        let runs = missing.into_iter().map(|item| (item, Run::One(Err(error.clone()))));
+        self.deliver(runs, &mut wakers);
         wakers.wake();
     }
 }
@@ -363,30 +401,40 @@ pub(crate) mod tests {
             .open(TaskId::from_raw(number + 1), count, number, || Arc::new(Nobody(Arc::default())))
     }
 
-    pub(crate) fn value(byte: u8) -> Outcome {
-        Ok(vec![byte].into())
+    pub(crate) fn value(byte: u8) -> Run {
+        Run::One(Ok(vec![byte].into()))
     }
 
-    fn bytes(taken: &VecDeque<Numbered>) -> Vec<u8> {
+    pub(crate) fn values(bytes: impl IntoIterator<Item = u8>) -> Run {
+        let mut values = Values::default();
+        for byte in bytes {
+            values.push_with(|bytes| bytes.push(byte));
+        }
+        Run::Values(Box::new(values))
+    }
+
+    fn bytes(taken: VecDeque<Numbered>) -> Vec<u8> {
         taken
-            .iter()
-            .map(|(_, outcome)| outcome.as_ref().map_or(255, |payload| payload[0]))
+            .into_iter()
+            .flat_map(|(_, run)| run.into_outcomes())
+            .map(|outcome| outcome.map_or(255, |payload| payload[0]))
             .collect()
     }
 
     #[test]
     fn in_order_what_comes_early_waits_for_what_is_before_it() {
         let results = MapResults::new(false);
-        let (first, second) = (open(&results, 2, 0), open(&results, 2, 2));
+        let (first, second) = (open(&results, 4, 0), open(&results, 4, 4));
         let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
-        second.deliver([(0, value(2)), (1, value(3))].into_iter(), &mut wakers);
+        second.deliver([(1, values(5..8)), (0, value(4))].into_iter(), &mut wakers);
         assert!(!results.take(&mut taken));
         first.deliver([(0, value(0))].into_iter(), &mut wakers);
         assert!(results.take(&mut taken));
-        assert_eq!(bytes(&taken), [0]);
-        first.deliver([(1, value(1))].into_iter(), &mut wakers);
+        assert_eq!(taken.len(), 1);
+        first.deliver([(1, values(1..3)), (3, value(3))].into_iter(), &mut wakers);
         assert!(results.wait(&mut taken, None, true));
-        assert_eq!(bytes(&taken), [0, 1, 2, 3]);
+        assert_eq!(taken.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 3, 4, 5]);
+        assert_eq!(bytes(taken), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert!(results.lock().open.is_empty());
     }
 
@@ -397,19 +445,27 @@ pub(crate) mod tests {
             let before = open(&results, 3, 0);
             let chunk = open(&results, count, 3);
             let (mut taken, mut wakers) = (VecDeque::new(), Wakers::default());
-            before.deliver((0..3).map(|item| (item, value(0))), &mut wakers);
+            before.deliver([(0, values(0..3))].into_iter(), &mut wakers);
             // The items are delivered in parts, and some are taken before the chunk is dropped.
-            let is_delivered = |item: &u32| item % 3 == 1 || *item == 128;
+            let is_delivered =
+                |item: &u32| (*item < 128 && item % 3 == 1) || (128..194).contains(item);
             let (early, late) =
-                (0..count).filter(is_delivered).partition::<Vec<_>, _>(|i| i % 2 == 1);
-            for part in [early, late] {
-                chunk.deliver(part.into_iter().map(|item| (item, value(1))), &mut wakers);
-                results.take(&mut taken);
+                (0..count).filter(is_delivered).partition::<Vec<_>, _>(|i| i % 2 == 1 && *i < 128);
+            chunk.deliver(early.into_iter().map(|item| (item, value(1))), &mut wakers);
+            results.take(&mut taken);
+            let (runs, late) = late.into_iter().partition::<Vec<_>, _>(|item| *item >= 128);
+            chunk.deliver(late.into_iter().map(|item| (item, value(1))), &mut wakers);
+            results.take(&mut taken);
+            if let Some(first) = runs.first() {
+                chunk.deliver([(*first, values(runs.iter().map(|_| 1)))].into_iter(), &mut wakers);
             }
             drop(chunk);
             results.take(&mut taken);
-            let mut got: Vec<_> =
-                taken.iter().map(|(number, result)| (*number, result.is_ok())).collect();
+            let mut got: Vec<_> = taken
+                .into_iter()
+                .flat_map(|(number, run)| (number..).zip(run.into_outcomes()))
+                .map(|(number, outcome)| (number, outcome.is_ok()))
+                .collect();
             got.sort();
             let owed = (0..count).map(|item| (u64::from(item) + 3, is_delivered(&item)));
             let all: Vec<_> = (0..3).map(|number| (number, true)).chain(owed).collect();

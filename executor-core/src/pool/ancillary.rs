@@ -201,7 +201,7 @@ mod tests {
         );
         assert!(ancillary.open(&mut frame(Reply::Done, flag::TIMED, b"")).is_err());
         let mut followed = frame(Reply::Done, flag::SEGMENT, &reference(0, 1));
-        followed.more.push((&b"headless"[..]).into());
+        followed.more.push_with(|bytes| bytes.extend_from_slice(b"headless"));
         assert!(ancillary.open(&mut followed).is_err());
         let (socket, _theirs) = socket::pair().unwrap();
         let without = Ancillary::new(socket, None);

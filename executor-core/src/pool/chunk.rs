@@ -26,7 +26,7 @@ use crate::{
     error::{TaskError, reply},
     future::{
         cell::{Cell, Completer, Control, Outcome, Wakers},
-        map_results::{ChunkResults, MapResults},
+        map_results::{ChunkResults, MapResults, Run},
     },
     id::{FnId, TaskId},
     registry::TaskEntry,
@@ -34,6 +34,7 @@ use crate::{
     wire::{
         frame::{Items, Order, Reply, ToWorker, flag},
         payload::Payload,
+        values::Values,
     },
 };
 
@@ -229,8 +230,32 @@ enum Answer {
 
 const _: () = assert!(size_of::<Answer>() == size_of::<Payload>());
 
-/// Items of one chunk, and how they ended.
-type Answers = Vec<(u32, Answer)>;
+/// How consecutive items of one chunk ended.
+enum Answers {
+    One(Answer),
+    Values(Box<Values>),
+}
+
+impl Answers {
+    fn run(self) -> Run {
+        match self {
+            Answers::One(answer) => Run::One(answer.outcome()),
+            Answers::Values(values) => Run::Values(values),
+        }
+    }
+}
+
+/// The payloads of replies that came together, for consecutive tasks.
+pub(super) struct Payloads {
+    pub(super) first: Option<Payload>,
+    pub(super) more: Values,
+}
+
+impl Payloads {
+    pub(super) fn next(&mut self) -> Option<Payload> {
+        self.first.take().or_else(|| self.more.next().map(Payload::from))
+    }
+}
 
 impl Answer {
     fn outcome(self) -> Outcome {
@@ -249,8 +274,9 @@ impl Answer {
 #[derive(Default)]
 pub(super) struct Outcomes {
     cells: Vec<(Completer, Answer)>,
-    /// Results of maps. Consecutive results of one chunk are together.
-    maps: Vec<(Arc<ChunkResults>, Answers)>,
+    /// Results of maps, with the item to which the first of them belongs. Consecutive results of
+    /// one chunk are together.
+    maps: Vec<(Arc<ChunkResults>, Vec<(u32, Answers)>)>,
     /// Whether a worker is in the middle of a chunk, so that its next replies follow within
     /// microseconds.
     pub(super) in_chunks: bool,
@@ -265,7 +291,7 @@ impl Outcomes {
         chunk: Chunk,
         (at, count): (u32, u32),
         reply: Reply,
-        payloads: &mut impl Iterator<Item = Payload>,
+        payloads: &mut Payloads,
     ) {
         if let Sink::Map(_) = chunk.sink {
             return self.answer_some(&chunk, (at, count), reply, payloads);
@@ -283,14 +309,24 @@ impl Outcomes {
         chunk: &Chunk,
         (at, count): (u32, u32),
         reply: Reply,
-        payloads: &mut impl Iterator<Item = Payload>,
+        payloads: &mut Payloads,
     ) {
         let Sink::Map(map) = &chunk.sink else { return };
-        let answers =
-            (at..at + count).zip(payloads).map(|(at, payload)| (at, chunk.answer(reply, payload)));
-        match self.maps.last_mut() {
-            Some((last, before)) if Arc::ptr_eq(last, map) => before.extend(answers),
-            _ => self.maps.push((Arc::clone(map), answers.collect())),
+        if !self.maps.last().is_some_and(|(last, _)| Arc::ptr_eq(last, map)) {
+            self.maps.push((Arc::clone(map), Vec::new()));
+        }
+        let Some((_, answers)) = self.maps.last_mut() else { return };
+        let values_at = match payloads.first.take() {
+            Some(payload) => {
+                answers.push((at, Answers::One(chunk.answer(reply, payload))));
+                at + 1
+            }
+            None => at,
+        };
+        if at + count > values_at {
+            // Only values come without a header of their own.
+            let values = payloads.more.take((at + count - values_at) as usize);
+            answers.push((values_at, Answers::Values(Box::new(values))));
         }
     }
 
@@ -300,9 +336,8 @@ impl Outcomes {
         match chunk.sink {
             Sink::Cell(completer) => self.cells.push((completer, Answer::Error(Box::new(error)))),
             Sink::Map(map) => {
-                let answers =
-                    (first..count).map(|item| (item, Answer::Error(Box::new(error.clone()))));
-                self.maps.push((map, answers.collect()));
+                let error = |item| (item, Answers::One(Answer::Error(Box::new(error.clone()))));
+                self.maps.push((map, (first..count).map(error).collect()));
             }
         }
     }
@@ -314,7 +349,7 @@ impl Outcomes {
             completer.complete_into(answer.outcome(), wakers);
         }
         for (map, answers) in self.maps {
-            map.deliver(answers.into_iter().map(|(item, answer)| (item, answer.outcome())), wakers);
+            map.deliver(answers.into_iter().map(|(item, answers)| (item, answers.run())), wakers);
         }
         // Before the batch counts as arrived: what it has reached includes the callback queue.
         wakers.post();

@@ -33,7 +33,10 @@ use crate::{
             models::{check, ends, few},
         },
     },
-    wire::frame::{Frame, FromWorker, Reply},
+    wire::{
+        frame::{Frame, FromWorker, Reply},
+        payload::Payload,
+    },
 };
 
 const WORKER: WorkerId = WorkerId(7);
@@ -87,14 +90,17 @@ impl Drains for Pool {
 
     fn on_frames(&self, _: WorkerId, frames: &mut Vec<Frame<FromWorker>>) -> Taken {
         let mut wakers = Wakers::default();
-        for frame in frames.drain(..) {
-            // Values without headers belong to the tasks that follow.
-            let first = frame.header.task.as_u64() as usize;
-            for (at, payload) in std::iter::once(frame.payload).chain(frame.more).enumerate() {
-                let completer = self.lock()[first + at].take();
+        for mut frame in frames.drain(..) {
+            let mut task = frame.header.task.as_u64() as usize;
+            let mut next = Some(frame.payload);
+            while let Some(payload) = next {
+                let completer = self.lock()[task].take();
                 if let Some(completer) = completer {
                     completer.complete_into(Ok(payload), &mut wakers);
                 }
+                // Values without headers belong to the tasks that follow.
+                next = frame.more.next().map(Payload::from);
+                task += 1;
             }
         }
         self.ring().credit(0);

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Initializer, Pool, ancillary,
-    chunk::Outcomes,
+    chunk::{Outcomes, Payloads},
     core::{Actions, Core},
     ending::Batch,
     log::LogRecord,
@@ -130,7 +130,7 @@ impl Pool {
                 let (mut task, nanos) = (header.task, header.nanos);
                 // A drain takes at most one ring's worth of frames, so the number fits.
                 let mut left = 1 + more.len() as u32;
-                let mut payloads = std::iter::once(payload).chain(more);
+                let mut payloads = Payloads { first: Some(payload), more };
                 while left > 0 {
                     let count = match scheduler.on_reply(now, id, task, left, nanos) {
                         Ok(Replied::Last(chunk, at, count)) => {
@@ -142,7 +142,7 @@ impl Pool {
                             replies.answer_some(chunk, (at, count), reply, &mut payloads);
                             count
                         }
-                        Ok(Replied::Late) => payloads.next().map_or(0, |_| 1),
+                        Ok(Replied::Late) => u32::from(payloads.next().is_some()),
                         Err(scheduler::ReplyToNobody) => return Obeys::No,
                     };
                     task = TaskId::from_raw(task.as_u64().wrapping_add(u64::from(count)));

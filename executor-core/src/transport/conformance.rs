@@ -67,10 +67,12 @@ fn read(
             return;
         }
         // Values that came without a header are replies like all others.
-        let Frame { header, payload, more } = frame;
-        for (at, payload) in (0..).zip(std::iter::once(payload).chain(more)) {
+        let Frame { header, payload, mut more } = frame;
+        frames.push(Frame::new(header, payload));
+        for at in 1.. {
+            let Some(value) = more.next() else { break };
             let task = TaskId::from_raw(header.task.as_u64() + at);
-            frames.push(Frame::new(FromWorker { task, ..header }, payload));
+            frames.push(Frame::new(FromWorker { task, ..header }, value.into()));
         }
     })?;
     link.credit(credit);

@@ -14,7 +14,7 @@
 //! One frame may carry a chunk: several tasks of one function with consecutive ids. `items` says
 //! which of them to run, see [`Items`].
 
-use super::payload::Payload;
+use super::{payload::Payload, values::Values};
 use crate::{
     id::{FnId, TaskId},
     os::available_memory::has_memory_for,
@@ -257,12 +257,12 @@ pub(crate) struct Frame<H> {
     pub(crate) header: H,
     pub(crate) payload: Payload,
     /// The values of the tasks with the following ids, if they came without headers of their own.
-    pub(crate) more: Vec<Payload>,
+    pub(crate) more: Values,
 }
 
 impl<H> Frame<H> {
     pub(crate) fn new(header: H, payload: Payload) -> Self {
-        Frame { header, payload, more: Vec::new() }
+        Frame { header, payload, more: Values::default() }
     }
 }
 

@@ -175,12 +175,14 @@ impl RingLink {
         // back the frames that came first.
         let mut left = spsc::WORDS;
         while left > 0
-            && let Some(kind) =
-                consumer.read(up, message).map_err(|_| Closed::Protocol(WireError::Position))?
+            && let Some(next) =
+                consumer.next(up).map_err(|_| Closed::Protocol(WireError::Position))?
         {
-            left = left.saturating_sub(message.len() / 8 + 1);
+            left = left.saturating_sub(next.len / 8 + 1);
             any = true;
-            if kind == spsc::MessageKind::Frames {
+            if next.kind == spsc::MessageKind::Frames {
+                message.clear();
+                consumer.append(up, &next, message);
                 assembler.message(message, |frame| {
                     *last = (frame.header.reply == Reply::Done).then_some(frame.header);
                     if let Some(before) = open.replace(frame) {
@@ -194,8 +196,12 @@ impl RingLink {
             let header = last.as_mut().ok_or(WireError::Headless)?;
             header.task = TaskId::from_raw(header.task.as_u64().wrapping_add(1));
             match &mut open {
-                Some(frame) => frame.more.push(message[..].into()),
-                None => open = Some(Frame::new(*header, message[..].into())),
+                Some(frame) => frame.more.push_with(|to| consumer.append(up, &next, to)),
+                None => {
+                    message.clear();
+                    consumer.append(up, &next, message);
+                    open = Some(Frame::new(*header, message[..].into()));
+                }
             }
         }
         if let Some(frame) = open {

@@ -311,6 +311,13 @@ pub(super) enum MessageKind {
     Value,
 }
 
+/// The next message of a ring.
+pub(super) struct Next {
+    pub(super) kind: MessageKind,
+    /// Its length in bytes. Checked: so many bytes are published.
+    pub(super) len: usize,
+}
+
 /// The consumer's private state.
 #[derive(Default)]
 pub(super) struct Consumer {
@@ -362,6 +369,15 @@ impl Consumer {
         ring: &Ring,
         message: &mut Vec<u8>,
     ) -> Result<Option<MessageKind>, Impossible> {
+        let Some(next) = self.next(ring)? else { return Ok(None) };
+        message.clear();
+        self.append(ring, &next, message);
+        Ok(Some(next.kind))
+    }
+
+    /// Returns what the next message is, if there is one.
+    #[inline]
+    pub(super) fn next(&mut self, ring: &Ring) -> Result<Option<Next>, Impossible> {
         if self.head == self.tail {
             self.look(ring)?;
             if self.head == self.tail {
@@ -375,21 +391,27 @@ impl Consumer {
         if len > (published - 1) * 8 {
             return Err(Impossible);
         }
-        let len = len as usize;
-        message.clear();
-        message.resize(len.next_multiple_of(8), 0);
+        let kind = if headless { MessageKind::Value } else { MessageKind::Frames };
+        Ok(Some(Next { kind, len: len as usize }))
+    }
+
+    /// Appends the message that [`next`](Self::next) has just returned to `to`.
+    #[inline]
+    pub(super) fn append(&mut self, ring: &Ring, next: &Next, to: &mut Vec<u8>) {
+        let words = words_for(next.len);
+        let end = to.len() + next.len;
+        to.reserve((words as usize - 1) * 8);
         let mut at = self.tail + 1;
-        for chunk in message.as_chunks_mut::<8>().0 {
-            *chunk = ring.look(at).to_ne_bytes();
+        while at < self.tail + words {
+            to.extend_from_slice(&ring.look(at).to_ne_bytes());
             at += 1;
         }
-        message.truncate(len);
+        to.truncate(end);
         self.tail = at;
         kill_point!(MessageCopied);
         // Gives the words back to the producer, after they were copied.
         ring.tail.0.store(at, Ordering::Release);
         kill_point!(TailStored);
-        Ok(Some(if headless { MessageKind::Value } else { MessageKind::Frames }))
     }
 }
 
