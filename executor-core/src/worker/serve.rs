@@ -247,8 +247,8 @@ struct Stopwatch {
     calls: u64,
     /// Number of calls that are measured together.
     every: u64,
-    /// The average duration of a call in the last measurement, in nanoseconds.
-    average: u64,
+    /// The average duration of a call in nanoseconds, as last reported.
+    reported: u64,
 }
 
 impl Stopwatch {
@@ -256,6 +256,10 @@ impl Stopwatch {
     const SHORT_NANOS: u64 = 2_000;
     /// Maximum number of calls that are measured together.
     const TOGETHER_MAX: u64 = 16;
+    /// A new average is reported if it differs by more than this part from the one reported last.
+    /// A lower value makes the replies of short calls need headers of their own (see
+    /// [`FromWorker::precedes`]). A higher value makes the pool's estimates less exact.
+    const DIFFERENCE: u64 = 4;
 
     /// Begins a measurement.
     fn start(&mut self) {
@@ -263,17 +267,21 @@ impl Stopwatch {
         self.calls = 0;
     }
 
-    /// Called when a call has ended. Returns its duration, as far as it is known.
+    /// Called when a call has ended. Returns its duration, as far as it is known. For calls that are
+    /// measured together, this is an average, and the same as before if it has hardly changed.
     fn lap(&mut self) -> u64 {
         self.calls += 1;
         if self.calls >= self.every {
             let now = clock::now_nanos();
-            self.average = (now - self.since) / self.calls;
+            let average = (now - self.since) / self.calls;
             self.since = now;
             self.calls = 0;
-            let short = self.average < Self::SHORT_NANOS;
+            let short = average < Self::SHORT_NANOS;
             self.every = if short { (self.every * 2).clamp(1, Self::TOGETHER_MAX) } else { 1 };
+            if !short || average.abs_diff(self.reported) > self.reported / Self::DIFFERENCE {
+                self.reported = average;
+            }
         }
-        self.average
+        self.reported
     }
 }
