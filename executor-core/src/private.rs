@@ -239,7 +239,10 @@ pub struct Arguments<'de, 'cx, F: Format> {
 impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
     #[inline]
     pub fn new(bytes: &'de [u8], cx: &'cx mut CallContext) -> Self {
-        let attachments = std::mem::take(&mut cx.attachments);
+        let attachments = match cx.attachments.is_empty() {
+            true => Vec::new(),
+            false => std::mem::take(&mut cx.attachments),
+        };
         Arguments { reader: F::reader(bytes), attachments, stage: cx.stage_mut() }
     }
 
@@ -284,14 +287,22 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
     // that the parent shares with the original.
     cx.creator.end_copy(0);
     let start = cx.out.len();
-    let (encoded, attachments) =
-        cx.during(Stage::Encode, |cx| attachment::collect(|| (way.encode)(value, &mut cx.out)));
-    match encoded {
-        Ok(()) => {
-            cx.attachments = attachments;
+    // Not moved out of the closure as a `Result`: see `task::encode`.
+    let mut failed = None;
+    let attachments = cx.during(Stage::Encode, |cx| {
+        let encode = || {
+            if let Err(error) = (way.encode)(value, &mut cx.out) {
+                failed = Some(error);
+            }
+        };
+        attachment::collect(encode).1
+    });
+    match failed {
+        None => {
+            cx.attach(attachments);
             CallResult::Done
         }
-        Err(error) => {
+        Some(error) => {
             // Remove what was encoded before the error.
             cx.out.truncate(start);
             CallResult::Encode(error)

@@ -5,12 +5,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Runs user code and contains its panic. Returns the panic's message, if it panics.
 ///
 /// The panic's payload is forgotten and not dropped, because its `Drop` may panic as well.
+#[inline]
 pub(crate) fn catch<R>(run: impl FnOnce() -> R) -> Result<R, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
-        let message = panic_message(&*payload).to_owned();
-        std::mem::forget(payload);
-        message
-    })
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(value) => Ok(value),
+        Err(payload) => Err(message_of(payload)),
+    }
+}
+
+#[cold]
+fn message_of(payload: Box<dyn std::any::Any + Send>) -> String {
+    let message = panic_message(&*payload).to_owned();
+    std::mem::forget(payload);
+    message
 }
 
 /// Returns the text of a panic's payload.

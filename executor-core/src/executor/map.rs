@@ -467,34 +467,34 @@ where
 
     /// Adds a task to the open chunk, or submits it alone.
     fn take(&mut self, results: &Arc<MapResults>, task: Task<F, A>) {
+        let plain = task.is_plain();
         let (args, options) = task.into_parts();
-        let plain = options.timeout.is_none() && options.name.is_none();
+        // Nearly all tasks are plain. Options that the compiler knows need not be moved.
+        let options = if plain { TaskOptions::default() } else { options };
         // The options apply to a whole chunk, so a task with its own options is sent alone.
         if !plain {
             self.submit_chunk(results);
         }
         self.open.bytes.begin();
-        let encoded = encode::<F, A>(args, &options, &mut self.open.bytes);
+        let mut attached = Vec::new();
+        let encoded = encode::<F, A>(args, &options, &mut self.open.bytes, &mut attached);
         let number = self.taken;
-        let attachments = match encoded {
-            Ok(attachments) => attachments,
-            Err(error) => {
-                // The items of a chunk have consecutive numbers, and this number is used up by the
-                // error. So submit the open chunk before it.
-                self.submit_chunk(results);
-                self.taken += 1;
-                results.deliver_error(number, error);
-                return;
-            }
-        };
+        if let Err(error) = encoded {
+            // The items of a chunk have consecutive numbers, and this number is used up by the
+            // error. So submit the open chunk before it.
+            self.submit_chunk(results);
+            self.taken += 1;
+            results.deliver_error(number, *error);
+            return;
+        }
         let small = matches!(self.open.bytes.contents(), Contents::Bytes(bytes) if bytes.len() <= CHUNK_BYTES_MAX);
-        if plain && small && attachments.is_empty() {
+        if plain && small && attached.is_empty() {
             self.taken += 1;
             self.open.ends.push(self.open.bytes.len() as u32);
             return;
         }
         // A task with large arguments or with descriptors is sent alone, after the items before it.
-        let arguments = self.open.bytes.take(attachments);
+        let arguments = self.open.bytes.take(attached);
         self.submit_chunk(results);
         self.taken += 1;
         self.send(results, number, arguments, 1, options);

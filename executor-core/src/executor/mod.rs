@@ -268,8 +268,9 @@ where
     let (args, options) = task.into_parts();
     // Each thread reuses one vector for all its submissions.
     let mut buffer = executor.buffer().using(local::take(&SMALL));
+    let mut attached = Vec::new();
     let arguments =
-        encode::<F, A>(args, &options, &mut buffer).map(|attached| buffer.take(attached));
+        encode::<F, A>(args, &options, &mut buffer, &mut attached).map(|()| buffer.take(attached));
     local::put(&SMALL, buffer.into_small());
     let RawControl(control) = executor.control();
     let cell = match arguments {
@@ -278,7 +279,7 @@ where
             executor.submit_chunk(chunk);
             cell
         }
-        Err(error) => Cell::done(next_task_ids(1), Some(control), error),
+        Err(error) => Cell::done(next_task_ids(1), Some(control), *error),
     };
     TaskFuture::new::<F>(cell)
 }

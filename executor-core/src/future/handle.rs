@@ -80,13 +80,25 @@ pub(crate) fn decode_bytes<F: TaskFn>(bytes: &[u8]) -> Result<F::Output, TaskErr
 fn decode_with<F: TaskFn>(
     decode: impl FnOnce() -> Result<F::Output, CodecError>,
 ) -> Result<F::Output, TaskError> {
+    // Not moved out of the closure as one `Result`: see `encode`.
+    let mut value = None;
+    let mut failed = None;
     // The result's `Deserialize` is user code. If it panics, only this future fails.
-    let message = match catch(decode) {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => error.message,
-        Err(panic) => format!("its Deserialize panicked: {panic}"),
-    };
-    Err(TaskError::Decode(CodecFailure::new(Side::Result, F::NAME, message)))
+    let caught = catch(|| match decode() {
+        Ok(decoded) => value = Some(decoded),
+        Err(error) => failed = Some(error.message),
+    });
+    match value {
+        Some(value) => Ok(value),
+        None => Err(undecodable(F::NAME, failed, caught)),
+    }
+}
+
+/// Returns the error for a result whose `Deserialize` has failed or panicked.
+#[cold]
+fn undecodable(name: &str, failed: Option<String>, caught: Result<(), String>) -> TaskError {
+    let panicked = || format!("its Deserialize panicked: {}", caught.err().unwrap_or_default());
+    TaskError::Decode(CodecFailure::new(Side::Result, name, failed.unwrap_or_else(panicked)))
 }
 
 /// Decodes a payload, which may be in shared memory.

@@ -215,8 +215,10 @@ impl<T> Process<T> {
     fn of_task<F: TaskArgs<A> + TaskFn<Output = T>, A>(task: Task<F, A>) -> Self {
         let (args, options) = task.into_parts();
         let mut buffer = Buffer::new();
-        let arguments = encode::<F, A>(args, &options, &mut buffer)
-            .map(|attached| (buffer.into_vec(), attached));
+        let mut attached = Vec::new();
+        let arguments = encode::<F, A>(args, &options, &mut buffer, &mut attached)
+            .map(|()| (buffer.into_vec(), attached))
+            .map_err(|error| *error);
         Process {
             entry: F::entry(),
             arguments,

@@ -199,8 +199,19 @@ impl CallContext {
 
     /// Prepares the context for the next call. The caller has taken what the last call wrote.
     pub(crate) fn begin(&mut self, attachments: Vec<Attachment>) {
-        self.attachments = attachments;
+        self.attach(attachments);
         self.stage = Stage::default();
+    }
+
+    /// Replaces the descriptors. There are hardly ever any, so the vector is moved only if it is
+    /// not empty.
+    #[inline]
+    pub(crate) fn attach(&mut self, attachments: Vec<Attachment>) {
+        if !attachments.is_empty() {
+            self.attachments = attachments;
+        } else if !self.attachments.is_empty() {
+            self.attachments = Vec::new();
+        }
     }
 
     /// Returns the current stage of the call. Code that catches a panic uses it to say whose panic

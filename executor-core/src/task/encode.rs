@@ -10,7 +10,8 @@ use crate::{
     },
 };
 
-/// Encodes the arguments of a task, and returns the attachments that travel with them.
+/// Encodes the arguments of a task. Puts the attachments that travel with them into `attached`,
+/// which is empty before.
 ///
 /// `Serialize` is user code. If it panics, this task fails with an error; `submit` itself never
 /// fails.
@@ -18,27 +19,48 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
     args: A,
     options: &TaskOptions,
     out: &mut Buffer,
-) -> Result<Vec<Attachment>, TaskError> {
+    attached: &mut Vec<Attachment>,
+) -> Result<(), Box<TaskError>> {
     F::entry().known().map_err(|why| TaskError::Invalid(why.into()))?;
     let start = out.len();
-    let (encoded, attachments) = attachment::collect(|| catch(|| F::encode_args(&args, out)));
+    // The rare values are written to their places only when there are any. To move a `Result` or a
+    // vector that was just made costs as much as encoding a number: it is stored in parts and
+    // loaded as one, which stalls the processor.
+    let mut failed = None;
+    let encode = || {
+        if let Err(error) = F::encode_args(&args, out) {
+            failed = Some(error.message);
+        }
+    };
+    let (encoded, attachments) = attachment::collect(|| catch(encode));
+    if let Err(panic) = encoded {
+        failed = Some(format!("its Serialize panicked: {panic}"));
+    }
     // Dropped in a `catch` of its own, so that a panic of `Drop` is not reported as one of
     // `Serialize`.
     let dropped = catch(|| drop(args));
-    let name = options.called(F::NAME);
-    let refused = |message| TaskError::Encode(CodecFailure::new(Side::Arguments, name, message));
-    let error = match (encoded, dropped) {
-        (Ok(Ok(())), Ok(())) => return Ok(attachments),
-        (Ok(Err(error)), _) => refused(error.message),
-        (Err(panic), _) => refused(format!("its Serialize panicked: {panic}")),
-        (Ok(Ok(())), Err(message)) => {
+    if failed.is_none() && dropped.is_ok() {
+        if !attachments.is_empty() {
+            *attached = attachments;
+        }
+        return Ok(());
+    }
+    // The buffer may hold other tasks in front of this one. Remove only what was written here.
+    out.truncate(start);
+    Err(Box::new(error(options.called(F::NAME), failed, dropped)))
+}
+
+/// Returns the error for arguments whose `Serialize` has failed, or whose `Drop` has panicked.
+#[cold]
+fn error(name: &str, failed: Option<String>, dropped: Result<(), String>) -> TaskError {
+    match (failed, dropped) {
+        (Some(message), _) => TaskError::Encode(CodecFailure::new(Side::Arguments, name, message)),
+        (None, dropped) => {
             let during =
                 "in the caller, while its arguments were dropped after they had been encoded";
+            let message = dropped.err().unwrap_or_default();
             let failure = Failure { message, during: Some(during.into()), ..Failure::default() };
             TaskError::Panicked(RemoteError::new(name, failure))
         }
-    };
-    // The buffer may hold other tasks in front of this one. Remove only what was written here.
-    out.truncate(start);
-    Err(error)
+    }
 }

@@ -163,6 +163,12 @@ impl<F: TaskFn, A> Task<F, A> {
         self
     }
 
+    /// Whether the task has no options.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.options.timeout.is_none() && self.options.name.is_none()
+    }
+
     #[doc(hidden)]
     #[inline]
     pub fn into_parts(self) -> (A, TaskOptions) {

@@ -151,6 +151,20 @@ impl Buffer {
         }
     }
 
+    /// Appends the first `len` bytes of an array.
+    #[inline]
+    pub(crate) fn extend_with_first(&mut self, len: usize, bytes: [u8; 8]) {
+        let end = self.small.len();
+        if end.saturating_add(8) <= self.small_max {
+            // The whole array is copied, so that it is stored as one word. A copy of `len` bytes
+            // would be a call, which stores parts that the next reader loads as one.
+            self.small.extend_from_slice(&bytes);
+            self.small.truncate(end + len);
+        } else {
+            self.extend_elsewhere(bytes[0], &bytes[1..len]);
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn extend_elsewhere(&mut self, first: u8, rest: &[u8]) {

@@ -68,13 +68,23 @@ impl Caller {
         context.begin(attachments);
         let creator = context.creator;
         let running = Running::task(task);
-        let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
-            Call::Sync(call) => Ok(call(arguments, context)),
-            Call::Async(call) => {
-                match context.during(Stage::Prepare, |_| runtime_in(runtime, creator)) {
-                    Ok(runtime) => Ok(runtime.block_on(call(arguments, context))),
-                    Err(error) => Err(no_runtime(&error)),
+        // Not moved out of the closure as a `Result`: see `task::encode`.
+        let mut failed = None;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let called = match entry.call {
+                Call::Sync(call) => call(arguments, context),
+                Call::Async(call) => {
+                    match context.during(Stage::Prepare, |_| runtime_in(runtime, creator)) {
+                        Ok(runtime) => runtime.block_on(call(arguments, context)),
+                        Err(error) => {
+                            failed = Some((Reply::Refused, no_runtime(&error).into_bytes()));
+                            return;
+                        }
+                    }
                 }
+            };
+            if !matches!(called, CallResult::Done) {
+                failed = Some(failure(called));
             }
         }));
         // If the task has forked this process, and the copy has returned from the task, the copy
@@ -83,33 +93,19 @@ impl Caller {
         creator.end_copy(if result.is_ok() { 0 } else { PANICKED });
         drop(running);
         kill_point!(Encoded);
-        let failed = match result {
-            Ok(Ok(CallResult::Done)) => None,
-            Ok(Ok(CallResult::Failed(failure))) => Some((Reply::Failed, to_bytes(&failure))),
-            Ok(Ok(CallResult::Decode(error))) => {
-                Some((Reply::DecodeError, error.message.into_bytes()))
-            }
-            Ok(Ok(CallResult::Encode(error))) => {
-                Some((Reply::EncodeError, error.message.into_bytes()))
-            }
-            Ok(Ok(CallResult::Unsuited(error))) => {
-                Some((Reply::Unsuited, error.message.into_bytes()))
-            }
-            Ok(Err(refused)) => Some((Reply::Refused, refused.into_bytes())),
-            Err(payload) => {
-                let failure = panics::caught(&*payload);
-                // The payload is not dropped, because its destructor could panic.
-                std::mem::forget(payload);
-                Some(panicked(context.stage(), failure))
-            }
-        };
+        if let Err(payload) = result {
+            let failure = panics::caught(&*payload);
+            // The payload is not dropped, because its destructor could panic.
+            std::mem::forget(payload);
+            failed = Some(panicked(context.stage(), failure));
+        }
         match failed {
             None => {
                 let replied = reply(Reply::Done, context.out.contents(), &context.attachments);
                 context.out.leave();
                 // Drop the descriptors now, not at the next call. The peer of a connection that was
                 // sent away waits until all its descriptors are closed.
-                context.attachments = Vec::new();
+                context.attach(Vec::new());
                 kill_point!(SegmentLeft);
                 replied
             }
@@ -119,6 +115,18 @@ impl Caller {
                 reply(kind, Contents::Bytes(&text), &[])
             }
         }
+    }
+}
+
+/// Returns the reply for a call that has not produced a value.
+#[cold]
+fn failure(result: CallResult) -> (Reply, Vec<u8>) {
+    match result {
+        CallResult::Done => (Reply::Done, Vec::new()),
+        CallResult::Failed(failure) => (Reply::Failed, to_bytes(&failure)),
+        CallResult::Decode(error) => (Reply::DecodeError, error.message.into_bytes()),
+        CallResult::Encode(error) => (Reply::EncodeError, error.message.into_bytes()),
+        CallResult::Unsuited(error) => (Reply::Unsuited, error.message.into_bytes()),
     }
 }
 

@@ -144,8 +144,8 @@ impl<E: WorkerEnd> Job<'_, E> {
             // Pass ownership of the descriptors to the call, so that a descriptor is closed when
             // the task drops it.
             return match arguments {
-                Ok(arguments) => self.call(0, Ok(arguments)),
-                Err(error) => self.call(0, Err(&error)),
+                Ok(Arrived { bytes, attachments }) => self.call(0, bytes, attachments),
+                Err(error) => self.refuse(0, &error),
             };
         }
         for item in first..count {
@@ -158,33 +158,39 @@ impl<E: WorkerEnd> Job<'_, E> {
                 }
                 kill_point!(NextClaimed);
             }
-            let one = match &arguments {
+            match &arguments {
+                // A task with descriptors is never in a chunk with others.
                 Ok(all) => {
                     let Some(bytes) = item_of(all.bytes, item) else { watcher::end_group() };
-                    Ok(Arrived { bytes, ..all.clone() })
+                    self.call(item, bytes, all.attachments.clone())?;
                 }
-                Err(error) => Err(error),
-            };
-            self.call(item, one)?;
+                Err(error) => self.refuse(item, error)?,
+            }
         }
         Ok(())
+    }
+
+    /// Returns the id of an item.
+    fn task(&self, item: u32) -> TaskId {
+        TaskId::from_raw(self.header.task.as_u64() + u64::from(item))
+    }
+
+    /// Replies that the memory of the arguments cannot be mapped.
+    fn refuse(&mut self, item: u32, error: &io::Error) -> Result<(), Closed> {
+        let header = FromWorker { task: self.task(item), ..FromWorker::new(Reply::Refused) };
+        self.end.reply(header, unmapped(error).as_bytes())
     }
 
     /// Runs one item and replies.
     fn call(
         &mut self,
         item: u32,
-        arguments: Result<Arrived<'_>, &io::Error>,
+        arguments: &[u8],
+        attachments: Vec<Attachment>,
     ) -> Result<(), Closed> {
+        let task = self.task(item);
         let Job { end, caller, stopwatch, control, header, .. } = self;
-        let task = TaskId::from_raw(header.task.as_u64() + u64::from(item));
-        let arguments = match arguments {
-            Ok(arguments) => arguments,
-            Err(error) => {
-                let header = FromWorker { task, ..FromWorker::new(Reply::Refused) };
-                return end.reply(header, unmapped(error).as_bytes());
-            }
-        };
+        let arguments = Arrived { bytes: arguments, attachments };
         caller.call(task, header.function, arguments, |kind, contents, attachments| {
             let header = FromWorker { task, nanos: stopwatch.lap(), ..FromWorker::new(kind) };
             reply(*end, control, header, contents, attachments)
@@ -267,8 +273,8 @@ impl Stopwatch {
         self.calls = 0;
     }
 
-    /// Called when a call has ended. Returns its duration, as far as it is known. For calls that are
-    /// measured together, this is an average, and the same as before if it has hardly changed.
+    /// Called when a call has ended. Returns its duration, as far as it is known. For short calls
+    /// this is an average, and the same as before if it has hardly changed.
     fn lap(&mut self) -> u64 {
         self.calls += 1;
         if self.calls >= self.every {

@@ -228,6 +228,29 @@ fn words_for(len: usize) -> u64 {
     1 + len.div_ceil(8) as u64
 }
 
+/// Returns the word whose first bytes are these, fewer than eight, and whose other bytes are 0.
+///
+/// It is put together in a register. Bytes that are copied into an array, and loaded from there as
+/// a word, stall the processor.
+#[inline]
+fn partial_word(bytes: &[u8]) -> u64 {
+    let mut word = 0;
+    let mut at = 0;
+    let mut rest = bytes;
+    if let Some((four, behind)) = rest.split_first_chunk() {
+        word = u64::from(u32::from_le_bytes(*four));
+        (at, rest) = (32, behind);
+    }
+    if let Some((two, behind)) = rest.split_first_chunk() {
+        word |= u64::from(u16::from_le_bytes(*two)) << at;
+        (at, rest) = (at + 16, behind);
+    }
+    if let Some(one) = rest.first() {
+        word |= u64::from(*one) << at;
+    }
+    word.to_le()
+}
+
 impl Producer {
     /// Whether there is space for this many words.
     fn room(&mut self, ring: &Ring, words: u64) -> Result<bool, Impossible> {
@@ -285,9 +308,7 @@ impl Producer {
                 at += 1;
             }
             if !rest.is_empty() {
-                let mut last = [0; 8];
-                last[..rest.len()].copy_from_slice(rest);
-                ring.fill(at, u64::from_ne_bytes(last));
+                ring.fill(at, partial_word(rest));
                 at += 1;
             }
         }

@@ -159,6 +159,22 @@ impl<'de> Reader<'de> {
     }
 
     fn long(&mut self) -> Result<u64, Error> {
+        // Up to eight bytes, if there are eight to load: the first byte without the highest bit is
+        // the last one.
+        if let Some(bytes) = self.input.first_chunk() {
+            let word = u64::from_le_bytes(*bytes);
+            let last = !word & 0x8080_8080_8080_8080;
+            if last != 0 {
+                let len = last.trailing_zeros() / 8 + 1;
+                let word = word & (u64::MAX >> (u64::BITS - 8 * len)) & 0x7f7f_7f7f_7f7f_7f7f;
+                // Bring the bits together: four parts of 14 bits, then two of 28, then one.
+                let word = (word & 0x7f00_7f00_7f00_7f00) >> 1 | (word & 0x007f_007f_007f_007f);
+                let word = (word & 0x3fff_0000_3fff_0000) >> 2 | (word & 0x0000_3fff_0000_3fff);
+                let word = (word & 0x0fff_ffff_0000_0000) >> 4 | (word & 0x0fff_ffff);
+                self.input = &self.input[len as usize..];
+                return Ok(word);
+            }
+        }
         let mut value = 0;
         for (at, byte) in self.input.iter().enumerate().take(10) {
             let bits = u64::from(byte & 0x7f);

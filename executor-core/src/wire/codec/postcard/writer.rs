@@ -46,6 +46,19 @@ pub(in super::super) fn encode<T: Serialize + ?Sized>(
     }
 }
 
+/// Returns the varint of a value below 2^56 in the bytes of a word, and its length.
+#[inline]
+fn varint_word(value: u64) -> (u64, usize) {
+    // Spread the bits: two halves of 28 bits, then four parts of 14, then eight of 7.
+    let word = (value & 0x00ff_ffff_f000_0000) << 4 | (value & 0x0fff_ffff);
+    let word = (word & 0x0fff_c000_0fff_c000) << 2 | (word & 0x0000_3fff_0000_3fff);
+    let word = (word & 0x3f80_3f80_3f80_3f80) << 1 | (word & 0x007f_007f_007f_007f);
+    let len = (u64::BITS - (value | 1).leading_zeros()).div_ceil(7);
+    // All bytes but the last say that another one follows.
+    let follow = 0x8080_8080_8080_8080 & ((1 << (8 * (len - 1))) - 1);
+    (word | follow, len as usize)
+}
+
 /// Writes a varint and returns its length.
 #[inline]
 fn put_long(bytes: &mut [u8], mut value: u64) -> usize {
@@ -131,6 +144,10 @@ impl<'a> Writer<'a> {
     }
 
     fn long(&mut self, value: u64) {
+        if value < 1 << 56 {
+            let (word, len) = varint_word(value);
+            return self.out.extend_with_first(len, word.to_le_bytes());
+        }
         let mut bytes = [0; 10];
         let len = put_long(&mut bytes, value);
         self.out.extend_from_slice(&bytes[..len]);
@@ -138,6 +155,11 @@ impl<'a> Writer<'a> {
 
     #[inline(never)]
     fn long_tagged(&mut self, kind: u8, value: u64) {
+        if value < 1 << 49 {
+            let (word, len) = varint_word(value);
+            let word = word << 8 | u64::from(kind);
+            return self.out.extend_with_first(len + 1, word.to_le_bytes());
+        }
         let mut bytes = [0; 11];
         bytes[0] = kind;
         let len = put_long(&mut bytes[1..], value);
