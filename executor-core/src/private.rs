@@ -289,21 +289,19 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
     let start = cx.out.len();
     // Not moved out of the closure as a `Result`: see `task::encode`.
     let mut failed = None;
-    let attachments = cx.during(Stage::Encode, |cx| {
-        let encode = || {
-            if let Err(error) = (way.encode)(value, &mut cx.out) {
+    cx.attachments.clear();
+    cx.during(Stage::Encode, |CallContext { out, attachments, .. }| {
+        attachment::collect_into(attachments, || {
+            if let Err(error) = (way.encode)(value, out) {
                 failed = Some(error);
             }
-        };
-        attachment::collect(encode).1
+        })
     });
     match failed {
-        None => {
-            cx.attach(attachments);
-            CallResult::Done
-        }
+        None => CallResult::Done,
         Some(error) => {
             // Remove what was encoded before the error.
+            cx.attachments.clear();
             cx.out.truncate(start);
             CallResult::Encode(error)
         }

@@ -93,6 +93,9 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     number: u64,
     /// Number of items that are currently sent together.
     together: usize,
+    /// While more items than this are pending, results that are ready are yielded without a look at
+    /// the input and the time limit. `usize::MAX` with a time limit, and before and after the map.
+    enough: usize,
     /// The chunk that is being filled.
     open: OpenChunk,
     marker: std::marker::PhantomData<fn() -> (F, A)>,
@@ -157,6 +160,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             yielded: 0,
             number: 0,
             together: 1,
+            enough: usize::MAX,
             marker: std::marker::PhantomData,
         }
     }
@@ -264,6 +268,16 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         });
     }
 
+    /// Chooses `enough`: with more pending items, there is no space for another chunk.
+    fn choose_enough(&mut self) {
+        let buffer = self.buffer();
+        self.enough = match (self.deadline, &self.input) {
+            (Some(_), _) => usize::MAX,
+            (None, None) => 0,
+            (None, Some(_)) => buffer - self.together.min(buffer),
+        };
+    }
+
     /// Returns the number of items that were taken from the input and not yet yielded.
     fn pending(&self) -> usize {
         (self.taken - self.yielded) as usize
@@ -290,6 +304,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// Ends the map, and cancels the tasks that have not begun.
     fn end(&mut self) {
         self.over = true;
+        self.enough = usize::MAX;
         self.input = None;
         self.open.ends = Vec::new();
         self.open.bytes = Buffer::new();
@@ -392,7 +407,7 @@ where
             if room < map.together.min(buffer) { 0 } else { room }
         };
         if self.input.is_none() || room(self) == 0 {
-            return;
+            return self.choose_enough();
         }
         let Some(results) = self.results.clone() else { return };
         self.choose_together();
@@ -412,6 +427,7 @@ where
         }
         // Do not keep an unfilled chunk back: the caller is about to wait for results.
         self.submit_chunk(&results);
+        self.choose_enough();
     }
 
     /// Returns the next result, if it comes before `until`.
@@ -510,6 +526,11 @@ where
     type Item = Result<F::Output, TaskError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.pending() > self.enough
+            && let Some(next) = self.next_ready()
+        {
+            return Some(next);
+        }
         self.next_until(None).unwrap_or_default()
     }
 

@@ -197,21 +197,16 @@ impl CallContext {
         }
     }
 
-    /// Prepares the context for the next call. The caller has taken what the last call wrote.
-    pub(crate) fn begin(&mut self, attachments: Vec<Attachment>) {
-        self.attach(attachments);
-        self.stage = Stage::default();
-    }
-
-    /// Replaces the descriptors. There are hardly ever any, so the vector is moved only if it is
-    /// not empty.
+    /// Prepares the context for the next call. The caller has taken what the last call wrote. Takes
+    /// the descriptors that came with the arguments.
     #[inline]
-    pub(crate) fn attach(&mut self, attachments: Vec<Attachment>) {
+    pub(crate) fn begin(&mut self, attachments: &mut Vec<Attachment>) {
+        self.attachments.clear();
+        // There are hardly ever any, and to move an empty vector costs as well.
         if !attachments.is_empty() {
-            self.attachments = attachments;
-        } else if !self.attachments.is_empty() {
-            self.attachments = Vec::new();
+            self.attachments = std::mem::take(attachments);
         }
+        self.stage = Stage::default();
     }
 
     /// Returns the current stage of the call. Code that catches a panic uses it to say whose panic

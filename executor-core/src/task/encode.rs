@@ -32,19 +32,16 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
             failed = Some(error.message);
         }
     };
-    let (encoded, attachments) = attachment::collect(|| catch(encode));
-    if let Err(panic) = encoded {
+    if let Err(panic) = catch(|| attachment::collect_into(attached, encode)) {
         failed = Some(format!("its Serialize panicked: {panic}"));
     }
     // Dropped in a `catch` of its own, so that a panic of `Drop` is not reported as one of
     // `Serialize`.
     let dropped = catch(|| drop(args));
     if failed.is_none() && dropped.is_ok() {
-        if !attachments.is_empty() {
-            *attached = attachments;
-        }
         return Ok(());
     }
+    attached.clear();
     // The buffer may hold other tasks in front of this one. Remove only what was written here.
     out.truncate(start);
     Err(Box::new(error(options.called(F::NAME), failed, dropped)))

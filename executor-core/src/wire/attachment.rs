@@ -115,6 +115,18 @@ pub(crate) fn collect<R>(encode: impl FnOnce() -> R) -> (R, Vec<Attachment>) {
     (result, encoding.attached())
 }
 
+/// Does the same as [`collect`], and puts the descriptors into `attached`, which is empty before.
+/// Without any, it is not touched: moving even an empty vector costs as much as encoding a number.
+#[inline]
+pub(crate) fn collect_into<R>(attached: &mut Vec<Attachment>, encode: impl FnOnce() -> R) -> R {
+    let encoding = Encoding::begin();
+    let result = encode();
+    if local::get(&COUNT) > 0 {
+        *attached = encoding.take();
+    }
+    result
+}
+
 /// Restores the previous descriptors for decodings when it is dropped.
 struct Restore(Option<Vec<Attachment>>);
 

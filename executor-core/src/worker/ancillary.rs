@@ -22,7 +22,6 @@ use crate::{
 };
 
 /// The arguments of a call: their encoded bytes and their descriptors.
-#[derive(Clone)]
 pub(super) struct Arrived<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) attachments: Vec<Attachment>,

@@ -68,10 +68,13 @@ pub(crate) fn run(
     kill_point!(BodyPrepared);
     panics::install(prepared, true);
     fault::watch_this_stack(&prepared.stack_overflow);
-    let arguments = Arrived { bytes: &setup.arguments, attachments };
+    let mut arguments = Arrived { bytes: &setup.arguments, attachments };
     // A call without a store never puts its result into a segment.
-    let code =
-        Caller::new(None).call(BODY, setup.function, arguments, |kind, contents, attachments| {
+    let code = Caller::new(None).call(
+        BODY,
+        setup.function,
+        &mut arguments,
+        |kind, contents, attachments| {
             let Contents::Bytes(bytes) = contents else { return FAILED };
             // A large result is sent in a file, for which the limits would apply.
             if bytes.len() + REPORT_BYTES_BESIDE > socket::MESSAGE_BYTES_MAX {
@@ -90,7 +93,8 @@ pub(crate) fn run(
                 Reply::Panicked => PANICKED,
                 _ => FAILED,
             }
-        });
+        },
+    );
     kill_point!(BodyExiting);
     code
 }

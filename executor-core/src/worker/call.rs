@@ -51,19 +51,21 @@ impl Caller {
         Caller { runtime: OnceCell::new(), context }
     }
 
-    /// Runs one call, and passes the kind and the payload of the reply to `reply`.
+    /// Runs one call, and passes the kind and the payload of the reply to `reply`. Takes the
+    /// descriptors from the arguments, so that one is closed when the task drops it.
     pub(super) fn call<R>(
         &mut self,
         task: TaskId,
         function: FnId,
-        arguments: Arrived<'_>,
+        arguments: &mut Arrived<'_>,
         reply: impl FnOnce(Reply, Contents<'_>, &[Attachment]) -> R,
     ) -> R {
         let Some(entry) = registry::lookup(function) else {
             let text = "its program has no such task, although its list of tasks was the same";
             return reply(Reply::Refused, Contents::Bytes(text.as_bytes()), &[]);
         };
-        let Arrived { bytes: arguments, attachments } = arguments;
+        let Arrived { bytes, attachments } = arguments;
+        let arguments = *bytes;
         let Caller { runtime, context } = self;
         context.begin(attachments);
         let creator = context.creator;
@@ -105,7 +107,7 @@ impl Caller {
                 context.out.leave();
                 // Drop the descriptors now, not at the next call. The peer of a connection that was
                 // sent away waits until all its descriptors are closed.
-                context.attach(Vec::new());
+                context.attachments.clear();
                 kill_point!(SegmentLeft);
                 replied
             }

@@ -114,10 +114,10 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
         return Err("the fork server runs another build of this program".into());
     }
     for (function, arguments) in setup.preload {
-        let arguments = Arrived { bytes: &arguments, attachments: Vec::new() };
+        let mut arguments = Arrived { bytes: &arguments, attachments: Vec::new() };
         let task = TaskId::from_raw(1);
         // If the task is async, its runtime ends with this caller.
-        Caller::new(None).call(task, function, arguments, |kind, contents, _| {
+        Caller::new(None).call(task, function, &mut arguments, |kind, contents, _| {
             match (kind, contents) {
                 (Reply::Done, _) => Ok(()),
                 (_, crate::wire::buffer::Contents::Bytes(bytes)) => {

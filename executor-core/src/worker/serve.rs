@@ -73,7 +73,7 @@ pub(super) fn serve(
             header,
             arguments: located.map(|bytes| Arrived { bytes, attachments }),
         };
-        let replied = match header.order {
+        let replied: Result<(), Ended> = match header.order {
             Order::Stop => {
                 kill_point!(StopRead);
                 return Ok(());
@@ -84,6 +84,16 @@ pub(super) fn serve(
         if replied.is_err() {
             watcher::end_group();
         }
+    }
+}
+
+/// The connection is closed. The reason does not matter here, so that this is cheaper to return for
+/// each call than [`Closed`].
+struct Ended;
+
+impl From<Closed> for Ended {
+    fn from(_: Closed) -> Self {
+        Ended
     }
 }
 
@@ -100,22 +110,23 @@ struct Job<'a, E> {
 
 impl<E: WorkerEnd> Job<'_, E> {
     /// Runs the initializer, and reports whether it has succeeded.
-    fn initialize(mut self) -> Result<(), Closed> {
+    fn initialize(mut self) -> Result<(), Ended> {
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         let Job { end, caller, control, header, .. } = self;
         kill_point!(InitBegins);
-        let arguments = match arguments {
+        let mut arguments = match arguments {
             Ok(arguments) => arguments,
             Err(error) => {
-                return end.reply(FromWorker::new(Reply::Refused), unmapped(&error).as_bytes());
+                end.reply(FromWorker::new(Reply::Refused), unmapped(&error).as_bytes())?;
+                return Ok(());
             }
         };
-        caller.call(header.task, header.function, arguments, |kind, contents, attachments| {
+        caller.call(header.task, header.function, &mut arguments, |kind, contents, attachments| {
             match kind {
                 // The value of the initializer is not sent. `Ready` says that it has run.
                 Reply::Done => {
                     kill_point!(InitEnds);
-                    end.reply(FromWorker::new(Reply::Ready), &[])
+                    Ok(end.reply(FromWorker::new(Reply::Ready), &[])?)
                 }
                 kind => reply(
                     end,
@@ -130,7 +141,7 @@ impl<E: WorkerEnd> Job<'_, E> {
 
     /// Runs the items of the frame one after the other. Each item is claimed before its arguments
     /// are read.
-    fn run(mut self) -> Result<(), Closed> {
+    fn run(mut self) -> Result<(), Ended> {
         let Items { first, count } = self.header.items;
         let board = self.end.board();
         kill_point!(BeforeClaim);
@@ -139,15 +150,16 @@ impl<E: WorkerEnd> Job<'_, E> {
             return Ok(());
         }
         kill_point!(Claimed);
-        let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
+        let mut arguments =
+            std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         if self.header.flags & flag::CHUNK == 0 {
-            // Pass ownership of the descriptors to the call, so that a descriptor is closed when
-            // the task drops it.
-            return match arguments {
-                Ok(Arrived { bytes, attachments }) => self.call(0, bytes, attachments),
-                Err(error) => self.refuse(0, &error),
+            return match &mut arguments {
+                Ok(arguments) => self.call(0, arguments),
+                Err(error) => self.refuse(0, error),
             };
         }
+        // A task with descriptors is never in a chunk with others.
+        let mut one = Arrived { bytes: &[], attachments: Vec::new() };
         for item in first..count {
             if item > first {
                 kill_point!(BeforeClaimNext);
@@ -159,10 +171,10 @@ impl<E: WorkerEnd> Job<'_, E> {
                 kill_point!(NextClaimed);
             }
             match &arguments {
-                // A task with descriptors is never in a chunk with others.
                 Ok(all) => {
                     let Some(bytes) = item_of(all.bytes, item) else { watcher::end_group() };
-                    self.call(item, bytes, all.attachments.clone())?;
+                    one.bytes = bytes;
+                    self.call(item, &mut one)?;
                 }
                 Err(error) => self.refuse(item, error)?,
             }
@@ -176,21 +188,16 @@ impl<E: WorkerEnd> Job<'_, E> {
     }
 
     /// Replies that the memory of the arguments cannot be mapped.
-    fn refuse(&mut self, item: u32, error: &io::Error) -> Result<(), Closed> {
+    #[cold]
+    fn refuse(&mut self, item: u32, error: &io::Error) -> Result<(), Ended> {
         let header = FromWorker { task: self.task(item), ..FromWorker::new(Reply::Refused) };
-        self.end.reply(header, unmapped(error).as_bytes())
+        Ok(self.end.reply(header, unmapped(error).as_bytes())?)
     }
 
     /// Runs one item and replies.
-    fn call(
-        &mut self,
-        item: u32,
-        arguments: &[u8],
-        attachments: Vec<Attachment>,
-    ) -> Result<(), Closed> {
+    fn call(&mut self, item: u32, arguments: &mut Arrived<'_>) -> Result<(), Ended> {
         let task = self.task(item);
         let Job { end, caller, stopwatch, control, header, .. } = self;
-        let arguments = Arrived { bytes: arguments, attachments };
         caller.call(task, header.function, arguments, |kind, contents, attachments| {
             let header = FromWorker { task, nanos: stopwatch.lap(), ..FromWorker::new(kind) };
             reply(*end, control, header, contents, attachments)
@@ -215,17 +222,18 @@ fn reply<E: WorkerEnd>(
     mut header: FromWorker,
     contents: Contents<'_>,
     attachments: &[Attachment],
-) -> Result<(), Closed> {
+) -> Result<(), Ended> {
     if !attachments.is_empty() {
         // Send the descriptors first, so that the pool finds them when it receives the frame.
         if let Err(error) = control.send(header.task, attachments) {
             let text = format!("the descriptors of its result cannot be sent: {error}");
-            return end.reply(FromWorker { reply: Reply::Refused, ..header }, text.as_bytes());
+            end.reply(FromWorker { reply: Reply::Refused, ..header }, text.as_bytes())?;
+            return Ok(());
         }
         header.flags |= flag::ATTACHED;
         kill_point!(AttachmentsSent);
     }
-    match contents {
+    let replied = match contents {
         Contents::Bytes(bytes)
             if bytes.len() >= ASKED_FROM && !has_memory_for(bytes.len() as u64) =>
         {
@@ -240,7 +248,8 @@ fn reply<E: WorkerEnd>(
             header.flags |= flag::SEGMENT;
             end.reply(header, &Reference { number: u64::from(number), len: len as u64 }.to_bytes())
         }
-    }
+    };
+    Ok(replied?)
 }
 
 /// Measures how long calls take. Reading the clock takes as long as a short call, so short calls
