@@ -259,8 +259,10 @@ impl<'de, 'cx, F: Format> Arguments<'de, 'cx, F> {
 
     /// Checks that all bytes of the arguments were read.
     #[inline]
-    pub fn finish(self) -> Result<(), CallResult> {
-        F::finish(&self.reader).map_err(CallResult::Decode)?;
+    pub fn finish(&self) -> Result<(), CallResult> {
+        if let Err(error) = F::finish(&self.reader) {
+            return Err(CallResult::Decode(error));
+        }
         kill_point!(Decoded);
         Ok(())
     }

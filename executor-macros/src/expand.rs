@@ -318,12 +318,27 @@ impl Task {
         };
         // `run_begins` and `run_ends` record that the function itself is running. A panic inside it
         // is the task's; a panic outside comes from decoding or encoding a value.
-        let body = quote! {
-            let mut #reader = __executor::Arguments::<#format>::new(#bytes, #cx);
-            #(#decode)*
-            if let ::core::result::Result::Err(failed) = #reader.finish() {
-                return failed;
+        //
+        // The reader is dropped where it is. To move it out of the way would cost as much as
+        // decoding a number.
+        let (bind, locals) = match arguments {
+            [] => (None, None),
+            _ => {
+                let locals = arguments.iter().map(|argument| &argument.local);
+                let locals = quote!((#(#locals,)*));
+                (Some(quote!(let #locals =)), Some(locals))
             }
+        };
+        let end = bind.as_ref().map(|_| quote!(;));
+        let body = quote! {
+            #bind {
+                let mut #reader = __executor::Arguments::<#format>::new(#bytes, #cx);
+                #(#decode)*
+                if let ::core::result::Result::Err(failed) = #reader.finish() {
+                    return failed;
+                }
+                #locals
+            } #end
             #cx.run_begins();
             let #returns: #returned = #ident(#(#pass),*)#dot_await;
             #cx.run_ends();

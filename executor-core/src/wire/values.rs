@@ -13,7 +13,7 @@
 pub(crate) struct Values {
     bytes: Vec<u8>,
     /// For each value, the position at which it ends.
-    ends: Vec<usize>,
+    ends: Vec<u32>,
     /// Number of values that were taken.
     taken: usize,
 }
@@ -28,22 +28,31 @@ impl Values {
         self.len() == 0
     }
 
-    /// Adds the value that `write` appends to the bytes.
+    /// Takes memory for `count` more values of `len` bytes.
+    pub(crate) fn reserve(&mut self, count: usize, len: usize) {
+        self.ends.reserve(count);
+        // A message is written in whole words.
+        self.bytes.reserve(count * len + 8);
+    }
+
+    /// Adds the value that `write` appends to the bytes. All values together are shorter than
+    /// 4 GiB, since they fit into a ring.
     #[inline]
     pub(crate) fn push_with(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
-        self.ends.push(self.bytes.len());
+        self.ends.push(self.bytes.len() as u32);
     }
 
     /// Returns the position at which the next value begins.
+    #[inline]
     fn start(&self) -> usize {
-        self.taken.checked_sub(1).map_or(0, |last| self.ends[last])
+        self.taken.checked_sub(1).map_or(0, |last| self.ends[last] as usize)
     }
 
     /// Takes the first value.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<&[u8]> {
-        let end = *self.ends.get(self.taken)?;
+        let end = *self.ends.get(self.taken)? as usize;
         let start = self.start();
         self.taken += 1;
         self.bytes.get(start..end)

@@ -72,21 +72,21 @@ impl Caller {
         let running = Running::task(task);
         // Not moved out of the closure as a `Result`: see `task::encode`.
         let mut failed = None;
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let called = match entry.call {
-                Call::Sync(call) => call(arguments, context),
-                Call::Async(call) => {
-                    match context.during(Stage::Prepare, |_| runtime_in(runtime, creator)) {
-                        Ok(runtime) => runtime.block_on(call(arguments, context)),
-                        Err(error) => {
-                            failed = Some((Reply::Refused, no_runtime(&error).into_bytes()));
-                            return;
-                        }
+        let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
+            Call::Sync(call) => match call(arguments, context) {
+                CallResult::Done => {}
+                called => failed = Some(failure(called)),
+            },
+            Call::Async(call) => {
+                match context.during(Stage::Prepare, |_| runtime_in(runtime, creator)) {
+                    Ok(runtime) => match runtime.block_on(call(arguments, context)) {
+                        CallResult::Done => {}
+                        called => failed = Some(failure(called)),
+                    },
+                    Err(error) => {
+                        failed = Some((Reply::Refused, no_runtime(&error).into_bytes()));
                     }
                 }
-            };
-            if !matches!(called, CallResult::Done) {
-                failed = Some(failure(called));
             }
         }));
         // If the task has forked this process, and the copy has returned from the task, the copy

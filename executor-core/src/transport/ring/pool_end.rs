@@ -196,7 +196,13 @@ impl RingLink {
             let header = last.as_mut().ok_or(WireError::Headless)?;
             header.task = TaskId::from_raw(header.task.as_u64().wrapping_add(1));
             match &mut open {
-                Some(frame) => frame.more.push_with(|to| consumer.append(up, &next, to)),
+                Some(frame) => {
+                    if frame.more.is_empty() {
+                        // Values that come together are mostly of about the same length.
+                        frame.more.reserve(consumer.count_of(&next), next.len);
+                    }
+                    frame.more.push_with(|to| consumer.append(up, &next, to));
+                }
                 None => {
                     message.clear();
                     consumer.append(up, &next, message);

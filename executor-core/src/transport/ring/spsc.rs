@@ -416,6 +416,11 @@ impl Consumer {
         Ok(Some(Next { kind, len: len as usize }))
     }
 
+    /// Returns how many messages of this length would fill what is published, as last seen.
+    pub(super) fn count_of(&self, next: &Next) -> usize {
+        ((self.head - self.tail) / words_for(next.len)) as usize
+    }
+
     /// Appends the message that [`next`](Self::next) has just returned to `to`.
     #[inline]
     pub(super) fn append(&mut self, ring: &Ring, next: &Next, to: &mut Vec<u8>) {
