@@ -135,8 +135,10 @@ const CHUNKS_PER_WORKER: usize = 4;
 /// in bursts, and makes a worker that has become idle at the end wait longer for the half of a
 /// chunk that it takes over. A lower value makes fewer calls share the cost of a chunk.
 const CHUNK_TIME: Duration = Duration::from_micros(100);
-/// Maximum number of items in a chunk whose size is chosen automatically.
-const CHUNK_ITEMS_MAX: usize = 512;
+/// Maximum number of items in a chunk whose size is chosen automatically. A higher value means that
+/// a map takes more of its input ahead. A lower value cuts chunks of the shortest calls, which take
+/// about 60 ns, far below [`CHUNK_TIME`].
+const CHUNK_ITEMS_MAX: usize = 2048;
 /// A chunk is submitted when its arguments have reached this length, so that it fits into one
 /// message of every transport. An item with longer arguments is sent alone.
 const CHUNK_BYTES_MAX: usize = 16 * 1024;

@@ -236,6 +236,9 @@ enum Answers {
     Values(Box<Values>),
 }
 
+/// Answers, and the item to which the first of them belongs.
+type Numbered = (u32, Answers);
+
 impl Answers {
     fn run(self) -> Run {
         match self {
@@ -274,9 +277,8 @@ impl Answer {
 #[derive(Default)]
 pub(super) struct Outcomes {
     cells: Vec<(Completer, Answer)>,
-    /// Results of maps, with the item to which the first of them belongs. Consecutive results of
-    /// one chunk are together.
-    maps: Vec<(Arc<ChunkResults>, Vec<(u32, Answers)>)>,
+    /// Results of maps. Consecutive results of one chunk are together.
+    maps: Vec<(Arc<ChunkResults>, Vec<Numbered>)>,
     /// Whether a worker is in the middle of a chunk, so that its next replies follow within
     /// microseconds.
     pub(super) in_chunks: bool,
