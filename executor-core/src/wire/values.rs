@@ -18,6 +18,11 @@ pub(crate) struct Values {
     taken: usize,
 }
 
+/// Bytes that are reserved before there are values to fill them. More: a worker whose values are
+/// mixed with other replies makes the pool allocate many times what it sends. Less: the memory grows
+/// in more steps.
+const RESERVED_MAX: usize = 2048;
+
 impl Values {
     /// Number of values that were not taken.
     pub(crate) fn len(&self) -> usize {
@@ -28,11 +33,13 @@ impl Values {
         self.len() == 0
     }
 
-    /// Takes memory for `count` more values of `len` bytes.
+    /// Takes memory for `count` values of `len` bytes, or for the first of them: at most
+    /// [`RESERVED_MAX`], as other values may come.
     pub(crate) fn reserve(&mut self, count: usize, len: usize) {
+        let count = count.min(RESERVED_MAX / (len + size_of::<u32>()));
         self.ends.reserve(count);
         // A message is written in whole words.
-        self.bytes.reserve(count * len + 8);
+        self.bytes.reserve(count * len + size_of::<u64>());
     }
 
     /// Adds the value that `write` appends to the bytes. All values together are shorter than
