@@ -18,9 +18,9 @@ pub(crate) struct Values {
     taken: usize,
 }
 
-/// Bytes that are reserved before there are values to fill them. More: a worker whose values are
-/// mixed with other replies makes the pool allocate many times what it sends. Less: the memory grows
-/// in more steps.
+/// Bytes that are reserved before there are values to fill them. With more, a worker whose values
+/// are mixed with other replies makes the pool allocate many times what it sends. With less, the
+/// memory grows in more steps.
 const RESERVED_MAX: usize = 2048;
 
 impl Values {

@@ -103,6 +103,27 @@ fn every_kind_of_value_goes_there_and_back() {
 }
 
 #[test]
+fn numbers_of_every_length_are_written_as_postcard_has_them_and_read_back() {
+    let around = |bits: u32| {
+        let first = 1_u64 << bits;
+        [first - 1, first, first + 0x5555_5555_5555_5555 % first]
+    };
+    let all: Vec<u64> = (0..64).flat_map(around).chain([u64::MAX]).collect();
+    for value in &all {
+        let bytes = encoded(Codec::Postcard, value).unwrap();
+        assert_eq!(bytes, [&[5][..], &::postcard::to_stdvec(value).unwrap()].concat());
+        assert_eq!(Codec::Postcard.decode::<u64>(&bytes).unwrap(), *value);
+        for len in 0..bytes.len() {
+            assert!(Codec::Postcard.decode::<u64>(&bytes[..len]).is_err(), "{value} cut at {len}");
+        }
+    }
+    // In a list the kind is not in front of each number, and other numbers follow.
+    let bytes = encoded(Codec::Postcard, &all).unwrap();
+    assert_eq!(bytes[4..], ::postcard::to_stdvec(&all).unwrap()[2..], "{bytes:?}");
+    assert_eq!(Codec::Postcard.decode::<Vec<u64>>(&bytes).unwrap(), all);
+}
+
+#[test]
 fn kinds_and_names_stand_before_numbers_as_postcard_has_them() {
     #[derive(Serialize, Deserialize)]
     struct Point {
