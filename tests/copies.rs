@@ -327,6 +327,78 @@ fn hold_first(item: u64, gate: &Path) {
     }
 }
 
+/// A waker that forks, and returns in the copy, too.
+struct Forks(std::sync::atomic::AtomicI32);
+
+impl std::task::Wake for Forks {
+    fn wake(self: std::sync::Arc<Self>) {
+        // SAFETY: the copy returns to the call that it was made in, and exits.
+        let copy = unsafe { libc::fork() };
+        if copy != 0 {
+            self.0.store(copy, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+}
+
+/// A thread that waits takes the replies of other tasks and calls their wakers. If one of them
+/// forks, the copy is told that no result will come.
+#[test]
+fn a_wait_returns_in_a_copy_that_a_waker_has_made() {
+    let _alone = alone();
+    let _watchdog = watchdog();
+    for awaits in [false, true] {
+        let (pool, first, second) = (pool(2), support::Gate::new(), support::Gate::new());
+        let forks = std::sync::Arc::new(Forks(0.into()));
+        let waker = std::task::Waker::from(std::sync::Arc::clone(&forks));
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut forking = pool.submit(support::hold::task(first.path()));
+        let mut awaited = pool.submit(support::hold::task(second.path()));
+        first.wait_for(1);
+        second.wait_for(1);
+        assert!(std::pin::Pin::new(&mut forking).poll(&mut context).is_pending());
+        let own = std::process::id();
+        first.open();
+        let told = if awaits {
+            // Polls until the waker was called, by this thread or by the pool's.
+            let mut idle = std::task::Context::from_waker(std::task::Waker::noop());
+            loop {
+                match std::pin::Pin::new(&mut awaited).poll(&mut idle) {
+                    std::task::Poll::Ready(outcome) => break outcome,
+                    std::task::Poll::Pending => {
+                        if forks.0.load(std::sync::atomic::Ordering::SeqCst) != 0 {
+                            second.open();
+                        }
+                    }
+                }
+            }
+        } else {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    support::eventually("the waker forks", || {
+                        forks.0.load(std::sync::atomic::Ordering::SeqCst) != 0
+                    });
+                    second.open();
+                });
+                let told = awaited.result();
+                if std::process::id() != own {
+                    let told = told.is_err_and(|error| error.is_broken());
+                    // SAFETY: `_exit` only ends the copy.
+                    unsafe { libc::_exit(i32::from(!told)) }
+                }
+                told
+            })
+        };
+        if std::process::id() != own {
+            let told = told.is_err_and(|error| error.is_broken());
+            // SAFETY: `_exit` only ends the copy.
+            unsafe { libc::_exit(i32::from(!told)) }
+        }
+        told.unwrap();
+        assert_eq!(wait_for_child(forks.0.load(std::sync::atomic::Ordering::SeqCst)), 0);
+        forking.result().unwrap();
+    }
+}
+
 // ---- shared objects in a copy ------------------------------------------------------------------
 
 #[test]

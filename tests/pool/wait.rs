@@ -1,6 +1,16 @@
 //! Waiting for several futures: `wait` and `as_completed`, blocking and as streams.
 
-use std::{collections::BTreeSet, error::Error, sync::mpsc, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use executor::{ReturnWhen, TaskFuture, TaskId, Unfinished, as_completed, task, wait};
 use futures::{Stream as _, StreamExt, executor::block_on, executor::block_on_stream};
@@ -346,4 +356,39 @@ fn streams_need_no_runtime() {
     assert_eq!(values.sum::<u32>(), 4_950);
     let mapped = block_on_stream(pool.map(echo_number::task, 0..100).stream()).map(Result::unwrap);
     assert!(mapped.eq(0..100));
+}
+
+/// The thread that waits with a timeout takes the replies of all tasks, and wakes those who await
+/// them. It must look at the clock nevertheless.
+#[test]
+fn a_timed_wait_ends_while_other_tasks_are_awaited_without_end() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (Arc::new(pool(2)), Gate::new());
+    let mut held = pool.submit(hold::task(gate.path()));
+    gate.wait_for(1);
+    let over = Arc::new(AtomicBool::new(false));
+    let others: Vec<_> = (0..4)
+        .map(|_| {
+            let (pool, over) = (Arc::clone(&pool), Arc::clone(&over));
+            thread::spawn(move || {
+                block_on(async {
+                    while !over.load(Ordering::Relaxed) {
+                        let tasks = (0..8).map(|number| pool.submit(echo_number::task(number)));
+                        futures::future::join_all(tasks).await;
+                    }
+                });
+            })
+        })
+        .collect();
+    for _ in 0..10 {
+        held = held.result_timeout(Duration::from_millis(5)).expect_err("its gate is closed");
+        let (done, mut not_done) =
+            wait([held], ReturnWhen::AllCompleted, Some(Duration::from_millis(5)));
+        assert!(done.is_empty());
+        held = not_done.remove(0);
+    }
+    over.store(true, Ordering::Relaxed);
+    others.into_iter().for_each(|other| other.join().unwrap());
+    gate.open();
+    held.result().unwrap();
 }

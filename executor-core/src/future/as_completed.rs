@@ -236,6 +236,8 @@ impl<T> CompletionSet<T> {
             if !self.queue.take(&mut self.done, deadline, control) {
                 return None;
             }
+            // The wait may have ended because this is a fork now.
+            self.settle_fork();
         }
         let key = self.done.pop_front()?;
         self.take(key)

@@ -324,7 +324,7 @@ pub(super) fn run_each<F: FnOnce()>(what: &str, callbacks: impl IntoIterator<Ite
         let ran = catch(callback);
         creator.end_copy(0);
         if let Err(message) = ran {
-            tracing::error!(message, "{what} panicked");
+            log_panic(what, &message);
         }
     }
 }
@@ -341,9 +341,15 @@ pub(crate) fn wake_each(wakers: impl IntoIterator<Item = Waker>) {
             return;
         }
         if let Err(message) = woken {
-            tracing::error!(message, "a waker panicked");
+            log_panic("a waker", &message);
         }
     }
+}
+
+/// Logs a panic of user code. The subscriber is user code, too: if it panicked out of here, the
+/// callbacks or wakers that come next would be lost.
+fn log_panic(what: &str, message: &str) {
+    let _ = catch(|| tracing::error!(message, "{what} panicked"));
 }
 
 #[cfg(test)]

@@ -302,6 +302,10 @@ impl Cell {
         // Drain the replies in this thread, which is faster than waiting for the reader.
         if let Some(control) = &self.control {
             control.attend(self, deadline);
+            if control.forked() {
+                // A waker that was called there has forked this process, and this is the child.
+                return true;
+            }
         }
         let mut inner = self.lock();
         while matches!(inner.state, State::Pending) {
@@ -345,13 +349,15 @@ impl Cell {
 
     /// Takes the outcome if it is there. Otherwise leaves the waker.
     pub(crate) fn poll(&self, waker: &Waker) -> Option<Outcome> {
+        // Before the waker is left: if the outcome comes now, nobody needs to be woken.
+        if !self.over.load(Ordering::Acquire)
+            && !self.forked()
+            && let Some(control) = &self.control
+        {
+            control.attend_briefly();
+        }
+        // Asked after that: a waker that was called there may have forked this process.
         if !self.forked() {
-            // Before the waker is left: if the outcome comes now, nobody needs to be woken.
-            if !self.over.load(Ordering::Acquire)
-                && let Some(control) = &self.control
-            {
-                control.attend_briefly();
-            }
             // Cloned before the lock is taken, and the old one dropped after it is released: both
             // run user code.
             let waker = waker.clone();

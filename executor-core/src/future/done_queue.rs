@@ -70,6 +70,11 @@ impl DoneQueue {
         {
             drop(state);
             control.attend(&Waiter { queue: self, control }, deadline);
+            if control.forked() {
+                // A waker that was called there has forked this process, and this is the child. The
+                // caller looks for that.
+                return true;
+            }
             state = self.lock();
         }
         while state.keys.is_empty() {

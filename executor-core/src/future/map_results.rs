@@ -219,13 +219,22 @@ impl MapResults {
             }
             if help && let Some(control) = self.control.get() {
                 control.attend(&Waiter { results: self, seen }, deadline);
+                if control.forked() {
+                    // A waker that was called there has forked this process, and this is the child.
+                    // The caller looks for that.
+                    return true;
+                }
             }
             let mut state = self.lock();
             if Self::take_from(&mut state, into) {
                 return true;
             }
             if self.version.load(Ordering::Acquire) != seen {
-                // An outcome was delivered that cannot be yielded yet.
+                // An outcome was delivered that cannot be yielded yet. Others may follow without
+                // end, so look at the clock here, too.
+                if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                    return false;
+                }
                 continue;
             }
             state.waiting += 1;

@@ -91,7 +91,9 @@ pub fn wait<T>(
         while futures.get(first).is_some_and(TaskFuture::done) {
             first += 1;
         }
-        let control = futures.get(first).and_then(|future| future.cell().control());
+        // In a fork of the executor's process, all count as done.
+        let Some(pending_one) = futures.get(first) else { break };
+        let control = pending_one.cell().control();
         if !queue.take(&mut done, deadline, control) {
             break;
         }

@@ -356,8 +356,13 @@ pub(super) trait Drains {
 
     /// Calls wakers, and reports workers from which nothing more comes. The attendance has ended.
     fn finish(&self, drained: Drained) {
+        let creator = Creator::here();
         drained.wakers.wake();
         drop(drained.batches);
+        if creator.is_elsewhere() {
+            // A waker has forked this process, and this is the child, which has no driver.
+            return;
+        }
         for (id, closed) in drained.over {
             self.on_drained(id, closed);
         }
@@ -379,8 +384,10 @@ pub(super) trait Drains {
         drop(attendant);
         if drained.asks_to_leave() {
             local::set(&WAKES, true);
-            self.finish(drained);
+            // Caught, so that the mark is taken back in any case.
+            let finished = catch(|| self.finish(drained));
             local::set(&WAKES, false);
+            debug_assert!(finished.is_ok(), "wakers are caught one by one");
         }
     }
 
@@ -393,14 +400,11 @@ pub(super) trait Drains {
             let Some(mut attendant) = self.try_attend() else { return };
             let drained = loop {
                 let drained = self.drain_all(&mut attendant);
-                if drained.asks_to_leave() || awaited.is_over() {
-                    break drained;
-                }
                 let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
                 // Check this also while frames keep coming, since none of them may ever be the
                 // awaited one.
                 late = left == Some(Duration::ZERO);
-                if late {
+                if late || drained.asks_to_leave() || awaited.is_over() {
                     break drained;
                 }
                 if !drained.any {
@@ -419,7 +423,7 @@ pub(super) trait Drains {
             self.finish(drained);
             if origin.is_elsewhere() {
                 // A waker has forked this process, and this is the child. Nothing more comes here,
-                // and the future says so.
+                // and the caller looks for that.
                 return;
             }
         }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     estimate::{Estimate, FEW},
-    placement::{LOOK_AGAIN, REBALANCE, START_COST, TINY},
+    placement::{LOOK_AGAIN, REBALANCE, SHORT, START_COST, TINY},
 };
 use crate::{id::TaskId, transport::board::SLOTS};
 
@@ -198,10 +198,19 @@ impl InFlight {
         })
     }
 
-    /// Returns whether what was sent last is expected to take no longer than [`TINY`].
-    pub(super) fn is_tiny(&self) -> bool {
-        self.sendings.back().is_some_and(|last| {
-            u64::from(last.estimate) * u64::from(last.left) <= TINY.as_nanos() as u64
+    /// Returns whether the sendings that wait are expected to take no longer than [`TINY`] each, on
+    /// the average.
+    pub(super) fn waiting_are_tiny(&self) -> bool {
+        let waiting = self.sendings.len().saturating_sub(1) as u64;
+        self.ahead() <= waiting * TINY.as_nanos() as u64
+    }
+
+    /// Returns whether the first sending is expected to take no longer than [`SHORT`], by calls of
+    /// its function that have ended.
+    pub(super) fn is_short(&self) -> bool {
+        self.sendings.front().is_none_or(|front| {
+            front.ended > 0
+                && u64::from(front.estimate) * u64::from(front.left) <= SHORT.as_nanos() as u64
         })
     }
 

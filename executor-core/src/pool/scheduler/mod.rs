@@ -166,7 +166,6 @@ impl<C: Scheduled> Scheduler<C> {
         self.tasks.has_before(id)
     }
 
-    /// Returns whether any task is unresolved.
     /// Whether each worker has at most one task and another one that waits behind it.
     ///
     /// Then a reply can come within microseconds. With more tasks, a caller that looks for its own
@@ -176,6 +175,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.tasks.len().div_ceil(2) <= self.config.workers_max
     }
 
+    /// Returns whether any task is unresolved.
     pub(crate) fn has_tasks(&self) -> bool {
         !self.tasks.is_empty()
     }

@@ -29,7 +29,7 @@ pub(super) const AHEAD: Duration = Duration::from_micros(300);
 /// processors. Waking an idle worker costs more than such a task, and takes the processor from a
 /// worker that runs. A higher value also affects calls that only wait, such as for a reply over a
 /// local socket, and keeps them from waiting side by side.
-const SHORT: Duration = Duration::from_micros(10);
+pub(super) const SHORT: Duration = Duration::from_micros(10);
 
 /// Tasks that are shorter than this are given to a busy worker in any pool. For such a task the
 /// caller's thread needs longer (0.3 to 0.6 µs) than a worker, so one worker keeps up with one
@@ -86,8 +86,10 @@ impl<C: Scheduled> Scheduler<C> {
             // worker is late, and then only one.
             if tiny
                 && !crowded
+                && !waited
                 && !self.idle.is_empty()
                 && let Some(id) = self.busy_with_room(now, chunk)
+                && self.workers[&id].in_flight.is_short()
             {
                 self.favourite = Some(id);
                 self.send(now, id, SHARE_MAX, out);

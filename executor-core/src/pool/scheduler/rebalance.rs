@@ -171,7 +171,7 @@ impl<C: Scheduled> Scheduler<C> {
         // In a crowded pool the usual amount of work stays where it is, unless its worker is late.
         // Tiny tasks stay in any pool.
         let crowded = self.is_crowded(now);
-        let spare = |worker: &Worker| match crowded || worker.in_flight.is_tiny() {
+        let spare = |worker: &Worker| match crowded || worker.in_flight.waiting_are_tiny() {
             true => AHEAD.as_nanos() as u64,
             false => 0,
         };
