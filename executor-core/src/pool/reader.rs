@@ -184,15 +184,19 @@ impl Attendant<'_> {
     /// rings once it is garbled. So a sleep lasts at most [`HEARING`].
     fn sleep(&mut self, timeout: Option<Duration>, ended: impl Fn() -> bool) {
         let timeout = timeout.map_or(HEARING, |timeout| timeout.min(HEARING));
+        self.rings.attendant_sleeps.store(true, Ordering::SeqCst);
+        self.doorbell.sleep(timeout, || ended() || self.is_due());
+        self.rings.attendant_sleeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Looks for something to do for a moment, if that has paid off before. Returns whether there
+    /// is something, or `ended` returns true.
+    fn spins_until(&mut self, ended: impl Fn() -> bool) -> bool {
         let (mut spin, worker_cpu) =
             (std::mem::take(&mut self.attendance.spin), self.attendance.worker_cpu);
-        let ready = || ended() || self.is_due();
-        if !spin.wait(worker_cpu, ready) {
-            self.rings.attendant_sleeps.store(true, Ordering::SeqCst);
-            self.doorbell.sleep(timeout, ready);
-            self.rings.attendant_sleeps.store(false, Ordering::SeqCst);
-        }
+        let paid = spin.wait(worker_cpu, || ended() || self.is_due());
         self.attendance.spin = spin;
+        paid
     }
 }
 
@@ -277,7 +281,12 @@ pub(super) trait Drains {
                 // A thread that waits for one result after the other has just attended, and will
                 // again in a moment.
                 nap(LINGER);
-                continue;
+                if self.rings().left.load(Ordering::SeqCst) != seen {
+                    // It has. What there was when this thread was told, it has taken, or it has
+                    // told this thread again when it left.
+                    self.doorbell().doze(None);
+                    continue;
+                }
             }
             let Some(mut attendant) = self.try_attend() else {
                 self.doorbell().doze(None);
@@ -368,9 +377,9 @@ pub(super) trait Drains {
         }
     }
 
-    /// Takes the replies that are there, or come while a short spin pays off, unless another thread
-    /// attends. For a task that is about to wait: its thread gets the reply, and wakes other tasks,
-    /// without a hop through the reader.
+    /// Takes the replies that are there, or come while a spin of some microseconds pays off, unless
+    /// another thread attends. For a task that is about to wait: its thread gets the reply, and
+    /// wakes other tasks, without a hop through the reader.
     fn attend_briefly(&self) {
         // A waker that runs its task at once would come back here, ever deeper.
         if is_own_thread() || local::get(&WAKES) {
@@ -398,6 +407,7 @@ pub(super) trait Drains {
         let mut late = false;
         while !awaited.is_over() && !late {
             let Some(mut attendant) = self.try_attend() else { return };
+            let mut is_known = false;
             let drained = loop {
                 let drained = self.drain_all(&mut attendant);
                 let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -407,8 +417,9 @@ pub(super) trait Drains {
                 if late || drained.asks_to_leave() || awaited.is_over() {
                     break drained;
                 }
-                if !drained.any {
+                if !drained.any && !attendant.spins_until(|| awaited.is_over()) {
                     // From here on, the thread that completes the future pokes this one.
+                    is_known = true;
                     if !awaited.attendant_sleeps() {
                         late = true;
                         break drained;
@@ -417,7 +428,9 @@ pub(super) trait Drains {
                 }
             };
             // While still attending: the next attendant may wait for the same future.
-            awaited.attendant_leaves();
+            if is_known {
+                awaited.attendant_leaves();
+            }
             self.rings().left.fetch_add(1, Ordering::SeqCst);
             drop(attendant);
             self.finish(drained);

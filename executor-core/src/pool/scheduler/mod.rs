@@ -166,13 +166,13 @@ impl<C: Scheduled> Scheduler<C> {
         self.tasks.has_before(id)
     }
 
-    /// Whether each worker has at most one task and another one that waits behind it.
+    /// Whether there are no more tasks than workers.
     ///
-    /// Then a reply can come within microseconds. With more tasks, a caller that looks for its own
-    /// reply takes those of others one by one, which the reader would take together: a thousand
-    /// awaiting tasks were slower by a quarter.
+    /// Then the reply to a task can come within microseconds. With more tasks, a caller that looks
+    /// for its own reply takes those of others one by one, which the reader would take together: a
+    /// thousand awaiting tasks were slower by a quarter.
     pub(crate) fn has_few_tasks(&self) -> bool {
-        self.tasks.len().div_ceil(2) <= self.config.workers_max
+        self.tasks.len() <= self.config.workers_max
     }
 
     /// Returns whether any task is unresolved.
