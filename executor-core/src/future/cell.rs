@@ -48,14 +48,14 @@ pub(crate) trait Control: Send + Sync {
     /// microseconds, unless another thread attends.
     fn attend_briefly(&self);
     /// Wakes the attendant, if it sleeps.
-    fn poke(&self);
+    fn unpark(&self);
 }
 
 /// What a thread waits for while it attends.
 pub(crate) trait Awaited {
     /// Whether the wait is over.
     fn is_over(&self) -> bool;
-    /// Called by the attendant before it sleeps. From then on, whoever ends the wait pokes it.
+    /// Called by the attendant before it sleeps. From then on, whoever ends the wait unparks it.
     /// Returns `false` if the wait is over already.
     fn attendant_sleeps(&self) -> bool;
     /// Called by the attendant before it leaves.
@@ -525,7 +525,7 @@ impl Cell {
         };
         let Some(control) = &self.control else { return };
         if attended {
-            control.poke();
+            control.unpark();
         }
         if let Some(callbacks) = callbacks {
             wakers.queue_callbacks(control.callbacks(), callbacks);

@@ -50,7 +50,7 @@ impl DoneQueue {
             self.changed.notify_one();
         }
         if let Some(control) = attends {
-            control.poke();
+            control.unpark();
         }
         waker
     }

@@ -347,7 +347,7 @@ impl ChunkResults {
             results.changed.notify_all();
         }
         if attended && let Some(control) = results.control.get() {
-            control.poke();
+            control.unpark();
         }
     }
 }
@@ -402,7 +402,7 @@ pub(crate) mod tests {
         }
         fn attend(&self, _: &dyn Awaited, _: Option<Instant>) {}
         fn attend_briefly(&self) {}
-        fn poke(&self) {}
+        fn unpark(&self) {}
     }
 
     pub(crate) fn open(results: &Arc<MapResults>, count: u32, number: u64) -> Arc<ChunkResults> {

@@ -396,7 +396,7 @@ impl Control for Pool {
         }
     }
 
-    fn poke(&self) {
-        self.rings.poke(&self.doorbell.0);
+    fn unpark(&self) {
+        self.rings.unpark(&self.doorbell.0);
     }
 }

@@ -154,8 +154,8 @@ impl Control for Helper {
             Drains::attend_briefly(&*self.0);
         }
     }
-    fn poke(&self) {
-        self.0.rings.poke(&self.0.doorbell);
+    fn unpark(&self) {
+        self.0.rings.unpark(&self.0.doorbell);
     }
 }
 

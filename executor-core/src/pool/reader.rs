@@ -17,7 +17,7 @@
 //! another task.
 //!
 //! The future that the attendant waits for may be completed by another thread, by `cancel` for
-//! example. That thread then pokes the attendant, which [`Awaited`] remembers.
+//! example. That thread then unparks the attendant, which [`Awaited`] remembers.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, TryLockError},
@@ -136,10 +136,10 @@ impl Rings {
     }
 
     /// Wakes the attendant, if it sleeps. For events that do not come from a worker.
-    pub(super) fn poke(&self, doorbell: &Doorbell) {
+    pub(super) fn unpark(&self, doorbell: &Doorbell) {
         fence(Ordering::SeqCst);
         if self.attendant_sleeps.load(Ordering::SeqCst) {
-            doorbell.poke();
+            doorbell.unpark();
         }
     }
 }
@@ -178,7 +178,7 @@ impl Attendant<'_> {
     }
 
     /// Sleeps until there is something to do or `ended` returns true, at most for `timeout`. Code
-    /// that makes `ended` true must call [`Rings::poke`] after that.
+    /// that makes `ended` true must call [`Rings::unpark`] after that.
     ///
     /// May return early. A worker can also write the word that announces this sleep, and nobody
     /// rings once it is garbled. So a sleep lasts at most [`HEARING`].
@@ -418,7 +418,7 @@ pub(super) trait Drains {
                     break drained;
                 }
                 if !drained.any && !attendant.spins_until(|| awaited.is_over()) {
-                    // From here on, the thread that completes the future pokes this one.
+                    // From here on, the thread that completes the future unparks this one.
                     is_known = true;
                     if !awaited.attendant_sleeps() {
                         late = true;

@@ -23,8 +23,8 @@
 //! No lock is held, and no process waits for another.
 //!
 //! **Removing and owning may race.** Two bytes decide, and each side locks its byte before it
-//! checks the other one: a remover locks `DOOM`, and a new owner locks a byte from `OWNERS` on. At
-//! least one of the two sees the other and gives up.
+//! checks the other one: a remover locks `REMOVING`, and a new owner locks a byte from `OWNERS` on.
+//! At least one of the two sees the other and gives up.
 //!
 //! A name is removed with its last owner, by `Drop`. If that owner was killed, the next process
 //! that uses the name removes it. A process that creates a name also checks two others, chosen at
@@ -79,7 +79,7 @@ const OWNERS: u64 = 1 << 40;
 /// Number of bytes that owners choose from.
 const OWNERS_MAX: u64 = 1 << 30;
 /// The byte that a process locks before it removes a name.
-const DOOM: u64 = 1 << 41;
+const REMOVING: u64 = 1 << 41;
 /// How often an operation starts again, for example after somebody has removed an empty folder.
 const ATTEMPTS: u32 = 100;
 /// How many other names are checked when a name is created.
@@ -168,11 +168,12 @@ fn own_named(file: BorrowedFd<'_>) -> io::Result<Description> {
     for _ in 0..ATTEMPTS {
         // Check this after locking: a process that marks the name for removal from now on sees this
         // owner.
-        let doomed = owner.get().is_none_or(|file| byte::is_locked(file, DOOM).unwrap_or(true));
+        let removing =
+            owner.get().is_none_or(|file| byte::is_locked(file, REMOVING).unwrap_or(true));
         if fstat(file)?.st_nlink == 0 {
             return Err(gone());
         }
-        if !doomed {
+        if !removing {
             return Ok(owner);
         }
         // The process that marked it either has seen this owner and gives up, or removes the name.
@@ -206,11 +207,11 @@ fn is_doomed(file: &OwnFile) -> io::Result<bool> {
         return Ok(false);
     }
     let file = file.as_fd();
-    byte::share(file, DOOM)?;
+    byte::share(file, REMOVING)?;
     kill_point!(NameDoomed);
     // Check in this order: an owner may make the name persistent, and then end.
     if is_owned(file) || fstat(file).map_or(true, |stat| is_persistent(&stat)) {
-        byte::unlock(file, DOOM)?;
+        byte::unlock(file, REMOVING)?;
         return Ok(false);
     }
     Ok(true)

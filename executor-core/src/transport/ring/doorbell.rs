@@ -113,7 +113,7 @@ impl Doorbell {
 
     /// Wakes the attendant, whether or not a worker has cleared the word. For events that do not
     /// come from a worker.
-    pub(crate) fn poke(&self) {
+    pub(crate) fn unpark(&self) {
         // Not a swap: an attendant that has left in the meantime has written READER, which may only
         // be cleared by code that then tells the reader.
         let _ = self.attention.compare_exchange(SLEEPS, AWAKE, Ordering::SeqCst, Ordering::Relaxed);

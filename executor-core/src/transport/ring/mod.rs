@@ -42,8 +42,8 @@
 //!   worker dies, [`Link::hang_up`] sets a flag and rings. The attendant first reads what was
 //!   published, then reports the end.
 //! - The worker may die or be stopped after it has cleared a word and before it wakes the sleeper.
-//!   So the pool's own wake-ups (`hang_up`, [`Doorbell::poke`]) wake the sleeper whatever the word
-//!   says.
+//!   So the pool's own wake-ups (`hang_up`, [`Doorbell::unpark`]) wake the sleeper whatever the
+//!   word says.
 //!
 //! # The attendant
 //!
