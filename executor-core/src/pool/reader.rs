@@ -189,25 +189,17 @@ impl Attendant<'_> {
         self.rings.attendant_sleeps.store(false, Ordering::SeqCst);
     }
 
-    /// Looks for something to do for a moment, if that has paid off before. Returns whether there
-    /// is something, or `ended` returns true.
-    fn spins_until(&mut self, ended: impl Fn() -> bool) -> bool {
-        let (mut spin, worker_cpu) =
-            (std::mem::take(&mut self.attendance.spin), self.attendance.worker_cpu);
-        let paid = spin.wait(worker_cpu, || ended() || self.is_due());
-        self.attendance.spin = spin;
-        paid
-    }
-}
-
-impl Attendant<'_> {
-    /// Looks for replies for some microseconds, if that has paid off before. Returns whether there
-    /// are any.
-    fn spins(&mut self) -> bool {
-        let (mut spin, worker_cpu) =
-            (std::mem::take(&mut self.attendance.poll_spin), self.attendance.worker_cpu);
-        let paid = spin.wait(worker_cpu, || self.is_due());
-        self.attendance.poll_spin = spin;
+    /// Looks for something to do for a moment, if that has paid off before for this `spin`. Returns
+    /// whether there is something, or `ended` returns true.
+    fn spins(
+        &mut self,
+        spin: impl Fn(&mut Attendance) -> &mut Spin,
+        ended: impl Fn() -> bool,
+    ) -> bool {
+        // Taken out, since the rings are looked at meanwhile.
+        let mut taken = std::mem::take(spin(&mut self.attendance));
+        let paid = taken.wait(self.attendance.worker_cpu, || ended() || self.is_due());
+        *spin(&mut self.attendance) = taken;
         paid
     }
 }
@@ -266,11 +258,11 @@ pub(super) trait Drains {
     fn read_rings(&self) {
         let mut spin = Spin::patient();
         let mut left = 0;
-        let origin = Creator::here();
+        let creator = Creator::here();
         loop {
             // A waker may have forked this process and returned in the child, which must not use
             // these rings.
-            origin.end_copy(0);
+            creator.end_copy(0);
             // Before looking at anything, so that nothing that it is told is missed.
             self.doorbell().listen();
             if self.rings().closed.load(Ordering::SeqCst) {
@@ -387,7 +379,7 @@ pub(super) trait Drains {
         }
         let Some(mut attendant) = self.try_attend() else { return };
         let mut drained = self.drain_all(&mut attendant);
-        if !drained.any && attendant.spins() {
+        if !drained.any && attendant.spins(|attendance| &mut attendance.poll_spin, || false) {
             drained = self.drain_all(&mut attendant);
         }
         drop(attendant);
@@ -403,7 +395,7 @@ pub(super) trait Drains {
     /// Attends until what the caller awaits has come, unless another thread attends. May return
     /// early. The caller then waits in the ordinary way.
     fn attend_until(&self, awaited: &dyn Awaited, deadline: Option<Instant>) {
-        let origin = Creator::here();
+        let creator = Creator::here();
         let mut late = false;
         while !awaited.is_over() && !late {
             let Some(mut attendant) = self.try_attend() else { return };
@@ -417,7 +409,9 @@ pub(super) trait Drains {
                 if late || drained.asks_to_leave() || awaited.is_over() {
                     break drained;
                 }
-                if !drained.any && !attendant.spins_until(|| awaited.is_over()) {
+                if !drained.any
+                    && !attendant.spins(|attendance| &mut attendance.spin, || awaited.is_over())
+                {
                     // From here on, the thread that completes the future unparks this one.
                     is_known = true;
                     if !awaited.attendant_sleeps() {
@@ -434,7 +428,7 @@ pub(super) trait Drains {
             self.rings().left.fetch_add(1, Ordering::SeqCst);
             drop(attendant);
             self.finish(drained);
-            if origin.is_elsewhere() {
+            if creator.is_elsewhere() {
                 // A waker has forked this process, and this is the child. Nothing more comes here,
                 // and the caller looks for that.
                 return;

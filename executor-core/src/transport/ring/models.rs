@@ -196,24 +196,33 @@ fn the_rest_of_a_chunk_is_begun_or_taken_back_never_both() {
     });
 }
 
+/// Starts workers that each ring `times` times. Returns how often each has, and the workers.
+fn ringing(
+    doorbell: &Arc<Doorbell>,
+    workers: u64,
+    times: u32,
+) -> (Arc<Vec<AtomicU32>>, Vec<thread::JoinHandle<()>>) {
+    let done: Arc<Vec<_>> = Arc::new((0..workers).map(|_| AtomicU32::new(0)).collect());
+    let ring = |at: usize| {
+        let (doorbell, done) = (Arc::clone(doorbell), Arc::clone(&done));
+        thread::spawn(move || {
+            for time in 1..=times {
+                // Relaxed, since ringing must publish what was done before it.
+                done[at].store(time, Ordering::Relaxed);
+                doorbell.ring();
+            }
+        })
+    };
+    let workers = (0..workers as usize).map(ring).collect();
+    (done, workers)
+}
+
 #[test]
 fn no_ring_of_the_doorbell_is_lost() {
     let (workers, times) = (few(2, 3), few(1, 3) as u32);
     check(3, move || {
         let doorbell = Arc::new(Doorbell::default());
-        // Relaxed, since ringing must publish what was done before it.
-        let done: Arc<Vec<AtomicU32>> = Arc::new((0..workers).map(|_| AtomicU32::new(0)).collect());
-        let workers: Vec<_> = (0..workers as usize)
-            .map(|at| {
-                let (doorbell, done) = (Arc::clone(&doorbell), Arc::clone(&done));
-                thread::spawn(move || {
-                    for time in 1..=times {
-                        done[at].store(time, Ordering::Relaxed);
-                        doorbell.ring();
-                    }
-                })
-            })
-            .collect();
+        let (done, workers) = ringing(&doorbell, workers, times);
         let all_done = || done.iter().all(|done| done.load(Ordering::Relaxed) == times);
         // An attendant that leaves once, as the reader.
         loop {
@@ -238,18 +247,7 @@ fn an_attendant_that_sleeps_hears_every_ring() {
     let (workers, times) = (few(2, 3), few(1, 3) as u32);
     check(3, move || {
         let doorbell = Arc::new(Doorbell::default());
-        let done: Arc<Vec<AtomicU32>> = Arc::new((0..workers).map(|_| AtomicU32::new(0)).collect());
-        let workers: Vec<_> = (0..workers as usize)
-            .map(|at| {
-                let (doorbell, done) = (Arc::clone(&doorbell), Arc::clone(&done));
-                thread::spawn(move || {
-                    for time in 1..=times {
-                        done[at].store(time, Ordering::Relaxed);
-                        doorbell.ring();
-                    }
-                })
-            })
-            .collect();
+        let (done, workers) = ringing(&doorbell, workers, times);
         let count = || done.iter().map(|done| done.load(Ordering::Relaxed)).sum::<u32>();
         doorbell.attend();
         let mut seen = count();
