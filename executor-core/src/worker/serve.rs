@@ -271,6 +271,10 @@ impl Stopwatch {
     const SHORT_NANOS: u64 = 2_000;
     /// Maximum number of calls that are measured together.
     const TOGETHER_MAX: u64 = 16;
+    /// An average that is higher than the one before by this factor counts only if the next call
+    /// took as long. Otherwise the pool would take each call after it for a long one, wake another
+    /// worker for it, and that worker could take the processor from this one again.
+    const JUMP: u64 = 8;
     /// A new average is reported if it differs by more than this part from the one reported last.
     /// A lower value makes the replies of short calls need headers of their own (see
     /// [`FromWorker::precedes`]). A higher value makes the pool's estimates less exact.
@@ -292,6 +296,11 @@ impl Stopwatch {
             self.since = now;
             self.calls = 0;
             let short = average < Self::SHORT_NANOS;
+            // Another process may have had the processor meanwhile.
+            if self.every > 1 && average > self.reported.saturating_mul(Self::JUMP) {
+                self.every = 1;
+                return self.reported;
+            }
             self.every = if short { (self.every * 2).clamp(1, Self::TOGETHER_MAX) } else { 1 };
             if !short || average.abs_diff(self.reported) > self.reported / Self::DIFFERENCE {
                 self.reported = average;
