@@ -47,6 +47,8 @@ pub(crate) trait Control: Send + Sync {
     /// Called by a task before it waits. Takes the replies that are there, or come within
     /// microseconds, unless another thread attends.
     fn attend_briefly(&self);
+    /// Called by a thread that takes a result without waiting for it. It will soon attend again.
+    fn is_served(&self);
     /// Wakes the attendant, if it sleeps.
     fn unpark(&self);
 }
@@ -297,6 +299,9 @@ impl Cell {
             return true;
         }
         if self.over.load(Ordering::Acquire) {
+            if let Some(control) = &self.control {
+                control.is_served();
+            }
             return true;
         }
         // Drain the replies in this thread, which is faster than waiting for the reader.

@@ -402,6 +402,7 @@ pub(crate) mod tests {
         }
         fn attend(&self, _: &dyn Awaited, _: Option<Instant>) {}
         fn attend_briefly(&self) {}
+        fn is_served(&self) {}
         fn unpark(&self) {}
     }
 

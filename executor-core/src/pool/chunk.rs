@@ -144,6 +144,14 @@ impl Chunk {
         self.arguments.is_in_segment()
     }
 
+    /// Returns the function if this is a single call, with arguments that are quickly sent. Such
+    /// a call may be deferred, if its function is.
+    #[inline]
+    pub(super) fn deferrable(&self) -> Option<FnId> {
+        let single = !self.several && !self.is_in_segment();
+        single.then(|| Scheduled::function(self))
+    }
+
     /// Converts a worker's reply for one item.
     fn answer(&self, reply: Reply, payload: Payload) -> Answer {
         match reply {
@@ -287,6 +295,12 @@ pub(super) struct Outcomes {
 }
 
 impl Outcomes {
+    /// Returns whether there is nothing to deliver.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.cells.is_empty() && self.maps.is_empty() && self.batch.is_none()
+    }
+
     /// Adds replies for the chunk's last `count` items, which begin with item `at`.
     pub(super) fn answer_last(
         &mut self,

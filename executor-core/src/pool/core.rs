@@ -13,8 +13,8 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, MutexGuard, PoisonError, TryLockError,
-        atomic::{Ordering, fence},
+        Arc, Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicBool, Ordering, fence},
         mpsc,
     },
     time::Instant,
@@ -38,6 +38,48 @@ use crate::{
     unwind::catch,
     wire::frame::{Order, ToWorker},
 };
+
+/// Maximum number of chunks that wait in the intake although a worker could take them: see
+/// [`Scheduler::deferred`]. A higher value lets a worker run dry while they wait. With a lower
+/// value, the work for each event is shared by fewer tasks.
+const DEFERRED_MAX: usize = 16;
+
+/// Submitted chunks that are not with the scheduler yet.
+#[derive(Default)]
+pub(super) struct Intake {
+    chunks: Mutex<Vec<Chunk>>,
+    /// Whether there are any. Written under the lock, so that most events need not take it.
+    any: AtomicBool,
+}
+
+impl Intake {
+    /// Adds a chunk. Returns how many there are now.
+    fn push(&self, chunk: Chunk) -> usize {
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        chunks.push(chunk);
+        self.any.store(true, Ordering::Relaxed);
+        chunks.len()
+    }
+
+    #[inline]
+    fn has_any(&self) -> bool {
+        self.any.load(Ordering::Relaxed)
+    }
+
+    /// Moves all chunks to the end of `to`.
+    #[inline]
+    fn take(&self, to: &mut Vec<Chunk>) {
+        if !self.has_any() {
+            return;
+        }
+        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        self.any.store(false, Ordering::Relaxed);
+        match to.is_empty() {
+            true => std::mem::swap(to, &mut chunks),
+            false => to.append(&mut chunks),
+        }
+    }
+}
 
 /// State protected by the pool's one lock.
 pub(super) struct Core {
@@ -70,27 +112,46 @@ pub(super) enum Threads {
 pub(super) type Actions = Vec<Action<Chunk>>;
 
 impl Pool {
-    /// Puts a chunk into the intake. It gets to the scheduler through this thread, or through the
-    /// thread that holds the lock.
+    /// Hands a chunk to the scheduler, if the lock is free and the scheduler can use the chunk now.
+    /// Otherwise puts it into the intake, from where the thread that has the lock takes it, or the
+    /// next event.
     pub(super) fn take_in(self: &Arc<Self>, chunk: Chunk) {
         let warms = chunk.is_in_segment();
+        let function = chunk.deferrable();
         if !self.started.load(Ordering::Acquire) {
-            // Before the push: the thread that takes the chunk in may ask the starter for a worker
-            // at once.
+            // First of all: the thread that takes the chunk in may ask the starter for a worker at
+            // once.
             self.event(|core, now, out| self.ensure_threads(core, now, out));
         }
-        self.intake.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
-        // The push must be visible before `saturated` and the lock are examined: see
-        // `intake_waits`.
-        fence(Ordering::SeqCst);
-        // A thread that has the lock takes the chunk in when it frees the lock.
-        if !self.saturated.load(Ordering::Relaxed)
-            && let Some(core) = self.try_lock()
-        {
-            self.locked(core).take_intake();
+        let defers = || {
+            self.saturated.load(Ordering::Relaxed)
+                || function.is_some_and(|id| id.0 == self.deferred.load(Ordering::Relaxed))
+        };
+        let core = if defers() { None } else { self.try_lock() };
+        match core {
+            // After those that are in the intake: each event begins with them.
+            Some(core) => self.locked(core).event(|core, now, out| {
+                core.scheduler.on_submit(now, [chunk], out);
+            }),
+            None => self.put_into_intake(chunk, defers),
         }
         if warms {
             self.warm_up();
+        }
+    }
+
+    /// `defers` says whether the chunk may wait for the next event.
+    fn put_into_intake(&self, chunk: Chunk, defers: impl Fn() -> bool) {
+        let waiting = self.intake.push(chunk);
+        // The push must be visible before the conditions and the lock are examined: see
+        // `intake_waits`.
+        fence(Ordering::SeqCst);
+        if self.saturated.load(Ordering::Relaxed) || waiting < DEFERRED_MAX && defers() {
+            return;
+        }
+        // A thread that has the lock takes the chunk in when it frees the lock.
+        if let Some(core) = self.try_lock() {
+            self.locked(core).take_intake();
         }
     }
 
@@ -125,28 +186,25 @@ impl Pool {
     }
 
     /// Returns whether a submitted chunk needs to be taken in now. Called after the lock was freed.
-    /// A submitter first pushes, and then examines `saturated` and the lock. This thread first
-    /// frees the lock, and then examines `saturated` and the intake. With the fence between the two
-    /// steps on each side, at least one of the threads sees what the other did.
+    /// A submitter first pushes, and then examines `saturated`, `deferred` and the lock. This
+    /// thread first frees the lock, and then examines the two and the intake. With the fence
+    /// between the two steps on each side, at least one of the threads sees what the other did.
     fn intake_waits(&self) -> bool {
         fence(Ordering::SeqCst);
-        if self.saturated.load(Ordering::Relaxed) {
+        if self.saturated.load(Ordering::Relaxed) || self.deferred.load(Ordering::Relaxed) != 0 {
             return false;
         }
-        !self.intake.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.intake.has_any()
     }
 
     fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
         let Core { scheduler, absorbed, interrupted, .. } = core;
-        absorbed.append(interrupted);
-        let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
-        match absorbed.is_empty() {
-            true => std::mem::swap(absorbed, &mut intake),
-            false => absorbed.append(&mut intake),
+        if !interrupted.is_empty() {
+            absorbed.append(interrupted);
         }
-        drop(intake);
-        for chunk in (Rest { items: absorbed.drain(..), kept: interrupted }) {
-            scheduler.on_submit(now, chunk, out);
+        self.intake.take(absorbed);
+        if !absorbed.is_empty() {
+            scheduler.on_submit(now, Rest { items: absorbed.drain(..), kept: interrupted }, out);
         }
     }
 
@@ -170,6 +228,9 @@ impl Pool {
         kept: &mut Actions,
         outcomes: &mut Outcomes,
     ) -> bool {
+        if actions.is_empty() {
+            return false;
+        }
         let mut rare = false;
         let was_stuck = core.stuck;
         // Several frames for one worker need only one wake-up, after the last of them.
@@ -274,6 +335,10 @@ impl<'a> Locked<'a> {
         if saturated != self.pool.saturated.load(Ordering::Relaxed) {
             self.pool.saturated.store(saturated, Ordering::Relaxed);
         }
+        let deferred = core.scheduler.deferred().map_or(0, |function| function.0);
+        if deferred != self.pool.deferred.load(Ordering::Relaxed) {
+            self.pool.deferred.store(deferred, Ordering::Relaxed);
+        }
         let few = core.scheduler.has_few_tasks();
         if few != self.pool.few_tasks.load(Ordering::Relaxed) {
             self.pool.few_tasks.store(few, Ordering::Relaxed);
@@ -333,6 +398,9 @@ impl<'a> Locked<'a> {
 
     /// Logs what is to be logged. The lock is free.
     fn log(&mut self) {
+        if self.log.is_empty() {
+            return;
+        }
         for record in self.log.drain(..) {
             // A panic of the subscriber must not keep results from their futures.
             let _ = catch(|| record.log());
@@ -351,12 +419,14 @@ struct Decision<'a> {
 }
 
 impl<'a> Decision<'a> {
+    #[inline]
     fn begin(pool: &'a Pool, mut core: Option<MutexGuard<'a, Core>>) -> Self {
         let actions = core.as_mut().map(|core| std::mem::take(&mut core.actions));
         Decision { core, actions: actions.unwrap_or_default(), kept: Actions::new(), pool }
     }
 
     /// Returns the core after all actions were performed.
+    #[inline]
     fn end(mut self) -> Option<MutexGuard<'a, Core>> {
         debug_assert!(self.actions.is_empty() && self.kept.is_empty());
         let mut core = self.core.take()?;
@@ -394,7 +464,9 @@ impl<T> Iterator for Rest<'_, T> {
 
 impl<T> Drop for Rest<'_, T> {
     fn drop(&mut self) {
-        self.kept.extend(&mut self.items);
+        if !self.items.as_slice().is_empty() {
+            self.kept.extend(&mut self.items);
+        }
     }
 }
 
@@ -406,7 +478,9 @@ impl Drop for Locked<'_> {
             self.core = None;
         } else if self.core.is_some() {
             self.free();
-            complete(std::mem::take(&mut self.outcomes));
+            if !self.outcomes.is_empty() {
+                complete(std::mem::take(&mut self.outcomes));
+            }
             self.log();
         }
     }

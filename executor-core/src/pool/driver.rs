@@ -67,8 +67,9 @@ const ORPHANS_TIMEOUT: Duration = Duration::from_secs(1);
 /// longer.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
 
-/// How often running workers are checked for having been stopped. A lower value wakes the driver
-/// more often under load. A higher value notices a stop later.
+/// How often running workers are checked for having been stopped, and the reader is made to look at
+/// the rings. A lower value wakes both more often under load. A higher value notices a stop later,
+/// and replies for which a broken worker has garbled the doorbell.
 pub(super) const ATTEND_EVERY: Duration = Duration::from_secs(1);
 
 /// How soon descriptors that found no space in a worker's socket are sent again.
@@ -316,6 +317,8 @@ impl Driver {
         let living: Vec<_> = living.collect();
         drop(core);
         self.attend_at = Some(now + ATTEND_EVERY);
+        // A worker may have garbled the doorbell, so that the reader is not told of replies.
+        self.pool.doorbell.0.tell_reader_anyway();
         let looked: Vec<_> = living
             .into_iter()
             .map(|(id, child)| {

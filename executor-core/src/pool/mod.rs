@@ -53,14 +53,14 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use self::core::{Actions, Core, Threads};
+use self::core::{Actions, Core, Intake, Threads};
 pub(crate) use chunk::{Chunk, next_task_ids};
 pub(crate) use ending::AtEnd;
 use ending::OnTheWay;
@@ -132,8 +132,8 @@ pub(crate) struct PoolOptions {
 
 pub(crate) struct Pool {
     core: Mutex<Core>,
-    /// Locked only for a push or a swap. A thread that unlocks `core` checks the intake once more.
-    intake: Mutex<Vec<Chunk>>,
+    /// A thread that unlocks `core` checks the intake once more.
+    intake: Intake,
     /// The rings of all connected workers.
     rings: reader::Rings,
     /// The word that the reader sleeps on, and the descriptor through which workers map it.
@@ -155,6 +155,9 @@ pub(crate) struct Pool {
     /// Whether all workers have as many tasks as they may. Submitted chunks then wait in the intake
     /// until a worker has replied.
     saturated: AtomicBool,
+    /// The function whose calls may wait in the intake for a moment, or 0. See
+    /// [`Scheduler::deferred`].
+    deferred: AtomicU64,
     /// Whether the reader may spin for a moment before it sleeps. Updated with each reply.
     spare_processor: AtomicBool,
     /// Whether there are so few tasks that a task of the caller's runtime that is about to wait
@@ -203,7 +206,7 @@ impl Pool {
         let callbacks = Arc::new(CallbackQueue::new(options.exit_timeout));
         let pool = Arc::new(Pool {
             core: Mutex::new(Core::new(Scheduler::new(config))),
-            intake: Mutex::default(),
+            intake: Intake::default(),
             rings: reader::Rings::default(),
             doorbell: (Arc::new(doorbell), doorbell_fd),
             arguments,
@@ -214,6 +217,7 @@ impl Pool {
             creator: Creator::here(),
             started: AtomicBool::new(false),
             saturated: AtomicBool::new(false),
+            deferred: AtomicU64::new(0),
             spare_processor: AtomicBool::new(false),
             few_tasks: AtomicBool::new(true),
             callbacks,
@@ -394,6 +398,10 @@ impl Control for Pool {
         if self.options.transport == Transport::Ring && self.few_tasks.load(Ordering::Relaxed) {
             Drains::attend_briefly(self);
         }
+    }
+
+    fn is_served(&self) {
+        self.rings.serve();
     }
 
     fn unpark(&self) {

@@ -104,6 +104,7 @@ impl Drains for Pool {
             }
         }
         self.ring().credit(0);
+        wakers.post();
         Taken { wakers, in_chunks: false, batch: None }
     }
 
@@ -153,6 +154,9 @@ impl Control for Helper {
         if self.1 {
             Drains::attend_briefly(&*self.0);
         }
+    }
+    fn is_served(&self) {
+        self.0.rings.serve();
     }
     fn unpark(&self) {
         self.0.rings.unpark(&self.0.doorbell);
@@ -205,6 +209,26 @@ fn a_thread_that_waits_takes_its_reply_and_leaves_the_rest_to_the_reader() {
                 assert!(other.wait(None));
             }
             worker.join().unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_reader_that_watches_a_loop_of_results_takes_over_at_its_end() {
+    let mine = few(2, 5);
+    check(3, move || {
+        let (pool, mut worker) = pool();
+        let loops: Vec<_> = (0..mine).map(|_| pool.submit(true)).collect();
+        let other = pool.submit(false);
+        with_reader(&pool, || {
+            // The worker replies in this thread, so that the loop attends once for each result.
+            for (task, cell) in (0..).zip(&loops) {
+                worker = answer(worker, task..task + 1);
+                assert!(cell.wait(None));
+            }
+            // Nobody attends for this one.
+            worker = answer(worker, mine..mine + 1);
+            assert!(other.wait(None));
         });
     });
 }

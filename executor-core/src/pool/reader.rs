@@ -16,6 +16,10 @@
 //! wakers are called after the attendance has ended, because wakers are user code, and may wait for
 //! another task.
 //!
+//! A thread that takes one result after the other attends again and again. Meanwhile the reader
+//! only *watches*: it sleeps for [`WATCH`] at a time, and sees at its end whether anybody has
+//! attended. See "Watching" in `transport/ring/mod.rs`.
+//!
 //! The future that the attendant waits for may be completed by another thread, by `cancel` for
 //! example. That thread then unparks the attendant, which [`Awaited`] remembers.
 
@@ -64,12 +68,19 @@ pub(super) struct Rings {
     /// Whether the attendant sleeps, or is about to. Not in shared memory: the pool's own wake-ups
     /// must not depend on what a worker writes there.
     attendant_sleeps: AtomicBool,
-    /// Number of times that a thread has ended its attendance in order to use its result.
-    left: AtomicU32,
+    /// Whether the reader looks at the rings soon, whatever the doorbell says.
+    watched: AtomicBool,
+    /// Number of attendances of threads that waited for a result. Written by the attendant.
+    attended: AtomicU32,
+    /// Whether a thread has taken a result that was there already since the reader last looked.
+    served: AtomicBool,
 }
 
 /// What the attendant needs. There is one for each pool.
 struct Attendance {
+    /// The list of rings in this version.
+    list: Arc<List>,
+    version: u32,
     /// Empty between two drains. Kept to reuse its memory.
     frames: Vec<Frame<FromWorker>>,
     spin: Spin,
@@ -82,6 +93,8 @@ struct Attendance {
 impl Default for Attendance {
     fn default() -> Self {
         Attendance {
+            list: Arc::default(),
+            version: 0,
             frames: Vec::new(),
             spin: Spin::default(),
             poll_spin: Spin::brief(),
@@ -130,9 +143,16 @@ impl Rings {
             Err(TryLockError::WouldBlock) => return None,
         };
         doorbell.attend();
-        let version = self.version.load(Ordering::SeqCst);
-        let list = self.list();
-        Some(Attendant { rings: self, list, version, doorbell, attendance, _left: Left(doorbell) })
+        let left = Left { rings: self, doorbell, is_watched: false };
+        Some(Attendant { rings: self, doorbell, attendance, left })
+    }
+
+    /// Records that a thread takes results that are there already.
+    pub(super) fn serve(&self) {
+        // Most often it is recorded already. Not writing it again keeps the word in all caches.
+        if !self.served.load(Ordering::Relaxed) {
+            self.served.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Wakes the attendant, if it sleeps. For events that do not come from a worker.
@@ -147,34 +167,43 @@ impl Rings {
 /// The thread that drains all rings. See "The attendant" in `transport/ring/mod.rs`.
 pub(super) struct Attendant<'a> {
     rings: &'a Rings,
-    /// The list of rings in this version.
-    list: Arc<List>,
-    version: u32,
     doorbell: &'a Doorbell,
     attendance: model::MutexGuard<'a, Attendance>,
     /// Dropped last, after the attendance was unlocked.
-    _left: Left<'a>,
+    left: Left<'a>,
 }
 
 /// Tells the reader when dropped, if the rings need attention after the attendance has ended.
-struct Left<'a>(&'a Doorbell);
+struct Left<'a> {
+    rings: &'a Rings,
+    doorbell: &'a Doorbell,
+    /// Whether the attendant left the rings to a reader that watches.
+    is_watched: bool,
+}
 
 impl Attendant<'_> {
     /// Whether there is something to do: in a ring, or the list has changed.
     fn is_due(&self) -> bool {
-        self.list.iter().any(|(_, ring)| ring.is_due()) || self.is_outdated()
+        self.attendance.list.iter().any(|(_, ring)| ring.is_due()) || self.is_outdated()
     }
 
     fn is_outdated(&self) -> bool {
-        self.rings.version.load(Ordering::SeqCst) != self.version
+        self.rings.version.load(Ordering::SeqCst) != self.attendance.version
     }
 
     /// Takes the newest list. An older one keeps the memory of workers that are gone.
     fn update(&mut self) {
         if self.is_outdated() {
-            self.version = self.rings.version.load(Ordering::SeqCst);
-            self.list = self.rings.list();
+            self.attendance.version = self.rings.version.load(Ordering::SeqCst);
+            self.attendance.list = self.rings.list();
         }
+    }
+
+    /// Counts this as an attendance of a thread that waits, and may soon wait again.
+    fn count(&self) {
+        // Only the attendant writes it.
+        let count = self.rings.attended.load(Ordering::Relaxed);
+        self.rings.attended.store(count.wrapping_add(1), Ordering::Relaxed);
     }
 
     /// Sleeps until there is something to do or `ended` returns true, at most for `timeout`. Code
@@ -211,6 +240,10 @@ thread_local! {
 
 impl Drop for Attendant<'_> {
     fn drop(&mut self) {
+        if self.rings.watched.load(Ordering::SeqCst) {
+            self.left.is_watched = true;
+            return;
+        }
         // First the word, then a look at the rings: see "The attendant" in `transport/ring/mod.rs`.
         self.doorbell.leave();
         if self.is_due() {
@@ -222,10 +255,18 @@ impl Drop for Attendant<'_> {
 
 impl Drop for Left<'_> {
     fn drop(&mut self) {
-        // If the reader was told before now, it found the attendance taken and went back to sleep.
-        // So tell it again.
-        if self.0.is_attended() {
-            self.0.tell_reader();
+        // The attendance is free. See "Watching" in `transport/ring/mod.rs` for the first case.
+        // Otherwise: if the reader was told before now, it found the attendance taken and went back
+        // to sleep. So tell it again.
+        let needed = match self.is_watched {
+            true => {
+                fence(Ordering::SeqCst);
+                !self.rings.watched.load(Ordering::SeqCst)
+            }
+            false => self.doorbell.is_attended(),
+        };
+        if needed {
+            self.doorbell.tell_reader();
         }
     }
 }
@@ -234,11 +275,21 @@ impl Drop for Left<'_> {
 /// hundred nanoseconds. A higher value delays results, and a worker may run dry. A lower value
 /// makes the reader run after every item, and take processor time that a worker could use.
 const NAP: Duration = Duration::from_micros(50);
-/// How long the reader waits before it takes replies, if a thread that waits for results has
-/// attended since it last did. A loop of `result()` attends whenever it has used up what it had
-/// taken. A higher value delays the results of others, when such a loop ends. A lower value wakes
-/// the reader for replies that the loop takes itself.
-const LINGER: Duration = Duration::from_micros(100);
+/// How long the reader watches before it looks again whether anybody attends. A loop of `result()`
+/// attends whenever it has used up what it had taken. A higher value delays the results of others
+/// when such a loop ends. A lower value wakes the reader for replies that the loop takes itself.
+const WATCH: Duration = Duration::from_micros(100);
+/// Maximum time between two looks of a reader that watches, while others attend between the looks.
+/// With a higher value, the results of other tasks wait for longer when they stop.
+const WATCH_MAX: Duration = Duration::from_micros(500);
+/// The same while others attend [`OFTEN`], as in a loop of single calls. Each look takes a
+/// processor from that loop, which makes some round trips ten times as long.
+const WATCH_OFTEN_MAX: Duration = Duration::from_millis(4);
+/// Others attend often if they attend once in this time, on the average.
+const OFTEN: Duration = Duration::from_micros(20);
+/// How often in a row the reader watches a thread that takes results that are there already, and
+/// does not attend.
+const PATIENCE: u32 = 9;
 /// Number of frames for which the buffer keeps memory between two drains. More memory, after a
 /// burst, is freed.
 const FRAMES_KEPT: usize = 4_096;
@@ -257,34 +308,42 @@ pub(super) trait Drains {
     /// The reader thread's loop.
     fn read_rings(&self) {
         let mut spin = Spin::patient();
-        let mut left = 0;
+        let (mut attended, mut watch, mut patience) = (0, WATCH, 0);
         let creator = Creator::here();
+        let rings = self.rings();
         loop {
             // A waker may have forked this process and returned in the child, which must not use
             // these rings.
             creator.end_copy(0);
             // Before looking at anything, so that nothing that it is told is missed.
             self.doorbell().listen();
-            if self.rings().closed.load(Ordering::SeqCst) {
+            if rings.closed.load(Ordering::SeqCst) {
                 return;
             }
-            let seen = self.rings().left.load(Ordering::SeqCst);
-            if std::mem::replace(&mut left, seen) != seen {
-                // A thread that waits for one result after the other has just attended, and will
-                // again in a moment.
-                nap(LINGER);
-                if self.rings().left.load(Ordering::SeqCst) != seen {
-                    // It has. What there was when this thread was told, it has taken, or it has
-                    // told this thread again when it left.
-                    self.doorbell().doze(None);
-                    continue;
-                }
+            let before = std::mem::replace(&mut attended, rings.attended.load(Ordering::Relaxed));
+            let times = attended.wrapping_sub(before);
+            let served = rings.served.swap(false, Ordering::Relaxed);
+            // A thread that waits for one result after the other has attended, and will again in a
+            // moment. Or it still takes the results that it found then.
+            if times > 0 || served && patience > 0 {
+                let most = if OFTEN * times >= watch { WATCH_OFTEN_MAX } else { WATCH_MAX };
+                watch = if times > 0 { (watch * 2).min(most) } else { WATCH };
+                patience = if times > 0 { PATIENCE } else { patience - 1 };
+                rings.watched.store(true, Ordering::SeqCst);
+                self.doorbell().doze_for(watch);
+                continue;
             }
+            watch = WATCH;
+            // First the word, then a try of the attendance: see "Watching" in
+            // `transport/ring/mod.rs`.
+            rings.watched.store(false, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             let Some(mut attendant) = self.try_attend() else {
                 self.doorbell().doze(None);
                 continue;
             };
-            let drained = self.drain_all(&mut attendant);
+            let mut drained = Drained::default();
+            self.drain_all(&mut attendant, &mut drained);
             drop(attendant);
             let (any, in_chunks) = (drained.any, drained.in_chunks);
             self.finish(drained);
@@ -303,15 +362,16 @@ pub(super) trait Drains {
     /// Ends the reader thread.
     fn close_rings(&self) {
         self.rings().closed.store(true, Ordering::SeqCst);
-        self.doorbell().tell_reader();
+        self.doorbell().tell_reader_anyway();
     }
 
-    /// Takes what all workers have published.
-    fn drain_all(&self, attendant: &mut Attendant<'_>) -> Drained {
+    /// Takes what all workers have published, and adds to `drained` what is to be done then. Sets
+    /// `any` to whether there was anything.
+    fn drain_all(&self, attendant: &mut Attendant<'_>, drained: &mut Drained) {
         attendant.update();
-        let mut drained = Drained::default();
-        let Attendance { frames, worker_cpu, .. } = &mut *attendant.attendance;
-        for (id, ring) in &*attendant.list {
+        drained.any = false;
+        let Attendance { list, frames, worker_cpu, .. } = &mut *attendant.attendance;
+        for (id, ring) in &**list {
             if !ring.is_due() {
                 continue;
             }
@@ -334,11 +394,13 @@ pub(super) trait Drains {
                 }
             }
             *worker_cpu = ring.worker_cpu();
-            drained.wakers.append(taken.wakers);
-            drained.batches.extend(taken.batch);
+            // A batch is on its way only with wakers.
+            if !taken.wakers.is_empty() {
+                drained.wakers.append(taken.wakers);
+                drained.batches.extend(taken.batch);
+            }
         }
         frames.shrink_to(FRAMES_KEPT);
-        drained
     }
 
     fn take_frames(
@@ -357,6 +419,9 @@ pub(super) trait Drains {
 
     /// Calls wakers, and reports workers from which nothing more comes. The attendance has ended.
     fn finish(&self, drained: Drained) {
+        if !drained.asks_to_leave() {
+            return;
+        }
         let creator = Creator::here();
         drained.wakers.wake();
         drop(drained.batches);
@@ -378,10 +443,13 @@ pub(super) trait Drains {
             return;
         }
         let Some(mut attendant) = self.try_attend() else { return };
-        let mut drained = self.drain_all(&mut attendant);
+        let mut drained = Drained::default();
+        self.drain_all(&mut attendant, &mut drained);
         if !drained.any && attendant.spins(|attendance| &mut attendance.poll_spin, || false) {
-            drained = self.drain_all(&mut attendant);
+            self.drain_all(&mut attendant, &mut drained);
         }
+        // A task that has not got its reply here needs the reader as soon as the reply comes.
+        self.rings().watched.store(false, Ordering::SeqCst);
         drop(attendant);
         if drained.asks_to_leave() {
             local::set(&WAKES, true);
@@ -400,14 +468,15 @@ pub(super) trait Drains {
         while !awaited.is_over() && !late {
             let Some(mut attendant) = self.try_attend() else { return };
             let mut is_known = false;
-            let drained = loop {
-                let drained = self.drain_all(&mut attendant);
+            let mut drained = Drained::default();
+            loop {
+                self.drain_all(&mut attendant, &mut drained);
                 let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
                 // Check this also while frames keep coming, since none of them may ever be the
                 // awaited one.
                 late = left == Some(Duration::ZERO);
                 if late || drained.asks_to_leave() || awaited.is_over() {
-                    break drained;
+                    break;
                 }
                 if !drained.any
                     && !attendant.spins(|attendance| &mut attendance.spin, || awaited.is_over())
@@ -416,16 +485,16 @@ pub(super) trait Drains {
                     is_known = true;
                     if !awaited.attendant_sleeps() {
                         late = true;
-                        break drained;
+                        break;
                     }
                     attendant.sleep(left, || awaited.is_over());
                 }
-            };
+            }
             // While still attending: the next attendant may wait for the same future.
             if is_known {
                 awaited.attendant_leaves();
             }
-            self.rings().left.fetch_add(1, Ordering::SeqCst);
+            attendant.count();
             drop(attendant);
             self.finish(drained);
             if creator.is_elsewhere() {

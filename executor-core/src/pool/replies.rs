@@ -66,7 +66,10 @@ impl Pool {
         let in_chunks = replies.in_chunks;
         let mut wakers = Wakers::default();
         replies.deliver(&mut wakers);
-        let _on_the_way = resolved.deliver(&mut wakers);
+        let _on_the_way = match resolved.is_empty() {
+            true => None,
+            false => resolved.deliver(&mut wakers),
+        };
         let batch = (!wakers.is_empty()).then(|| self.on_the_way.batch());
         // Without wakers the outcomes have arrived. Otherwise they arrive when the wakers have been
         // called.

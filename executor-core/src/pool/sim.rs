@@ -1045,7 +1045,7 @@ impl World {
         let items = Items { first: 0, count };
         let ticket =
             Ticket { function: FnId(function), timeout, base: task, items, left: Rc::default() };
-        self.event(|scheduler, now, _, out| scheduler.on_submit(now, ticket, out));
+        self.event(|scheduler, now, _, out| scheduler.on_submit(now, [ticket], out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
         }
@@ -2273,9 +2273,14 @@ impl World {
     /// Returns a world with `n` ready workers, whose scheduler knows that function 0 takes a
     /// microsecond.
     fn ready(n: usize) -> Self {
+        Self::ready_for(n, 0)
+    }
+
+    /// Returns a world with `n` ready workers, whose scheduler knows how long this function takes.
+    fn ready_for(n: usize, function: u64) -> Self {
         let mut world = World::new(1, small(n, Duration::from_secs(10)), Climate::calm());
         for _ in 0..n {
-            world.submit(0, None, Conduct::Returns);
+            world.submit(function, None, Conduct::Returns);
         }
         world.settle();
         assert_eq!(
@@ -2287,7 +2292,11 @@ impl World {
     }
 
     fn quick(&mut self, count: usize) -> Vec<TaskId> {
-        (0..count).map(|_| self.submit(0, None, Conduct::Returns)).collect()
+        self.calls(0, count)
+    }
+
+    fn calls(&mut self, function: u64, count: usize) -> Vec<TaskId> {
+        (0..count).map(|_| self.submit(function, None, Conduct::Returns)).collect()
     }
 
     /// Runs until nothing happens by itself.
@@ -2320,8 +2329,9 @@ impl World {
 
 #[test]
 fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
-    let mut world = World::ready(2);
-    let tasks = world.quick(12);
+    // Five microseconds are short, but not tiny.
+    let mut world = World::ready_for(2, 1);
+    let tasks = world.calls(1, 12);
     assert!(world.holding(0) > 3 && world.holding(1) > 3, "sent ahead to both");
     world.process(WorkerId(0)).stopped = true;
     world.settle();
@@ -2337,6 +2347,56 @@ fn an_idle_worker_takes_over_what_was_sent_ahead_to_a_stopped_one() {
     world.process(WorkerId(0)).stopped = false;
     world.settle();
     assert!(world.all_return(&tasks));
+}
+
+#[test]
+fn tiny_tasks_go_to_a_worker_that_runs_and_leave_it_if_it_stops() {
+    let mut world = World::ready(2);
+    let tasks = world.quick(12);
+    let busy = u32::from(world.holding(1) > 0);
+    assert_eq!((world.holding(busy), world.holding(1 - busy)), (12, 0));
+    world.process(WorkerId(busy)).stopped = true;
+    world.settle();
+    assert_eq!(world.holding(busy), 1, "it might still begin the first one");
+    world.process(WorkerId(busy)).stopped = false;
+    world.settle();
+    assert!(world.all_return(&tasks));
+}
+
+#[test]
+fn a_tiny_task_does_not_wait_behind_a_long_one_nor_a_long_one_behind_tiny_ones() {
+    let mut world = World::ready(2);
+    // The long function is known, too.
+    world.submit(4, None, Conduct::Returns);
+    world.settle();
+    let long = world.submit(4, None, Conduct::Returns);
+    let busy = u32::from(world.holding(1) > 0);
+    let tiny = world.quick(3);
+    assert_eq!((world.holding(busy), world.holding(1 - busy)), (1, 3));
+    world.settle();
+    assert!(world.all_return(&[long]) && world.all_return(&tiny));
+
+    let tiny = world.quick(3);
+    let busy = u32::from(world.holding(1) > 0);
+    let long = world.submit(4, None, Conduct::Returns);
+    assert_eq!((world.holding(busy), world.holding(1 - busy)), (3, 1));
+    world.settle();
+    assert!(world.all_return(&[long]) && world.all_return(&tiny));
+}
+
+#[test]
+fn only_tiny_calls_are_deferred_and_only_while_a_worker_has_enough_of_them() {
+    let mut world = World::ready(2);
+    world.quick(15);
+    assert_eq!(world.scheduler.deferred(), None);
+    world.quick(1);
+    assert_eq!(world.scheduler.deferred(), Some(FnId(0)));
+    world.settle();
+    assert_eq!(world.scheduler.deferred(), None, "nothing is left to do");
+
+    let mut world = World::ready_for(2, 1);
+    world.calls(1, 40);
+    assert_eq!(world.scheduler.deferred(), None, "five microseconds are not tiny");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
     Scheduler,
     action::{Action, Actions},
     claims::Claims,
-    placement::LOOK_AGAIN,
+    placement::{LOOK_AGAIN, REBALANCE},
     task::Scheduled,
     termination::{Due, Reason},
     worker::{Worker, WorkerState},
@@ -100,6 +100,11 @@ impl<C: Scheduled> Scheduler<C> {
             let next = self.rebalance_at.take();
             self.watch(now);
             self.rebalance_at = self.rebalance_at.into_iter().chain(next).min();
+            // In a stream of short tasks, some wait again in a moment, although none does now. With
+            // a check set already, the event that finds them need not wake the driver.
+            if std::mem::take(&mut self.waits_again) && self.rebalance_at.is_none() {
+                self.rebalance_by(now + REBALANCE);
+            }
         } else {
             self.watch(now);
         }

@@ -117,11 +117,15 @@ pub(crate) struct Scheduler<C> {
     estimates: HashMap<FnId, Estimate, crate::id::IdHasher>,
     /// The busy worker that was last given a short task ahead.
     favourite: Option<WorkerId>,
+    /// The function of the tiny task that was last given to a busy worker.
+    tiny: Option<FnId>,
     /// Number of workers where tasks wait behind the first one. If it is 0, as with one call after
     /// the other, no event has to look at each worker.
     with_waiting: usize,
     /// When to check for tasks that have waited for too long.
     rebalance_at: Option<Instant>,
+    /// Whether tasks have waited at an event since the check was set.
+    waits_again: bool,
     /// Number of chunks with a timeout that are with workers.
     timed: usize,
     next_worker: u32,
@@ -147,8 +151,10 @@ impl<C: Scheduled> Scheduler<C> {
             idle: Vec::new(),
             estimates: HashMap::default(),
             favourite: None,
+            tiny: None,
             with_waiting: 0,
             rebalance_at: None,
+            waits_again: false,
             timed: 0,
             next_worker: 0,
             intake: Intake::new(),

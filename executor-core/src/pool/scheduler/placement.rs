@@ -31,12 +31,21 @@ pub(super) const AHEAD: Duration = Duration::from_micros(300);
 /// local socket, and keeps them from waiting side by side.
 pub(super) const SHORT: Duration = Duration::from_micros(10);
 
-/// Tasks that are shorter than this are given to a busy worker in any pool. For such a task the
-/// caller's thread needs longer (0.3 to 0.6 µs) than a worker, so one worker keeps up with one
-/// caller, and a second one would only take the processor that the caller's thread needs. Another
-/// worker gets tasks when the first has [`AHEAD`] to do. With a higher value, callers wait for a
-/// single worker while a processor is idle.
-pub(super) const TINY: Duration = Duration::from_nanos(500);
+/// Tasks that are shorter than this are given to a busy worker in any pool, while it has less than
+/// [`TINY_AHEAD`] to do. A second worker that is awake for them would take the processor that the
+/// caller's thread needs. With a higher value, a processor is idle while tasks wait that are worth
+/// a wake-up.
+pub(super) const TINY: Duration = Duration::from_micros(2);
+
+/// Amount of work behind which a tiny task waits although a worker is idle. An idle worker needs as
+/// long to wake up (30 to 50 µs, see [`Spin`](crate::os::spin::Spin)), so it would not begin the
+/// task earlier. With a higher value, callers wait for a single worker. A lower value wakes workers
+/// that find nothing to do.
+pub(super) const TINY_AHEAD: Duration = Duration::from_micros(150);
+
+/// Number of tasks that a worker must have for other tiny ones to wait for the next event. With a
+/// lower value it can run dry meanwhile.
+const DEFERS_FROM: usize = 16;
 
 /// How long a short task may wait behind a busy worker before an idle one is woken for it. One
 /// worker at a time is woken. A lower value mistakes a descheduled worker for a late one.
@@ -79,7 +88,8 @@ impl<C: Scheduled> Scheduler<C> {
     fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         let mut woken = false;
         while let Some(chunk) = self.next_queued() {
-            let tiny = self.takes_at_most(TINY, chunk);
+            let all_rest = self.idle.len() == self.workers.len();
+            let tiny = !all_rest && self.takes_at_most(TINY, chunk);
             let crowded = self.is_crowded(now);
             // Tiny tasks, and short tasks in a crowded pool, go to a busy worker. In a crowded pool
             // an idle one is woken for them only if none has room and the tasks have waited or a
@@ -87,14 +97,14 @@ impl<C: Scheduled> Scheduler<C> {
             if tiny
                 && !crowded
                 && !waited
-                && !self.idle.is_empty()
-                && let Some(id) = self.busy_with_room(now, chunk)
+                && let Some(id) = self.busy_with_room(now, chunk, TINY_AHEAD)
                 && self.workers[&id].in_flight.is_short()
             {
                 self.favourite = Some(id);
+                self.tiny = Some(self.tasks[chunk].chunk().function());
                 self.send(now, id, SHARE_MAX, out);
             } else if !self.idle.is_empty() && crowded && self.takes_at_most(SHORT, chunk) {
-                match self.busy_with_room(now, chunk) {
+                match self.busy_with_room(now, chunk, AHEAD) {
                     Some(id) => {
                         self.favourite = Some(id);
                         self.send(now, id, SHARE_MAX, out);
@@ -137,11 +147,11 @@ impl<C: Scheduled> Scheduler<C> {
         })
     }
 
-    /// Returns a busy worker that may have this short chunk ahead. The worker that got the last
-    /// short chunk is preferred, so that few workers are busy.
-    fn busy_with_room(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
+    /// Returns a busy worker that has at most `ahead` to do with this short chunk. The worker that
+    /// got the last short chunk is preferred, so that few workers are busy.
+    fn busy_with_room(&self, now: Instant, chunk: TaskId, ahead: Duration) -> Option<WorkerId> {
         let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk().function())?.nanos);
-        let most = (AHEAD.as_nanos() as u64).saturating_sub(estimate);
+        let most = (ahead.as_nanos() as u64).saturating_sub(estimate);
         let floor = self.floor(now);
         let fits = |worker: &Worker| {
             worker.is_useful()
@@ -229,6 +239,18 @@ impl<C: Scheduled> Scheduler<C> {
     /// next event.
     pub(crate) fn is_saturated(&self) -> bool {
         self.queued > 0 && self.workers.len() >= self.config.workers_max && self.intake.is_open()
+    }
+
+    /// Returns a function whose calls may wait for the next event, if there is one: they take less
+    /// time than an event, and a worker has several of them to do. Its replies are the next events,
+    /// and come before it has run dry.
+    pub(crate) fn deferred(&self) -> Option<FnId> {
+        let worker = self.workers.get(&self.favourite?)?;
+        let defers = self.intake.is_open()
+            && worker.is_useful()
+            && worker.in_flight.len() >= DEFERS_FROM
+            && worker.in_flight.waiting_are_tiny();
+        self.tiny.filter(|_| defers)
     }
 
     /// Returns whether waking another worker would make more workers run than there are processors.

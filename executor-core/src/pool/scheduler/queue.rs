@@ -21,20 +21,31 @@ const SLOW_START: Duration = Duration::from_millis(10);
 pub(super) const QUEUE_SLACK: usize = 64;
 
 impl<C: Scheduled> Scheduler<C> {
-    /// Accepts a chunk, or resolves it with the reason why it is not accepted.
-    pub(crate) fn on_submit(&mut self, now: Instant, chunk: C, out: &mut Actions<C>) {
-        if let Some(refusal) = self.refusal() {
-            return out.push(resolve(chunk, refusal));
+    /// Accepts chunks, in this order. Each is resolved with the reason if it is not accepted.
+    pub(crate) fn on_submit(
+        &mut self,
+        now: Instant,
+        chunks: impl IntoIterator<Item = C>,
+        out: &mut Actions<C>,
+    ) {
+        let queued = self.queued;
+        for chunk in chunks {
+            if let Some(refusal) = self.refusal() {
+                out.push(resolve(chunk, refusal));
+                continue;
+            }
+            let first = *self.first.get_or_insert(now);
+            let at = now.saturating_duration_since(first).as_nanos() as u64;
+            let id = chunk.base();
+            let new = self.tasks.insert(id, Entry::new(chunk, at));
+            debug_assert!(new, "a task id is used once");
+            self.queue.push_back(id);
+            self.queued += 1;
         }
-        let at = now.saturating_duration_since(*self.first.get_or_insert(now)).as_nanos() as u64;
-        let id = chunk.base();
-        let new = self.tasks.insert(id, Entry::new(chunk, at));
-        debug_assert!(new, "a task id is used once");
-        self.queue.push_back(id);
-        self.queued += 1;
-        // If other chunks are before it in the queue, no worker has room: every event ends by
-        // giving out as much as possible.
-        if self.queued == 1 || self.workers.len() < self.config.workers_max {
+        // If other chunks were in the queue before, no worker has room: every event ends by giving
+        // out as much as possible.
+        let may_go = queued == 0 || self.workers.len() < self.config.workers_max;
+        if self.queued > queued && may_go {
             self.dispatch(now, out);
             self.watch(now);
         }

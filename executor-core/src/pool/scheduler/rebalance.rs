@@ -12,7 +12,7 @@ use super::{
     Scheduler,
     action::Actions,
     claims::Claims,
-    placement::{AHEAD, REBALANCE, SHARE_MAX, START_COST},
+    placement::{AHEAD, REBALANCE, SHARE_MAX, START_COST, TINY_AHEAD},
     task::Scheduled,
     worker::Worker,
 };
@@ -59,10 +59,12 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Sets the time of the next check for tasks that wait behind another task.
     pub(super) fn watch(&mut self, now: Instant) {
-        let ends = self.intake.is_over();
+        if self.intake.is_over() || !self.anything_waits() || !self.could_grow() {
+            return;
+        }
         // A check that is further away was set for long tasks, so it does not count.
-        let soon = self.rebalance_at.is_some_and(|at| at <= now + REBALANCE);
-        if soon || ends || !self.anything_waits() || !self.could_grow() {
+        if self.rebalance_at.is_some_and(|at| at <= now + REBALANCE) {
+            self.waits_again = true;
             return;
         }
         let floor = self.floor(now);
@@ -171,9 +173,10 @@ impl<C: Scheduled> Scheduler<C> {
         // In a crowded pool the usual amount of work stays where it is, unless its worker is late.
         // Tiny tasks stay in any pool.
         let crowded = self.is_crowded(now);
-        let spare = |worker: &Worker| match crowded || worker.in_flight.waiting_are_tiny() {
-            true => AHEAD.as_nanos() as u64,
-            false => 0,
+        let spare = |worker: &Worker| match (crowded, worker.in_flight.waiting_are_tiny()) {
+            (true, _) => AHEAD.as_nanos() as u64,
+            (false, true) => TINY_AHEAD.as_nanos() as u64,
+            (false, false) => 0,
         };
         let Some((&victim, worker)) = self
             .workers

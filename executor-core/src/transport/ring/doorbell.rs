@@ -3,7 +3,9 @@
 //!
 //! Ringing only tells a thread to look at all rings. What there is to read is in each worker's own
 //! segment, so a worker that writes nonsense here causes a needless look, or makes a ring of
-//! another worker go unheard. So no thread of the pool sleeps longer than [`HEARING`] here.
+//! another worker go unheard. So a thread that waits for results sleeps no longer than [`HEARING`]
+//! here. The reader sleeps as long as it is not told, but while there are tasks the driver wakes it
+//! every second, whatever the words say: an idle pool wakes nobody.
 
 use std::time::Duration;
 
@@ -12,11 +14,14 @@ use crate::os::{
     futex,
     memory::SharedLayout,
     spin::Spin,
-    std_or_model::atomic::{AtomicU32, Ordering},
+    std_or_model::{
+        MODEL,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-/// After this time a thread that sleeps here looks at all rings, in case a worker has garbled the
-/// words.
+/// After this time an attendant that sleeps here looks at all rings, in case a worker has garbled
+/// the words.
 pub(crate) const HEARING: Duration = Duration::from_millis(500);
 
 /// The attendant is awake, or was told: it looks at all rings before it sleeps or leaves.
@@ -75,16 +80,18 @@ impl Doorbell {
     pub(crate) fn ring_anyway(&self) {
         self.attention.swap(AWAKE, Ordering::SeqCst);
         futex::wake_one(&self.attention);
-        self.reader.swap(TOLD, Ordering::SeqCst);
-        futex::wake_one(&self.reader);
+        self.tell_reader_anyway();
     }
 
     // ---- the attendant --------------------------------------------------------------------------
 
     /// Begins to attend. The caller looks at all rings after this.
     pub(crate) fn attend(&self) {
-        self.attention.swap(AWAKE, Ordering::SeqCst);
-        full_fence();
+        // While the reader watches, it is AWAKE already. Without a write, the workers keep the word
+        // in their caches.
+        if self.attention.load(Ordering::Relaxed) != AWAKE {
+            self.attention.swap(AWAKE, Ordering::SeqCst);
+        }
     }
 
     /// Ends attending. The caller looks at all rings once more after this, since what was published
@@ -136,19 +143,36 @@ impl Doorbell {
         full_fence();
     }
 
-    /// Reader: sleeps until it is told, at most for [`HEARING`]. Does not sleep if it was told
-    /// since [`listen`](Self::listen). With `spin` it looks at its word for a moment first, if that
-    /// has paid off so far.
+    /// Wakes the reader, whatever the words say. For events that do not come from a worker.
+    pub(crate) fn tell_reader_anyway(&self) {
+        self.reader.swap(TOLD, Ordering::SeqCst);
+        futex::wake_one(&self.reader);
+    }
+
+    /// Reader: sleeps until it is told. Does not sleep if it was told since
+    /// [`listen`](Self::listen). With `spin` it looks at its word for a moment first, if that has
+    /// paid off so far.
     pub(crate) fn doze(&self, spin: Option<&mut Spin>) {
         let told = || self.reader.load(Ordering::SeqCst) == TOLD;
-        if spin.is_some_and(|spin| spin.wait(u32::MAX, told)) {
-            return;
+        if !spin.is_some_and(|spin| spin.wait(u32::MAX, told)) {
+            self.doze_until_told(None);
         }
+    }
+
+    /// Reader: the same, at most for `timeout`.
+    pub(crate) fn doze_for(&self, timeout: Duration) {
+        // Under a model checker no time passes, so the sleep is over at once.
+        if !MODEL {
+            self.doze_until_told(Some(timeout));
+        }
+    }
+
+    fn doze_until_told(&self, timeout: Option<Duration>) {
         let dozes =
             self.reader.compare_exchange(LISTENS, DOZES, Ordering::SeqCst, Ordering::SeqCst);
         // Anything else than LISTENS also ends the wait at once, even nonsense of a worker.
         if dozes.is_ok() {
-            futex::wait(&self.reader, DOZES, Some(HEARING));
+            futex::wait(&self.reader, DOZES, timeout);
         }
     }
 }

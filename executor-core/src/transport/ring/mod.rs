@@ -81,6 +81,34 @@
 //! has not got to it. The reader clears its word before it looks, so it does not sleep if it was
 //! told in the meantime.
 //!
+//! # Watching
+//!
+//! A thread that takes one result after the other leaves the attendance every few hundred
+//! nanoseconds, and takes it again. If it wrote `READER` each time, workers would tell the reader
+//! in between, which costs them a system call, and wakes a thread for replies that the first thread
+//! is about to take. So once the reader sees that others have attended, it *watches*: it sets a
+//! flag, and sleeps for a part of a millisecond, or for up to four while others attend all the
+//! time. While the flag is set, an attendant leaves without writing: the word stays `AWAKE`, and
+//! workers make no system call. When the reader wakes up:
+//!
+//! - If others have attended since, it watches on.
+//! - Otherwise it clears the flag, and then tries to take the attendance. If it gets it, it drains
+//!   the rings, and leaves in the ordinary way. If another thread has it, the reader sleeps until
+//!   it is told.
+//!
+//! The second case is safe, because an attendant that found the flag set looks at it once more
+//! after it has unlocked the attendance. If the flag is cleared by then, it tells the reader. The
+//! reader first clears the flag and then tries the lock; the attendant first unlocks and then reads
+//! the flag. With a fence between the two steps on each side, either the reader gets the attendance
+//! or the attendant sees the cleared flag.
+//!
+//! A thread that takes results which are there already counts as well, for a millisecond at most:
+//! it will attend when it has used them up. So when the loop of results ends, replies that nobody
+//! waits for in `result()` are delayed by a few milliseconds at most, once. A task that polls a
+//! future clears the flag itself before it leaves.
+//!
+//! # Sending
+//!
 //! The pool's sender never sleeps. A message for which there is no space waits in the outbox. When
 //! the worker has made space, it rings the doorbell, and the attendant sends from the outbox.
 //!
@@ -93,9 +121,10 @@
 //! wrong value.
 //!
 //! The words that say which side sleeps decide only about wake-ups. No thread in the pool relies on
-//! one for longer than [`HEARING`]. A worker that writes false values there, or that is stopped
-//! between clearing a word and waking the thread that sleeps on it, delays replies by at most that
-//! time: its own and, since the doorbell belongs to all, those of other workers.
+//! one for longer than a second: an attendant sleeps no longer than [`HEARING`], and while there
+//! are tasks the driver wakes the reader every second. A worker that writes false values there, or
+//! that is stopped between clearing a word and waking the thread that sleeps on it, delays replies
+//! by at most that time: its own and, since the doorbell belongs to all, those of other workers.
 
 pub(crate) mod doorbell;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]

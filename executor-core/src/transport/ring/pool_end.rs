@@ -128,7 +128,7 @@ impl RingLink {
         if self.over.load(Ordering::SeqCst) {
             return false;
         }
-        self.segment.up.has_more_than(self.drained.load(Ordering::SeqCst))
+        self.segment.up.has_more_than(self.drained.load(Ordering::Relaxed))
             || self.hung_up.load(Ordering::SeqCst)
             || self.violated_protocol.load(Ordering::SeqCst)
             // The worker has cleared our wish for space, so there may be space now.
@@ -150,7 +150,8 @@ impl RingLink {
         }
         let mut receiving = self.receiving.lock().unwrap_or_else(PoisonError::into_inner);
         let drained = self.drain_some(&mut receiving, &mut sink);
-        self.drained.store(receiving.consumer.position(), Ordering::SeqCst);
+        // Read by attendants alone, and the lock on the attendance orders them.
+        self.drained.store(receiving.consumer.position(), Ordering::Relaxed);
         if drained.is_err() {
             self.over.store(true, Ordering::SeqCst);
         }
