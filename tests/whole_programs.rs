@@ -10,7 +10,7 @@ mod plays;
 mod support;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     os::unix::fs::PermissionsExt,
@@ -66,6 +66,7 @@ list! { TESTS:
     an_initializer_that_hangs_breaks_the_pool,
     a_worker_without_descriptors_for_its_initializer_is_a_refused_start,
     a_library_opened_before_the_first_pool_does_not_break_it,
+    an_idle_pool_wakes_no_thread,
 }
 
 list! { PROGRAMS:
@@ -101,6 +102,7 @@ list! { PROGRAMS:
     waits_for_an_initializer,
     has_no_room_for_what_its_initializer_needs,
     opens_a_library,
+    is_idle,
 }
 
 fn main() {
@@ -827,6 +829,55 @@ fn ignores_sigchld() {
     assert!(late.result().unwrap_err().is_timeout());
     pool.shutdown(true);
     eventually("all are gone", || children().is_empty());
+}
+
+fn an_idle_pool_wakes_no_thread() {
+    play("is_idle").play_out();
+}
+
+/// Returns how often each thread of this process, except this one, and of its children has slept
+/// and been woken.
+fn sleeps() -> BTreeMap<(u32, u32), u64> {
+    let this = std::process::id();
+    let processes = children().into_iter().map(|(pid, ..)| pid).chain([this]);
+    let threads = processes.flat_map(|pid| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+        let ids = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
+        ids.map(move |thread| (pid, thread)).collect::<Vec<_>>()
+    });
+    let others = threads.filter(|&(_, thread)| thread != this);
+    others
+        .map(|(pid, thread)| {
+            let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status")).unwrap();
+            let count =
+                status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            ((pid, thread), count.expect("a line of the kernel's").trim().parse().unwrap())
+        })
+        .collect()
+}
+
+fn is_idle() {
+    let pool = pool(2);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    for x in 0..1_000 {
+        assert_eq!(pool.submit(echo::task(x)).result().unwrap(), x);
+        assert_eq!(runtime.block_on(pool.submit(echo::task(x))).unwrap(), x);
+    }
+    let values: Vec<u64> = pool.map(echo::task, 0..1_000).map(Result::unwrap).collect();
+    assert_eq!(values.len(), 1_000);
+    // When the last task has ended, the driver looks once more, and memory is given back. After
+    // that, nobody is woken for three seconds. The driver looks around every 30 seconds, so a few
+    // attempts may be needed.
+    for attempt in 1.. {
+        let before = sleeps();
+        assert!(before.len() >= 5, "reader, driver, and each worker's threads: {before:?}");
+        thread::sleep(Duration::from_secs(3));
+        let after = sleeps();
+        if before == after {
+            break;
+        }
+        assert!(attempt < 5, "woken while idle: {before:?}, then {after:?}");
+    }
 }
 
 fn a_pool_works_when_another_thread_waits_for_any_child() {
