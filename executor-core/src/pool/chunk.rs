@@ -149,7 +149,8 @@ impl Chunk {
     #[inline]
     pub(super) fn deferrable(&self) -> Option<FnId> {
         let single = !self.several && !self.is_in_segment();
-        single.then(|| Scheduled::function(self))
+        // 0 stands for "none is deferred".
+        single.then(|| Scheduled::function(self)).filter(|function| function.0 != 0)
     }
 
     /// Converts a worker's reply for one item.

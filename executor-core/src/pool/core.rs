@@ -50,15 +50,27 @@ pub(super) struct Intake {
     chunks: Mutex<Vec<Chunk>>,
     /// Whether there are any. Written under the lock, so that most events need not take it.
     any: AtomicBool,
+    /// Whether one of them must not wait for the next event.
+    urgent: AtomicBool,
 }
 
 impl Intake {
-    /// Adds a chunk. Returns how many there are now.
-    fn push(&self, chunk: Chunk) -> usize {
+    /// Adds a chunk. `may_wait` says whether it may wait for the next event, if not too many do
+    /// already. Returns whether it does.
+    fn push(&self, chunk: Chunk, may_wait: bool) -> bool {
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         chunks.push(chunk);
+        let waits = may_wait && chunks.len() < DEFERRED_MAX;
         self.any.store(true, Ordering::Relaxed);
-        chunks.len()
+        if !waits {
+            self.urgent.store(true, Ordering::Relaxed);
+        }
+        waits
+    }
+
+    #[inline]
+    fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
     }
 
     #[inline]
@@ -74,6 +86,7 @@ impl Intake {
         }
         let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         self.any.store(false, Ordering::Relaxed);
+        self.urgent.store(false, Ordering::Relaxed);
         match to.is_empty() {
             true => std::mem::swap(to, &mut chunks),
             false => to.append(&mut chunks),
@@ -142,11 +155,11 @@ impl Pool {
 
     /// `defers` says whether the chunk may wait for the next event.
     fn put_into_intake(&self, chunk: Chunk, defers: impl Fn() -> bool) {
-        let waiting = self.intake.push(chunk);
+        let waits = self.intake.push(chunk, defers());
         // The push must be visible before the conditions and the lock are examined: see
         // `intake_waits`.
         fence(Ordering::SeqCst);
-        if self.saturated.load(Ordering::Relaxed) || waiting < DEFERRED_MAX && defers() {
+        if self.saturated.load(Ordering::Relaxed) || waits && defers() {
             return;
         }
         // A thread that has the lock takes the chunk in when it frees the lock.
@@ -191,10 +204,11 @@ impl Pool {
     /// between the two steps on each side, at least one of the threads sees what the other did.
     fn intake_waits(&self) -> bool {
         fence(Ordering::SeqCst);
-        if self.saturated.load(Ordering::Relaxed) || self.deferred.load(Ordering::Relaxed) != 0 {
+        if self.saturated.load(Ordering::Relaxed) {
             return false;
         }
-        self.intake.has_any()
+        let deferred = self.deferred.load(Ordering::Relaxed) != 0;
+        self.intake.has_any() && (!deferred || self.intake.is_urgent())
     }
 
     fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
@@ -352,7 +366,7 @@ impl<'a> Locked<'a> {
         // Only the first task after a time without tasks wakes the driver for this. From then on,
         // the driver looks by its own clock. If every event asked for a look, the driver's own tick
         // would wake it again and again.
-        let begins = !core.attended && core.scheduler.has_tasks();
+        let begins = !core.attended && core.scheduler.expects_replies();
         core.attended |= begins;
         let next = match begins {
             true => next.into_iter().chain([now + driver::ATTEND_EVERY]).min(),

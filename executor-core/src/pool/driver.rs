@@ -306,7 +306,7 @@ impl Driver {
             self.attend_at = None;
             return;
         }
-        if self.attend_at.is_some() && !core.scheduler.has_tasks() {
+        if self.attend_at.is_some() && !core.scheduler.expects_replies() {
             // The thread that submits the next task wakes the driver.
             core.attended = false;
             self.attend_at = None;

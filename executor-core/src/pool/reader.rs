@@ -72,6 +72,8 @@ pub(super) struct Rings {
     watched: AtomicBool,
     /// Number of attendances of threads that waited for a result. Written by the attendant.
     attended: AtomicU32,
+    /// Whether a task awaits a reply that only the reader can take.
+    awaited: AtomicBool,
     /// Whether a thread has taken a result that was there already since the reader last looked.
     served: AtomicBool,
 }
@@ -144,7 +146,7 @@ impl Rings {
         };
         doorbell.attend();
         let left = Left { rings: self, doorbell, is_watched: false };
-        Some(Attendant { rings: self, doorbell, attendance, left })
+        Some(Attendant { rings: self, doorbell, attendance, is_brief: false, left })
     }
 
     /// Records that a thread takes results that are there already.
@@ -169,6 +171,8 @@ pub(super) struct Attendant<'a> {
     rings: &'a Rings,
     doorbell: &'a Doorbell,
     attendance: model::MutexGuard<'a, Attendance>,
+    /// Whether a worker must tell the reader of the next reply, even if the reader watches.
+    is_brief: bool,
     /// Dropped last, after the attendance was unlocked.
     left: Left<'a>,
 }
@@ -240,8 +244,13 @@ thread_local! {
 
 impl Drop for Attendant<'_> {
     fn drop(&mut self) {
-        if self.rings.watched.load(Ordering::SeqCst) {
+        if !self.is_brief && self.rings.watched.load(Ordering::SeqCst) {
             self.left.is_watched = true;
+            if MODEL {
+                // loom switches threads before atomic steps, but not before a lock is freed. This
+                // one lets the reader clear the flag while it cannot get the attendance.
+                let _ = self.rings.watched.load(Ordering::SeqCst);
+            }
             return;
         }
         // First the word, then a look at the rings: see "The attendant" in `transport/ring/mod.rs`.
@@ -284,7 +293,7 @@ const WATCH: Duration = Duration::from_micros(100);
 const WATCH_MAX: Duration = Duration::from_micros(500);
 /// The same while others attend [`OFTEN`], as in a loop of single calls. Each look takes a
 /// processor from that loop, which makes some round trips ten times as long.
-const WATCH_OFTEN_MAX: Duration = Duration::from_millis(4);
+const WATCH_OFTEN_MAX: Duration = Duration::from_millis(1);
 /// Others attend often if they attend once in this time, on the average.
 const OFTEN: Duration = Duration::from_micros(20);
 /// How often in a row the reader watches a thread that takes results that are there already, and
@@ -318,6 +327,10 @@ pub(super) trait Drains {
             // Before looking at anything, so that nothing that it is told is missed.
             self.doorbell().listen();
             if rings.closed.load(Ordering::SeqCst) {
+                if let Some(mut attendant) = self.try_attend() {
+                    // Its list keeps the memory of workers that are gone.
+                    attendant.update();
+                }
                 return;
             }
             let before = std::mem::replace(&mut attended, rings.attended.load(Ordering::Relaxed));
@@ -325,7 +338,8 @@ pub(super) trait Drains {
             let served = rings.served.swap(false, Ordering::Relaxed);
             // A thread that waits for one result after the other has attended, and will again in a
             // moment. Or it still takes the results that it found then.
-            if times > 0 || served && patience > 0 {
+            let awaited = rings.awaited.swap(false, Ordering::Relaxed);
+            if !awaited && (times > 0 || served && patience > 0) {
                 let most = if OFTEN * times >= watch { WATCH_OFTEN_MAX } else { WATCH_MAX };
                 watch = if times > 0 { (watch * 2).min(most) } else { WATCH };
                 patience = if times > 0 { PATIENCE } else { patience - 1 };
@@ -449,7 +463,8 @@ pub(super) trait Drains {
             self.drain_all(&mut attendant, &mut drained);
         }
         // A task that has not got its reply here needs the reader as soon as the reply comes.
-        self.rings().watched.store(false, Ordering::SeqCst);
+        self.rings().awaited.store(true, Ordering::Relaxed);
+        attendant.is_brief = true;
         drop(attendant);
         if drained.asks_to_leave() {
             local::set(&WAKES, true);

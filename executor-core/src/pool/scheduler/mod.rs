@@ -181,9 +181,9 @@ impl<C: Scheduled> Scheduler<C> {
         self.tasks.len() <= self.config.workers_max
     }
 
-    /// Returns whether any task is unresolved.
-    pub(crate) fn has_tasks(&self) -> bool {
-        !self.tasks.is_empty()
+    /// Returns whether any task is unresolved, or a worker has not reported that it is ready.
+    pub(crate) fn expects_replies(&self) -> bool {
+        !self.tasks.is_empty() || self.workers.values().any(Worker::is_coming_up)
     }
 
     /// Returns whether a worker has begun this task.

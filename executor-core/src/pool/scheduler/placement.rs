@@ -250,7 +250,11 @@ impl<C: Scheduled> Scheduler<C> {
             && worker.is_useful()
             && worker.in_flight.len() >= DEFERS_FROM
             && worker.in_flight.waiting_are_tiny();
-        self.tiny.filter(|_| defers)
+        let tiny = |function: &FnId| {
+            let estimate = self.estimates.get(function);
+            estimate.is_some_and(|estimate| u128::from(estimate.nanos) <= TINY.as_nanos())
+        };
+        self.tiny.filter(|_| defers).filter(tiny)
     }
 
     /// Returns whether waking another worker would make more workers run than there are processors.

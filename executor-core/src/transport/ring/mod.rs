@@ -87,9 +87,9 @@
 //! nanoseconds, and takes it again. If it wrote `READER` each time, workers would tell the reader
 //! in between, which costs them a system call, and wakes a thread for replies that the first thread
 //! is about to take. So once the reader sees that others have attended, it *watches*: it sets a
-//! flag, and sleeps for a part of a millisecond, or for up to four while others attend all the
-//! time. While the flag is set, an attendant leaves without writing: the word stays `AWAKE`, and
-//! workers make no system call. When the reader wakes up:
+//! flag, and sleeps for a part of a millisecond, or for up to a whole one while others attend all
+//! the time. While the flag is set, an attendant leaves without writing: the word stays `AWAKE`,
+//! and workers make no system call. When the reader wakes up:
 //!
 //! - If others have attended since, it watches on.
 //! - Otherwise it clears the flag, and then tries to take the attendance. If it gets it, it drains
@@ -104,8 +104,8 @@
 //!
 //! A thread that takes results which are there already counts as well, for a millisecond at most:
 //! it will attend when it has used them up. So when the loop of results ends, replies that nobody
-//! waits for in `result()` are delayed by a few milliseconds at most, once. A task that polls a
-//! future clears the flag itself before it leaves.
+//! waits for in `result()` are delayed by about a millisecond, once. A task that polls a future
+//! always leaves in the ordinary way, and makes the reader stop to watch.
 //!
 //! # Sending
 //!
