@@ -136,30 +136,29 @@ impl Pool {
             // once.
             self.event(|core, now, out| self.ensure_threads(core, now, out));
         }
-        let defers = || {
-            self.saturated.load(Ordering::Relaxed)
-                || function.is_some_and(|id| id.0 == self.deferred.load(Ordering::Relaxed))
-        };
-        let core = if defers() { None } else { self.try_lock() };
-        match core {
+        let is_deferred =
+            || function.is_some_and(|id| id.0 == self.deferred.load(Ordering::Relaxed));
+        let waits = self.saturated.load(Ordering::Relaxed) || is_deferred();
+        match if waits { None } else { self.try_lock() } {
             // After those that are in the intake: each event begins with them.
             Some(core) => self.locked(core).event(|core, now, out| {
                 core.scheduler.on_submit(now, [chunk], out);
             }),
-            None => self.put_into_intake(chunk, defers),
+            None => self.put_into_intake(chunk, is_deferred),
         }
         if warms {
             self.warm_up();
         }
     }
 
-    /// `defers` says whether the chunk may wait for the next event.
-    fn put_into_intake(&self, chunk: Chunk, defers: impl Fn() -> bool) {
-        let waits = self.intake.push(chunk, defers());
+    /// `is_deferred` says whether the chunk may wait for the next event although a worker has room.
+    /// A chunk that waits because no worker has room is urgent as soon as one has.
+    fn put_into_intake(&self, chunk: Chunk, is_deferred: impl Fn() -> bool) {
+        let waits = self.intake.push(chunk, is_deferred());
         // The push must be visible before the conditions and the lock are examined: see
         // `intake_waits`.
         fence(Ordering::SeqCst);
-        if self.saturated.load(Ordering::Relaxed) || waits && defers() {
+        if self.saturated.load(Ordering::Relaxed) || waits && is_deferred() {
             return;
         }
         // A thread that has the lock takes the chunk in when it frees the lock.

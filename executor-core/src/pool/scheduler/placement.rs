@@ -37,10 +37,10 @@ pub(super) const SHORT: Duration = Duration::from_micros(10);
 /// a wake-up.
 pub(super) const TINY: Duration = Duration::from_micros(2);
 
-/// Amount of work behind which a tiny task waits although a worker is idle. An idle worker needs as
-/// long to wake up (30 to 50 µs, see [`Spin`](crate::os::spin::Spin)), so it would not begin the
-/// task earlier. With a higher value, callers wait for a single worker. A lower value wakes workers
-/// that find nothing to do.
+/// Amount of work behind which a tiny task waits although a worker is idle. An idle worker needs 30
+/// to 50 µs to wake up (see [`Spin`](crate::os::spin::Spin)). With a higher value, callers wait for
+/// a single worker. A lower value wakes workers that find little left to do: with 50 µs, a window
+/// of 256 tasks of 0.3 µs was slower.
 pub(super) const TINY_AHEAD: Duration = Duration::from_micros(150);
 
 /// Number of tasks that a worker must have for other tiny ones to wait for the next event. With a
