@@ -209,6 +209,26 @@ fn shared(request: &Request) -> Figures {
     figures
 }
 
+/// Submits a task that waits at each gate, and returns when all of them run.
+fn hold(pool: &Ours, gates: &[Meeting]) -> Vec<TaskFuture<u32>> {
+    let held: Vec<_> =
+        gates.iter().map(|gate| pool.0.submit(attend::task(&gate.path(), false))).collect();
+    while !held.iter().all(TaskFuture::running) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    held
+}
+
+/// Opens the gates, and waits for the tasks that were held there.
+fn release(gates: &[Meeting], held: Vec<TaskFuture<u32>>) {
+    for gate in gates {
+        measure::attend(&gate.path(), true);
+    }
+    for task in held {
+        task.result().expect("no task fails");
+    }
+}
+
 /// Measures each point of a grid: a number of workers, and a number of threads that each submit
 /// their share and take the results.
 fn grid(request: &Request) -> Figures {
@@ -217,9 +237,10 @@ fn grid(request: &Request) -> Figures {
     let (mut best, mut least) = (0.0_f64, f64::INFINITY);
     for &workers in &request.axis {
         let pool = Ours::start(workers as usize);
-        // These tasks sleep so long that each worker gets one. All workers have then started before
-        // the measurement.
-        measure::run_all(&pool, (0..workers).map(|_| (Job::Sleep, 10)));
+        // Each of these tasks waits until all of them run. So all workers have started before the
+        // measurement.
+        let gates: Vec<Meeting> = (0..workers).map(|_| Meeting::new()).collect();
+        release(&gates, hold(&pool, &gates));
         for &threads in &request.axis {
             let share = request.count / threads;
             let run = |share: u64| {
@@ -251,11 +272,7 @@ fn pending(count: u64) -> Figures {
     let gates: Vec<Meeting> = (0..WORKERS).map(|_| Meeting::new()).collect();
     let pool = Ours::start(WORKERS);
     measure::run_all(&pool, (0..1000).map(|x| (Job::NoOp, x)));
-    let held: Vec<_> =
-        gates.iter().map(|gate| pool.0.submit(attend::task(&gate.path(), false))).collect();
-    while !held.iter().all(TaskFuture::running) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let held = hold(&pool, &gates);
     let before = resident();
     // The handles count as memory too, because a program with pending futures must keep them.
     let mut futures = Vec::with_capacity(count as usize);
@@ -267,9 +284,7 @@ fn pending(count: u64) -> Figures {
         rates.push(tenth as f64 / time.as_secs_f64());
     }
     let each = (resident() - before) / futures.len() as f64;
-    for gate in &gates {
-        measure::attend(&gate.path(), true);
-    }
+    release(&gates, held);
     let number = futures.len() as f64;
     let time = timed(|| futures.into_iter().for_each(|future| _ = black_box(Ours::take(future))));
     [
