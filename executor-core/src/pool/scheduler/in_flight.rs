@@ -225,8 +225,17 @@ impl InFlight {
     #[inline]
     pub(super) fn waits_until(&self, floor: Duration) -> Option<Instant> {
         let front = self.front().filter(|front| front.left > 1);
-        let waiting = front.into_iter().chain(self.iter().skip(1));
-        waiting.map(|sent| sent.at + sent.patience(floor)).min()
+        let mut until: Option<Instant> = None;
+        for sent in front.into_iter().chain(self.iter().skip(1)) {
+            // They are in the order in which they were sent, so no later one can wait for less. A
+            // worker may have a thousand, and this runs under the pool's lock.
+            if until.is_some_and(|until| until <= sent.at + floor) {
+                break;
+            }
+            let at = sent.at + sent.patience(floor);
+            until = Some(until.map_or(at, |until| until.min(at)));
+        }
+        until
     }
 
     /// Returns the estimated running time of the tasks behind the one that runs.
