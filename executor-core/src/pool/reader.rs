@@ -229,6 +229,10 @@ impl Attendant<'_> {
         spin: impl Fn(&mut Attendance) -> &mut Spin,
         ended: impl Fn() -> bool,
     ) -> bool {
+        if self.attendance.list.is_empty() {
+            // Workers come up, which takes milliseconds and every processor.
+            return ended() || self.is_due();
+        }
         // Taken out, since the rings are looked at meanwhile.
         let mut taken = std::mem::take(spin(&mut self.attendance));
         let paid = taken.wait(self.attendance.worker_cpu, || ended() || self.is_due());

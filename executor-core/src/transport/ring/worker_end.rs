@@ -42,7 +42,7 @@ impl RingWorkerEnd {
             assembler: Assembler::default(),
             ready: VecDeque::new(),
             message: Vec::new(),
-            spin: Spin::default(),
+            spin: Spin::after_first_wait(),
             waited: true,
             last: None,
         }
