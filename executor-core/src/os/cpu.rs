@@ -38,6 +38,17 @@ pub(crate) fn usable_cpus_or_error() -> Result<usize, String> {
     Ok(smaller(available(), OVERRIDE.read()?))
 }
 
+/// As [`usable_cpus`], but the quota counts only if it is given. Reading the quota takes a fifth of
+/// a millisecond.
+pub(crate) fn usable_cpus_within(quota: Option<usize>) -> usize {
+    smaller(quota.unwrap_or(usize::MAX).min(affinity()).max(1), OVERRIDE.read_or_warn())
+}
+
+/// Returns how many CPUs the control groups of this process allow, if they set a limit.
+pub(crate) fn quota_of_groups() -> Option<usize> {
+    quota(&File)
+}
+
 static SEVERAL: OnceLock<bool> = OnceLock::new();
 
 /// Whether two threads can run at the same time. The answer is computed once per process, because

@@ -36,7 +36,7 @@ use crate::{
     debug::Chain,
     error::BrokenCause,
     id::WorkerId,
-    os::{local, memory::Shared, socket},
+    os::{cpu, local, memory::Shared, socket},
     registry,
     segment::Results,
     transport::{
@@ -180,6 +180,8 @@ impl Driver {
     }
 
     fn run(&mut self) {
+        let processors = cpu::usable_cpus_within(cpu::quota_of_groups());
+        self.pool.event(|core, _, _| core.scheduler.set_processors(processors));
         loop {
             // A waker may have forked this process and returned in the copy. The copy has no
             // workers to reap and nothing to drive, so it ends here.

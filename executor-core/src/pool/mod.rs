@@ -77,8 +77,8 @@ use crate::{
     },
     id::{FnId, TaskId, WorkerId},
     os::{
-        asked::Asked, cpu::usable_cpus, eventfd::EventFd, fork::Creator, local, memory::Shared,
-        process::Child, signals,
+        asked::Asked, cpu, eventfd::EventFd, fork::Creator, local, memory::Shared, process::Child,
+        signals,
     },
     registry::TaskEntry,
     segment::Store,
@@ -183,7 +183,8 @@ impl Pool {
             initializer_timeout: options.initializer_timeout,
             tasks_max: options.tasks_max,
             start_timeout: options.start_timeout,
-            processors: usable_cpus(),
+            // The driver adds the quota while the first worker comes up.
+            processors: cpu::usable_cpus_within(None),
         };
         let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")
             .asked("shared memory (memfd_create, ftruncate, mmap)")?;

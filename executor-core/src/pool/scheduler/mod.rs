@@ -82,7 +82,7 @@ use crate::{
     transport::board::Begun,
 };
 
-/// Settings that do not change while the pool lives.
+/// Settings of a pool. They do not change once its driver runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) workers_max: usize,

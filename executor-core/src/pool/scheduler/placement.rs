@@ -257,6 +257,11 @@ impl<C: Scheduled> Scheduler<C> {
         self.tiny.filter(|_| defers).filter(tiny)
     }
 
+    /// Sets how many workers can run at the same time.
+    pub(crate) fn set_processors(&mut self, processors: usize) {
+        self.config.processors = processors;
+    }
+
     /// Returns whether waking another worker would make more workers run than there are processors.
     pub(super) fn is_crowded(&self, now: Instant) -> bool {
         let processors = self.config.processors;
