@@ -65,6 +65,10 @@ pub(crate) trait Awaited {
 }
 
 /// The shared state of a task's future, filled once by its completer.
+///
+/// It is allocated by the thread that submits, and often freed by another one. glibc frees a block
+/// of up to 128 bytes, with 8 of its own, without a lock. With larger cells, threads that submit
+/// and threads that complete wait for each other in the allocator.
 pub(crate) struct Cell {
     id: TaskId,
     /// Whether the end has come. Read by the attendant, without the lock.
@@ -74,11 +78,12 @@ pub(crate) struct Cell {
     changed: Condvar,
 }
 
+/// The counts of an `Arc` are allocated with it.
+const _: () = assert!(size_of::<Cell>() + 2 * size_of::<usize>() <= 120);
+
 #[derive(Default)]
 struct Inner {
     state: State,
-    /// The waker of the task that polls the handle.
-    waker: Option<Waker>,
     /// Number of threads that sleep on `changed`. If it is 0, no notification is needed.
     waiting: u32,
     /// Whether the attendant waits for this cell.
@@ -86,12 +91,13 @@ struct Inner {
     listeners: Listeners,
 }
 
-/// Who is told of the end, besides the owner of the handle. Most cells have none or one, for which
-/// nothing is allocated.
+/// Who is told of the end. Most cells have none or one, for which nothing is allocated.
 #[derive(Default)]
 enum Listeners {
     #[default]
     None,
+    /// The task that polls the handle.
+    Waker(Waker),
     /// A caller that waits for several futures at once, and the key that it gave this one.
     Queue(Arc<DoneQueue>, usize),
     Callback(DoneCallback),
@@ -100,6 +106,8 @@ enum Listeners {
 
 #[derive(Default)]
 struct Several {
+    /// The waker of the task that polls the handle.
+    waker: Option<Waker>,
     queues: Vec<(Arc<DoneQueue>, usize)>,
     /// Wakers of others, each with a key chosen by the caller.
     observers: Vec<(usize, Waker)>,
@@ -113,6 +121,7 @@ impl Listeners {
             let mut several = Box::<Several>::default();
             match std::mem::take(self) {
                 Listeners::None => {}
+                Listeners::Waker(waker) => several.waker = Some(waker),
                 Listeners::Queue(queue, key) => several.queues.push((queue, key)),
                 Listeners::Callback(callback) => several.callbacks.push(callback),
                 Listeners::Several(_) => unreachable!("looked at above"),
@@ -182,9 +191,30 @@ impl Wakers {
 enum State {
     #[default]
     Pending,
-    Done(Outcome),
-    /// The reader has taken the outcome. A value was moved out, an error is still known.
-    Taken(Result<(), TaskError>),
+    Value(Payload),
+    /// Boxed, because it is rare and larger than a value.
+    Failed(Box<TaskError>),
+    /// The reader has taken the value.
+    ValueTaken,
+    /// The reader has taken the error, which is still known.
+    ErrorTaken(Box<TaskError>),
+}
+
+impl State {
+    fn of(outcome: Outcome) -> Self {
+        match outcome {
+            Ok(payload) => State::Value(payload),
+            Err(error) => State::Failed(Box::new(error)),
+        }
+    }
+
+    /// Returns the error, if the task has ended with one.
+    fn error(&self) -> Option<&TaskError> {
+        match self {
+            State::Failed(error) | State::ErrorTaken(error) => Some(error),
+            State::Pending | State::Value(_) | State::ValueTaken => None,
+        }
+    }
 }
 
 /// The kind of an outcome, without its value.
@@ -196,11 +226,11 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
-    fn of<T>(outcome: &Result<T, TaskError>) -> Self {
-        match outcome {
-            Ok(_) => Ended::Value,
-            Err(TaskError::Cancelled) => Ended::Cancelled,
-            Err(error) => Ended::Error(error.kind()),
+    fn with(error: Option<&TaskError>) -> Self {
+        match error {
+            None => Ended::Value,
+            Some(TaskError::Cancelled) => Ended::Cancelled,
+            Some(error) => Ended::Error(error.kind()),
         }
     }
 }
@@ -238,7 +268,7 @@ impl Cell {
         control: Option<Arc<dyn Control>>,
         error: TaskError,
     ) -> Arc<Cell> {
-        let inner = Inner { state: State::Done(Err(error)), ..Inner::default() };
+        let inner = Inner { state: State::of(Err(error)), ..Inner::default() };
         Arc::new(Cell {
             id,
             over: AtomicBool::new(true),
@@ -273,8 +303,7 @@ impl Cell {
         }
         match &self.lock().state {
             State::Pending => None,
-            State::Done(outcome) => Some(Ended::of(outcome)),
-            State::Taken(outcome) => Some(Ended::of(outcome)),
+            state => Some(Ended::with(state.error())),
         }
     }
 
@@ -287,10 +316,7 @@ impl Cell {
         if self.forked() {
             return Some(TaskError::Broken(BrokenCause::Forked));
         }
-        match &self.lock().state {
-            State::Done(Err(error)) | State::Taken(Err(error)) => Some(error.clone()),
-            _ => None,
-        }
+        self.lock().state.error().cloned()
     }
 
     /// Waits for the end, at most until `deadline`. Returns whether it has come.
@@ -341,15 +367,20 @@ impl Cell {
             return Some(Err(TaskError::Broken(BrokenCause::Forked)));
         }
         let mut inner = self.lock();
-        let left = match &inner.state {
+        let (left, outcome) = match std::mem::take(&mut inner.state) {
             State::Pending => return None,
-            State::Done(outcome) => outcome.as_ref().map(|_| ()).map_err(TaskError::clone),
-            State::Taken(_) => panic!("TaskFuture polled after it was ready"),
+            State::Value(payload) => (State::ValueTaken, Ok(payload)),
+            State::Failed(error) => {
+                let taken = TaskError::clone(&error);
+                (State::ErrorTaken(error), Err(taken))
+            }
+            taken @ (State::ValueTaken | State::ErrorTaken(_)) => {
+                inner.state = taken;
+                panic!("TaskFuture polled after it was ready");
+            }
         };
-        match std::mem::replace(&mut inner.state, State::Taken(left)) {
-            State::Done(outcome) => Some(outcome),
-            _ => unreachable!("looked at above, under the same lock"),
-        }
+        inner.state = left;
+        Some(outcome)
     }
 
     /// Takes the outcome if it is there. Otherwise leaves the waker.
@@ -368,7 +399,14 @@ impl Cell {
             let waker = waker.clone();
             let mut inner = self.lock();
             if matches!(inner.state, State::Pending) {
-                let old = inner.waker.replace(waker);
+                let old = match &mut inner.listeners {
+                    none @ Listeners::None => {
+                        *none = Listeners::Waker(waker);
+                        None
+                    }
+                    Listeners::Waker(old) => Some(std::mem::replace(old, waker)),
+                    some => some.several().waker.replace(waker),
+                };
                 drop(inner);
                 drop(old);
                 return None;
@@ -463,10 +501,10 @@ impl Cell {
         let outcome = match self.forked() {
             true => Err(TaskError::Broken(BrokenCause::Forked)),
             false => match &self.lock().state {
-                State::Done(outcome) => outcome.clone(),
-                State::Taken(Err(error)) => Err(error.clone()),
+                State::Value(payload) => Ok(payload.clone()),
+                State::Failed(error) | State::ErrorTaken(error) => Err(TaskError::clone(error)),
                 // The value was moved out by the code that took the result.
-                State::Taken(Ok(())) | State::Pending => {
+                State::ValueTaken | State::Pending => {
                     Err(TaskError::invalid("the result has already been taken"))
                 }
             },
@@ -502,8 +540,7 @@ impl Cell {
             Listeners::Several(several) if !several.callbacks.is_empty() => Some(outcome.clone()),
             _ => None,
         };
-        wakers.wakers.extend(inner.waker.take());
-        inner.state = State::Done(outcome);
+        inner.state = State::of(outcome);
         self.over.store(true, Ordering::Release);
         let (waiting, attended) = (inner.waiting, inner.attended);
         drop(inner);
@@ -512,6 +549,10 @@ impl Cell {
         }
         let callbacks = match listeners {
             Listeners::None => None,
+            Listeners::Waker(waker) => {
+                wakers.wakers.push(waker);
+                None
+            }
             Listeners::Queue(queue, key) => {
                 wakers.reports.push(queue, key);
                 None
@@ -520,7 +561,8 @@ impl Cell {
                 for_callbacks.map(|outcome| Queued::Done(callback, outcome))
             }
             Listeners::Several(several) => {
-                let Several { queues, observers, callbacks } = *several;
+                let Several { waker, queues, observers, callbacks } = *several;
+                wakers.wakers.extend(waker);
                 for (queue, key) in queues {
                     wakers.reports.push(queue, key);
                 }

@@ -10,6 +10,11 @@ use crate::id::{IdHasher, TaskId};
 
 const PAGE: u64 = 256;
 
+/// Maximum number of empty pages that are kept. With a lower value, pages are allocated and freed
+/// again and again while a thousand tasks are with workers or about to be. With a higher value,
+/// more memory stays after a burst.
+const SPARE_MAX: usize = 4;
+
 struct Page<V> {
     used: u32,
     places: Box<[Option<V>]>,
@@ -18,14 +23,14 @@ struct Page<V> {
 pub(super) struct TaskTable<V> {
     pages: HashMap<u64, Page<V>, IdHasher>,
     len: usize,
-    /// An empty page, kept for reuse. Otherwise a pool with one task at a time would allocate a
-    /// page for each task.
-    spare: Option<Box<[Option<V>]>>,
+    /// Empty pages, kept for reuse, at most [`SPARE_MAX`]. Otherwise a pool with one task at a time
+    /// would allocate a page for each task.
+    spare: Vec<Box<[Option<V>]>>,
 }
 
 impl<V> Default for TaskTable<V> {
     fn default() -> Self {
-        TaskTable { pages: HashMap::default(), len: 0, spare: None }
+        TaskTable { pages: HashMap::default(), len: 0, spare: Vec::new() }
     }
 }
 
@@ -58,7 +63,7 @@ impl<V> TaskTable<V> {
         let spare = &mut self.spare;
         let page = self.pages.entry(number).or_insert_with(|| Page {
             used: 0,
-            places: spare.take().unwrap_or_else(|| (0..PAGE).map(|_| None).collect()),
+            places: spare.pop().unwrap_or_else(|| (0..PAGE).map(|_| None).collect()),
         });
         if page.places[at].is_some() {
             return false;
@@ -86,7 +91,10 @@ impl<V> TaskTable<V> {
         page.used -= 1;
         self.len -= 1;
         if page.used == 0 {
-            self.spare = self.pages.remove(&number).map(|page| page.places);
+            let empty = self.pages.remove(&number).map(|page| page.places);
+            if self.spare.len() < SPARE_MAX {
+                self.spare.extend(empty);
+            }
         }
         Some(value)
     }
@@ -133,7 +141,7 @@ mod tests {
             assert_eq!(table.remove(id), Some(id.as_u64()));
             assert_eq!(table.remove(id), None);
         }
-        assert!(table.is_empty() && table.pages.is_empty() && table.spare.is_some());
+        assert!(table.is_empty() && table.pages.is_empty() && !table.spare.is_empty());
         assert!(!table.has_before(TaskId::from_raw(u64::MAX)));
         assert!(table.insert(TaskId::from_raw(u64::MAX), 1));
         assert_eq!(table.drain().collect::<Vec<_>>(), [1]);
