@@ -10,12 +10,14 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use executor::{BuildError, Phase, ProcessPoolExecutor, Side, TaskError, as_completed, task};
+use executor::{
+    BuildError, Phase, ProcessPoolExecutor, ShutdownOptions, Side, TaskError, as_completed, task,
+};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +49,75 @@ fn ex01_a_submitted_task_returns_its_value() {
     assert_eq!(pool.submit(add::task(1, 2)).result().unwrap(), 3);
     // The same when the worker exists already and is idle.
     assert_eq!(pool.submit(add::task(i64::MIN, i64::MAX)).result().unwrap(), -1);
+}
+
+/// Returns how many calls of it this process has run before.
+#[task]
+fn count_up() -> u64 {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    CALLS.fetch_add(1, Ordering::SeqCst)
+}
+
+/// More tasks than the scheduler takes at a time.
+const LONG_QUEUE: usize = 5_000;
+
+#[test]
+fn tasks_of_a_long_queue_run_in_order_and_none_that_was_cancelled() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let held = pool.submit(hold::task(gate.path()));
+    gate.wait_for(1);
+    let futures: Vec<_> = (0..LONG_QUEUE).map(|_| pool.submit(count_up::task())).collect();
+    // From the last one on, where the scheduler has not looked yet.
+    let is_cancelled = |i: usize| i.is_multiple_of(7);
+    for (i, future) in futures.iter().enumerate().rev().filter(|(i, _)| is_cancelled(*i)) {
+        assert!(future.cancel(), "task {i} has not begun");
+    }
+    // Others follow behind them.
+    let later: Vec<_> = (0..LONG_QUEUE).map(|_| pool.submit(count_up::task())).collect();
+    gate.open();
+    held.result().unwrap();
+    let mut expected = 0;
+    for (i, future) in futures.into_iter().enumerate() {
+        match is_cancelled(i) {
+            true => assert!(future.result().unwrap_err().is_cancelled(), "task {i}"),
+            false => {
+                assert_eq!(future.result().unwrap(), expected, "task {i}");
+                expected += 1;
+            }
+        }
+    }
+    for future in later {
+        assert_eq!(future.result().unwrap(), expected);
+        expected += 1;
+    }
+}
+
+#[test]
+fn a_long_queue_is_cancelled_by_a_shutdown_and_ended_by_a_kill() {
+    let _watchdog = watchdog();
+    for kills in [false, true] {
+        let (pool, gate) = (pool(1), Gate::new());
+        let held = pool.submit(hold::task(gate.path()));
+        gate.wait_for(1);
+        let futures: Vec<_> = (0..LONG_QUEUE).map(|_| pool.submit(count_up::task())).collect();
+        if kills {
+            pool.kill_workers();
+        } else {
+            pool.shutdown_with(ShutdownOptions::new().wait(false).cancel_pending(true));
+            gate.open();
+        }
+        for future in futures {
+            let error = future.result().unwrap_err();
+            assert!(if kills {
+                matches!(error, TaskError::Shutdown)
+            } else {
+                error.is_cancelled()
+            });
+        }
+        assert_eq!(held.result().is_ok(), !kills);
+        pool.shutdown(true);
+    }
 }
 
 #[test]

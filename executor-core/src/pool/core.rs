@@ -11,7 +11,7 @@
 //! [`Closed`](Action::Closed) would never come again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError,
         atomic::{AtomicBool, Ordering, fence},
@@ -44,23 +44,45 @@ use crate::{
 /// value, the work for each event is shared by fewer tasks.
 const DEFERRED_MAX: usize = 16;
 
+/// Number of chunks in a block of the intake. With a larger block, more memory is kept for reuse.
+/// With a smaller one, blocks are changed more often.
+const BLOCK: usize = 256;
+
 /// Submitted chunks that are not with the scheduler yet.
+///
+/// A burst may leave a million of them here. They are taken in blocks, as the scheduler needs them:
+/// its own record of a waiting chunk would be a second piece of memory for each, which is written
+/// now and read much later.
 #[derive(Default)]
 pub(super) struct Intake {
-    chunks: Mutex<Vec<Chunk>>,
+    blocks: Mutex<Blocks>,
     /// Whether there are any. Written under the lock, so that most events need not take it.
     any: AtomicBool,
     /// Whether one of them must not wait for the next event.
     urgent: AtomicBool,
 }
 
+#[derive(Default)]
+struct Blocks {
+    /// Blocks of [`BLOCK`] chunks, oldest first.
+    full: VecDeque<Vec<Chunk>>,
+    /// The block to which chunks are added.
+    last: Vec<Chunk>,
+    /// An empty block, kept to reuse its memory.
+    spare: Vec<Chunk>,
+}
+
 impl Intake {
     /// Adds a chunk. `may_wait` says whether it may wait for the next event, if not too many do
     /// already. Returns whether it does.
     fn push(&self, chunk: Chunk, may_wait: bool) -> bool {
-        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        chunks.push(chunk);
-        let waits = may_wait && chunks.len() < DEFERRED_MAX;
+        let mut blocks = self.lock();
+        let Blocks { full, last, spare } = &mut *blocks;
+        if last.len() == BLOCK {
+            full.push_back(std::mem::replace(last, std::mem::take(spare)));
+        }
+        last.push(chunk);
+        let waits = may_wait && full.is_empty() && last.len() < DEFERRED_MAX;
         self.any.store(true, Ordering::Relaxed);
         if !waits {
             self.urgent.store(true, Ordering::Relaxed);
@@ -78,19 +100,33 @@ impl Intake {
         self.any.load(Ordering::Relaxed)
     }
 
-    /// Moves all chunks to the end of `to`.
+    /// Exchanges the oldest block for this empty one. Returns `false` if there is none.
     #[inline]
-    fn take(&self, to: &mut Vec<Chunk>) {
+    fn take(&self, block: &mut Vec<Chunk>) -> bool {
+        debug_assert!(block.is_empty());
         if !self.has_any() {
-            return;
+            return false;
         }
-        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        self.any.store(false, Ordering::Relaxed);
-        self.urgent.store(false, Ordering::Relaxed);
-        match to.is_empty() {
-            true => std::mem::swap(to, &mut chunks),
-            false => to.append(&mut chunks),
+        let mut blocks = self.lock();
+        let Blocks { full, last, spare } = &mut *blocks;
+        match full.pop_front() {
+            Some(oldest) => {
+                let old = std::mem::replace(block, oldest);
+                if spare.capacity() == 0 {
+                    *spare = old;
+                }
+            }
+            None => std::mem::swap(block, last),
         }
+        if full.is_empty() && last.is_empty() {
+            self.any.store(false, Ordering::Relaxed);
+            self.urgent.store(false, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,8 +177,12 @@ impl Pool {
         let waits = self.saturated.load(Ordering::Relaxed) || is_deferred();
         match if waits { None } else { self.try_lock() } {
             // After those that are in the intake: each event begins with them.
-            Some(core) => self.locked(core).event(|core, now, out| {
-                core.scheduler.on_submit(now, [chunk], out);
+            Some(core) => self.locked(core).some_event(|core, now, out| {
+                // Others may be left in the intake, and go first.
+                match self.intake.has_any() {
+                    true => _ = self.intake.push(chunk, false),
+                    false => core.scheduler.on_submit(now, [chunk], out),
+                }
             }),
             None => self.put_into_intake(chunk, is_deferred),
         }
@@ -193,6 +233,7 @@ impl Pool {
     }
 
     /// Lets the scheduler decide, does what it says, and completes futures when the lock is free.
+    /// The scheduler has every chunk by then that was submitted before.
     pub(super) fn event<R>(&self, decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R) -> R {
         self.lock().event(decide)
     }
@@ -210,14 +251,22 @@ impl Pool {
         self.intake.has_any() && (!deferred || self.intake.is_urgent())
     }
 
-    fn absorb_intake(&self, core: &mut Core, now: Instant, out: &mut Actions) {
+    /// Hands chunks of the intake to the scheduler: all, or as many as it needs now.
+    #[inline]
+    fn absorb_intake(&self, core: &mut Core, all: bool, now: Instant, out: &mut Actions) {
         let Core { scheduler, absorbed, interrupted, .. } = core;
-        if !interrupted.is_empty() {
-            absorbed.append(interrupted);
+        if interrupted.is_empty() && !self.intake.has_any() {
+            return;
         }
-        self.intake.take(absorbed);
-        if !absorbed.is_empty() {
-            scheduler.on_submit(now, Rest { items: absorbed.drain(..), kept: interrupted }, out);
+        absorbed.append(interrupted);
+        loop {
+            if !absorbed.is_empty() {
+                let items = absorbed.drain(..);
+                scheduler.on_submit(now, Rest { items, kept: interrupted }, out);
+            }
+            if !(all || scheduler.takes_more()) || !self.intake.take(absorbed) {
+                return;
+            }
         }
     }
 
@@ -331,18 +380,37 @@ impl<'a> Locked<'a> {
         &mut self,
         decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
     ) -> R {
+        self.event_with(true, decide)
+    }
+
+    /// As [`event`](Self::event), but leaves chunks in the intake that no worker could take now.
+    /// For decisions that do not depend on them.
+    pub(super) fn some_event<R>(
+        &mut self,
+        decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
+    ) -> R {
+        self.event_with(false, decide)
+    }
+
+    fn event_with<R>(
+        &mut self,
+        all: bool,
+        decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
+    ) -> R {
         // Taken out of `self`, so that after a panic `drop` finds no lock and does nothing.
         let mut decision = Decision::begin(self.pool, self.core.take());
         let Decision { core, actions, kept, .. } = &mut decision;
         let core: &mut Core = core.as_mut().expect("it is freed last");
         let now = Instant::now();
         // First what came first: a task that is to be cancelled must be there.
-        self.pool.absorb_intake(core, now, actions);
+        self.pool.absorb_intake(core, all, now, actions);
         // Also perform what the intake led to before `decide` asks whether a worker has begun a
         // task: a task that is not on the board yet looks as if it could not be taken back any
         // more.
         let mut rare = self.pool.perform(core, actions, kept, &mut self.outcomes);
         let result = decide(core, now, actions);
+        // Workers may have room now for more than the scheduler had.
+        self.pool.absorb_intake(core, false, now, actions);
         rare |= self.pool.perform(core, actions, kept, &mut self.outcomes);
         let saturated = core.scheduler.is_saturated();
         if saturated != self.pool.saturated.load(Ordering::Relaxed) {
@@ -381,7 +449,7 @@ impl<'a> Locked<'a> {
 
     /// Takes in what was submitted.
     fn take_intake(&mut self) {
-        self.event(|_, _, _| ());
+        self.some_event(|_, _, _| ());
     }
 
     /// Frees the lock, and returns results for the caller to deliver.

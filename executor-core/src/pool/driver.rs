@@ -286,7 +286,7 @@ impl Driver {
     }
 
     fn tick(&self) {
-        self.pool.event(|core, now, out| {
+        self.pool.lock().some_event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             scheduler.on_tick(now, &Boards(workers), out);
             // A thread that needs the driver earlier than this rings the bell.

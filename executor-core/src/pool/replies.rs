@@ -27,7 +27,7 @@ impl Pool {
         let mut replies = Outcomes::default();
         let mut credit = 0;
         let mut locked = self.lock();
-        locked.event(|core, now, out| {
+        locked.some_event(|core, now, out| {
             let broke = |core: &Core| core.workers.get(&id).is_some_and(Worker::broke_protocol);
             // Everything that a worker sends after a protocol violation is ignored, even valid
             // frames.

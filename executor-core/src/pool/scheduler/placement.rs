@@ -56,6 +56,11 @@ pub(super) const REBALANCE: Duration = Duration::from_millis(4);
 /// start takes: a task that waits for less would not gain by it.
 pub(super) const START_COST: Duration = Duration::from_millis(1);
 
+/// Number of queued chunks from which on the pool hands over no more of them. With a higher value,
+/// more memory is used for each, and it has left the caches when the chunk's turn comes. With a
+/// lower value, the pool hands them over more often.
+const QUEUE_ENOUGH: usize = 512;
+
 /// Maximum number of chunks sent to one worker before another worker is chosen. A higher value
 /// gives all of a short queue to the first worker. A lower value means choosing a worker more
 /// often.
@@ -238,7 +243,14 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns whether no worker could take a new task now. Submitted chunks may then wait for the
     /// next event.
     pub(crate) fn is_saturated(&self) -> bool {
-        self.queued > 0 && self.workers.len() >= self.config.workers_max && self.intake.is_open()
+        let full = self.workers.len() >= self.config.workers_max || !self.takes_more();
+        self.queued > 0 && full && self.intake.is_open()
+    }
+
+    /// Returns whether the queue is so short that the next events may need more than is in it.
+    pub(crate) fn takes_more(&self) -> bool {
+        self.queued < QUEUE_ENOUGH.max(self.config.workers_max.saturating_mul(2))
+            || !self.intake.is_open()
     }
 
     /// Returns a function whose calls may wait for the next event, if there is one: they take less
