@@ -15,8 +15,8 @@
 //! The scheduler owns every [`Chunk`] of tasks and the state of every worker. A [`Worker`] owns
 //! what the system provides for a worker: its process, link and exit status. The driver owns the
 //! descriptors that it polls. None of this is stored twice. A chunk that is submitted while another
-//! thread holds the lock waits in the intake, and the thread that holds the lock takes it from
-//! there.
+//! thread holds the lock, or while no worker has room, waits in the intake. The thread that holds
+//! the lock takes it from there, once the scheduler's queue is short.
 //!
 //! In the common case a task is not handed from thread to thread: `submit` itself writes to an idle
 //! worker, the thread that waits for a result drains the worker's replies itself ([`reader`]), and

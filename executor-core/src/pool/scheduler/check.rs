@@ -49,7 +49,7 @@ impl<C: Scheduled> Scheduler<C> {
         let timed =
             self.tasks.values().filter(|entry| !entry.is_queued() && entry.has_timeout()).count();
         assert_eq!(timed, self.timed, "the count of timed tasks");
-        let working = !self.intake.is_over();
+        let working = !self.state.is_over();
         assert!(
             !working || self.queued == 0 || self.idle.is_empty() || self.rebalance_at.is_some(),
             "a worker is idle while work is queued"

@@ -76,7 +76,7 @@ impl<C: Scheduled> Scheduler<C> {
         // A stopped worker without tasks takes the place of a worker that could run the waiting
         // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;
-        let waited_for = for_good || in_the_way || !self.intake.is_open();
+        let waited_for = for_good || in_the_way || !self.state.is_open();
         let patience =
             if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };
         let killed = now.saturating_duration_since(since) >= patience;

@@ -10,7 +10,7 @@
 //!  worker  Starting ──hello──► Initializing ──ready──► Ready ──stop──► Stopping
 //!             └───────────────────┴─── any ── termination ──┴──────────────┴──► exit ──► forgotten
 //!
-//!  intake  Open ──shutdown──► Draining        Open, Draining ──kill──► Killed
+//!  pool    Open ──shutdown──► Draining        Open, Draining ──kill──► Killed
 //!                                             any ──restart limit, initializer──► Broken(cause)
 //! ```
 //!
@@ -27,7 +27,7 @@
 //! ```text
 //!  events in     replies, cancel, lifecycle, shutdown, deadlines (time); `on_submit` in queue
 //!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
-//!  records       task, worker, in_flight, termination, intake, estimate, queue
+//!  records       task, worker, in_flight, termination, state, estimate, queue
 //!  asked         claims, and `Scheduled` in task
 //!  actions out   action
 //! ```
@@ -49,7 +49,6 @@ mod claims;
 mod deadlines;
 mod estimate;
 mod in_flight;
-mod intake;
 mod lifecycle;
 mod placement;
 mod queue;
@@ -57,6 +56,7 @@ mod rebalance;
 mod replies;
 mod restarts;
 mod shutdown;
+mod state;
 mod task;
 mod termination;
 mod verdict;
@@ -71,7 +71,7 @@ pub(crate) use action::{Action, End, Replied, ReplyToNobody};
 pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
-use intake::Intake;
+use state::PoolState;
 use task::Entry;
 pub(crate) use task::Scheduled;
 use worker::Worker;
@@ -129,7 +129,7 @@ pub(crate) struct Scheduler<C> {
     /// Number of chunks with a timeout that are with workers.
     timed: usize,
     next_worker: u32,
-    intake: Intake,
+    state: PoolState,
     shutdown_deadline: Option<Instant>,
     ever_ready: bool,
     start_failures: VecDeque<Instant>,
@@ -157,7 +157,7 @@ impl<C: Scheduled> Scheduler<C> {
             waits_again: false,
             timed: 0,
             next_worker: 0,
-            intake: Intake::new(),
+            state: PoolState::new(),
             shutdown_deadline: None,
             ever_ready: false,
             start_failures: VecDeque::new(),

@@ -80,7 +80,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Does the same as [`dispatch`](Self::dispatch). `waited` means that the queued tasks have
     /// waited long enough for a busy worker, so that an idle one may be woken.
     pub(super) fn dispatch_to(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
-        if self.intake.is_over() {
+        if self.state.is_over() {
             return;
         }
         self.give_out(now, waited, out);
@@ -244,13 +244,13 @@ impl<C: Scheduled> Scheduler<C> {
     /// next event.
     pub(crate) fn is_saturated(&self) -> bool {
         let full = self.workers.len() >= self.config.workers_max || !self.takes_more();
-        self.queued > 0 && full && self.intake.is_open()
+        self.queued > 0 && full && self.state.is_open()
     }
 
     /// Returns whether the queue is so short that the next events may need more than is in it.
     pub(crate) fn takes_more(&self) -> bool {
         self.queued < QUEUE_ENOUGH.max(self.config.workers_max.saturating_mul(2))
-            || !self.intake.is_open()
+            || !self.state.is_open()
     }
 
     /// Returns a function whose calls may wait for the next event, if there is one: they take less
@@ -258,7 +258,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// and come before it has run dry.
     pub(crate) fn deferred(&self) -> Option<FnId> {
         let worker = self.workers.get(&self.favourite?)?;
-        let defers = self.intake.is_open()
+        let defers = self.state.is_open()
             && worker.is_useful()
             && worker.in_flight.len() >= DEFERS_FROM
             && worker.in_flight.waiting_are_tiny();

@@ -59,7 +59,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Sets the time of the next check for tasks that wait behind another task.
     pub(super) fn watch(&mut self, now: Instant) {
-        if self.intake.is_over() || !self.anything_waits() || !self.could_grow() {
+        if self.state.is_over() || !self.anything_waits() || !self.could_grow() {
             return;
         }
         // A check that is further away was set for long tasks, so it does not count.

@@ -60,7 +60,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether there are fewer workers than `workers_min`.
     pub(super) fn lacks_workers(&self) -> bool {
-        self.workers.len() < self.config.workers_min && self.intake.is_open()
+        self.workers.len() < self.config.workers_min && self.state.is_open()
     }
 
     /// Handles a worker that could not be started: the system refused it, or something that it

@@ -16,17 +16,17 @@ use crate::error::{BrokenCause, TaskError};
 impl<C: Scheduled> Scheduler<C> {
     /// Returns the error for new tasks, if no more are accepted.
     pub(crate) fn refusal(&self) -> Option<TaskError> {
-        self.intake.refusal()
+        self.state.refusal()
     }
 
     /// Returns why the pool is broken, if it is.
     pub(crate) fn broken(&self) -> Option<&BrokenCause> {
-        self.intake.broken()
+        self.state.broken()
     }
 
     /// Breaks the pool: every unresolved task fails with the cause, and every worker is killed.
     pub(crate) fn on_broken(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
-        if !self.intake.transition_to_broken(&cause) {
+        if !self.state.transition_to_broken(&cause) {
             return;
         }
         self.end_all(now, TaskError::Broken(cause), true, out);
@@ -60,7 +60,7 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
-        self.intake.transition_to_draining();
+        self.state.transition_to_draining();
         if let Some(deadline) = deadline {
             self.shutdown_deadline =
                 Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
@@ -86,7 +86,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
     pub(crate) fn on_kill(&mut self, now: Instant, at_once: bool, out: &mut Actions<C>) {
-        self.intake.transition_to_killed();
+        self.state.transition_to_killed();
         self.end_all(now, TaskError::Shutdown, at_once, out);
     }
 
@@ -111,7 +111,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether nothing is unresolved and nothing more is accepted.
     pub(super) fn is_drained(&self) -> bool {
-        !self.intake.is_open() && self.tasks.is_empty()
+        !self.state.is_open() && self.tasks.is_empty()
     }
 
     /// Asks the workers to leave once the pool is drained. Reports that the pool is closed once

@@ -153,7 +153,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
         // A worker that had to end before the pool was ended gives back tasks that no worker will
         // run any more.
-        if self.intake.is_over()
+        if self.state.is_over()
             && let Some(error) = self.refusal()
         {
             self.resolve_queue(&error, out);

@@ -4,7 +4,7 @@ use crate::error::{BrokenCause, TaskError};
 
 /// Whether tasks are accepted. The module's documentation has a picture of the states. There is no
 /// way back from a state to an earlier one.
-pub(super) struct Intake(State);
+pub(super) struct PoolState(State);
 
 enum State {
     Open,
@@ -13,9 +13,9 @@ enum State {
     Broken(BrokenCause),
 }
 
-impl Intake {
+impl PoolState {
     pub(super) fn new() -> Self {
-        Intake(State::Open)
+        PoolState(State::Open)
     }
 
     /// Returns whether new tasks are accepted.
