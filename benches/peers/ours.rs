@@ -219,13 +219,9 @@ fn hold(pool: &Ours, gates: &[Meeting]) -> Vec<TaskFuture<u32>> {
     held
 }
 
-/// Opens the gates, and waits for the tasks that were held there.
-fn release(gates: &[Meeting], held: Vec<TaskFuture<u32>>) {
+fn open(gates: &[Meeting]) {
     for gate in gates {
         measure::attend(&gate.path(), true);
-    }
-    for task in held {
-        task.result().expect("no task fails");
     }
 }
 
@@ -240,7 +236,9 @@ fn grid(request: &Request) -> Figures {
         // Each of these tasks waits until all of them run. So all workers have started before the
         // measurement.
         let gates: Vec<Meeting> = (0..workers).map(|_| Meeting::new()).collect();
-        release(&gates, hold(&pool, &gates));
+        let held = hold(&pool, &gates);
+        open(&gates);
+        held.into_iter().for_each(|task| assert_ne!(task.result().expect("no task fails"), 0));
         for &threads in &request.axis {
             let share = request.count / threads;
             let run = |share: u64| {
@@ -284,9 +282,10 @@ fn pending(count: u64) -> Figures {
         rates.push(tenth as f64 / time.as_secs_f64());
     }
     let each = (resident() - before) / futures.len() as f64;
-    release(&gates, held);
+    open(&gates);
     let number = futures.len() as f64;
     let time = timed(|| futures.into_iter().for_each(|future| _ = black_box(Ours::take(future))));
+    held.into_iter().for_each(|task| assert_ne!(task.result().expect("no task fails"), 0));
     [
         figure("bytes each", each),
         figure("first tenth, submits/s", rates[0]),

@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -91,6 +91,54 @@ fn tasks_of_a_long_queue_run_in_order_and_none_that_was_cancelled() {
         assert_eq!(future.result().unwrap(), expected);
         expected += 1;
     }
+}
+
+#[test]
+fn a_long_queue_survives_the_death_of_its_worker() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let held = pool.submit(hold::task(gate.path()));
+    gate.wait_for(1);
+    let futures: Vec<_> = (0..LONG_QUEUE).map(|_| pool.submit(count_up::task())).collect();
+    // SAFETY: `kill` has no preconditions, and the worker is ours.
+    unsafe { libc::kill(gate.arrivals()[0] as i32, libc::SIGKILL) };
+    assert!(matches!(held.result(), Err(TaskError::WorkerLost { .. })));
+    for (i, future) in (0..).zip(futures) {
+        assert_eq!(future.result().unwrap(), i, "in order, by the next worker");
+    }
+}
+
+#[test]
+fn threads_that_submit_all_the_time_keep_no_cancel_from_its_end() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(1), Gate::new());
+    let held = pool.submit(hold::task(gate.path()));
+    gate.wait_for(1);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let submitters: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut futures = Vec::new();
+                    while !is_over.load(Ordering::Relaxed) {
+                        futures.push(pool.submit(count_up::task()));
+                    }
+                    futures
+                })
+            })
+            .collect();
+        // The worker is held, so all of them wait, and each cancel looks at all of them.
+        for _ in 0..300 {
+            assert!(pool.submit(count_up::task()).cancel());
+        }
+        is_over.store(true, Ordering::Relaxed);
+        gate.open();
+        held.result().unwrap();
+        let futures = submitters.into_iter().flat_map(|thread| thread.join().unwrap());
+        let mut results: Vec<_> = futures.map(|future| future.result().unwrap()).collect();
+        results.sort_unstable();
+        assert!((0..).zip(&results).all(|(i, result)| i == *result), "each has run once");
+    });
 }
 
 #[test]

@@ -100,6 +100,12 @@ impl Intake {
         self.any.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of blocks that are not empty.
+    fn blocks(&self) -> usize {
+        let blocks = self.lock();
+        blocks.full.len() + usize::from(!blocks.last.is_empty())
+    }
+
     /// Exchanges the oldest block for this empty one. Returns `false` if there is none.
     #[inline]
     fn take(&self, block: &mut Vec<Chunk>) -> bool {
@@ -251,7 +257,8 @@ impl Pool {
         self.intake.has_any() && (!deferred || self.intake.is_urgent())
     }
 
-    /// Hands chunks of the intake to the scheduler: all, or as many as it needs now.
+    /// Hands chunks of the intake to the scheduler: all that are there now, or as many of them as
+    /// it needs.
     #[inline]
     fn absorb_intake(&self, core: &mut Core, all: bool, now: Instant, out: &mut Actions) {
         let Core { scheduler, absorbed, interrupted, .. } = core;
@@ -259,14 +266,18 @@ impl Pool {
             return;
         }
         absorbed.append(interrupted);
+        // Other threads may add chunks for as long as this goes on. What they have not added yet
+        // waits for the next event, or this one would never end.
+        let mut there = self.intake.blocks();
         loop {
             if !absorbed.is_empty() {
                 let items = absorbed.drain(..);
                 scheduler.on_submit(now, Rest { items, kept: interrupted }, out);
             }
-            if !(all || scheduler.takes_more()) || !self.intake.take(absorbed) {
+            if there == 0 || !(all || scheduler.takes_more()) || !self.intake.take(absorbed) {
                 return;
             }
+            there -= 1;
         }
     }
 
@@ -375,7 +386,7 @@ pub(super) struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    /// Takes in what was submitted, lets the scheduler decide, and performs its actions.
+    /// Takes in all that was submitted, lets the scheduler decide, and performs its actions.
     pub(super) fn event<R>(
         &mut self,
         decide: impl FnOnce(&mut Core, Instant, &mut Actions) -> R,
@@ -447,7 +458,7 @@ impl<'a> Locked<'a> {
         result
     }
 
-    /// Takes in what was submitted.
+    /// Takes in what was submitted, as far as the scheduler needs it now.
     fn take_intake(&mut self) {
         self.some_event(|_, _, _| ());
     }

@@ -180,8 +180,10 @@ impl Driver {
     }
 
     fn run(&mut self) {
+        // This thread was started by the one that submitted first, like the starter, from which the
+        // workers have their affinity mask.
         let processors = cpu::usable_cpus_within(cpu::quota_of_groups());
-        self.pool.event(|core, _, _| core.scheduler.set_processors(processors));
+        self.pool.lock().scheduler.set_processors(processors);
         loop {
             // A waker may have forked this process and returned in the copy. The copy has no
             // workers to reap and nothing to drive, so it ends here.
@@ -329,7 +331,7 @@ impl Driver {
             })
             .collect();
         // The system was asked without the lock. Meanwhile a worker may have been removed.
-        self.pool.event(|core, now, out| {
+        self.pool.lock().some_event(|core, now, out| {
             let Core { scheduler, workers, log, .. } = core;
             for (id, stopped_by, computed) in looked {
                 let Some(worker) = workers.get_mut(&id) else { continue };
@@ -440,7 +442,7 @@ impl Driver {
     fn start_refused(&mut self, id: WorkerId, error: &io::Error) {
         tracing::warn!(%error, "a worker could not be started");
         let cause = refusal(error);
-        self.pool.event(|core, now, out| {
+        self.pool.lock().some_event(|core, now, out| {
             core.workers.remove(&id);
             core.scheduler.on_start_refused(now, id, cause, out);
         });
@@ -506,7 +508,7 @@ impl Driver {
     }
 
     fn on_connected(&self, id: WorkerId, link: Arc<dyn Link>, drain: Drain) {
-        self.pool.event(|core, now, out| {
+        self.pool.lock().some_event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             let Some(worker) = workers.get_mut(&id) else { return };
             worker.link = Some(Arc::clone(&link));
@@ -566,7 +568,9 @@ impl Driver {
             // The worker lives and cannot be heard any more: it closed its channel, or sends
             // garbage.
             tracing::warn!(pid, reason = %closed, "a worker is cut off");
-            self.pool.event(|core, now, out| core.scheduler.on_protocol_violation(now, id, out));
+            self.pool
+                .lock()
+                .some_event(|core, now, out| core.scheduler.on_protocol_violation(now, id, out));
         }
         self.forget_if_over(id);
     }
@@ -579,7 +583,7 @@ impl Driver {
         }
         self.pool.rings.remove(id);
         self.pool.doorbell.0.ring();
-        self.pool.event(|core, now, out| {
+        self.pool.lock().some_event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
             if let Some(cause) = workers.get(&id).and_then(|worker| worker.refused.clone()) {
                 return scheduler.on_start_refused(now, id, cause, out);

@@ -152,8 +152,8 @@ pub(crate) struct Pool {
     creator: Creator,
     /// Whether starting the threads has been attempted.
     started: AtomicBool,
-    /// Whether all workers have as many tasks as they may. Submitted chunks then wait in the intake
-    /// until a worker has replied.
+    /// Whether no worker could take a task now. Submitted chunks then wait in the intake until the
+    /// next event.
     saturated: AtomicBool,
     /// The function whose calls may wait in the intake for a moment, or 0. See
     /// [`Scheduler::deferred`].

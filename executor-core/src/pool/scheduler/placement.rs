@@ -57,9 +57,10 @@ pub(super) const REBALANCE: Duration = Duration::from_millis(4);
 /// start takes: a task that waits for less would not gain by it.
 pub(super) const START_COST: Duration = Duration::from_millis(1);
 
-/// Number of queued chunks from which on the pool hands over no more of them. With a higher value,
-/// more memory is used for each, and it has left the caches when the chunk's turn comes. With a
-/// lower value, the pool hands them over more often.
+/// Number of queued chunks from which on the pool hands over no more of them, unless there are so
+/// many workers that their [shares](SHARE_MAX) would become small. With a higher value, more memory
+/// is used for each, and it has left the caches when the chunk's turn comes. With a lower value, the
+/// pool hands them over more often.
 const QUEUE_ENOUGH: usize = 512;
 
 /// Maximum number of chunks sent to one worker before another worker is chosen. A higher value
@@ -250,7 +251,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether the queue is so short that the next events may need more than is in it.
     pub(crate) fn takes_more(&self) -> bool {
-        self.queued < QUEUE_ENOUGH.max(self.config.workers_max.saturating_mul(2))
+        self.queued < QUEUE_ENOUGH.max(self.config.workers_max.saturating_mul(SHARE_MAX))
             || !self.state.is_open()
     }
 

@@ -49,7 +49,7 @@ pub(crate) trait Scheduled: Sized {
 pub(super) struct Entry<C> {
     chunk: C,
     state: TaskState,
-    /// When the chunk was submitted, in nanoseconds since the first submission. A part that was
+    /// When the scheduler got the chunk, in nanoseconds since it got the first. A part that was
     /// split off keeps the time of the whole. An `Instant` would make an entry so large that moving
     /// it calls `memcpy`.
     at: u64,
@@ -95,7 +95,7 @@ impl<C: Scheduled> Entry<C> {
         }
     }
 
-    /// Returns when the chunk was submitted, counted from the first submission.
+    /// Returns when the scheduler got the chunk, counted from the first.
     pub(super) fn at(&self) -> Duration {
         Duration::from_nanos(self.at)
     }
