@@ -59,8 +59,8 @@ pub(super) const START_COST: Duration = Duration::from_millis(1);
 
 /// Number of queued chunks from which on the pool hands over no more of them, unless there are so
 /// many workers that their [shares](SHARE_MAX) would become small. With a higher value, more memory
-/// is used for each, and it has left the caches when the chunk's turn comes. With a lower value, the
-/// pool hands them over more often.
+/// is used for each, and it has left the caches when the chunk's turn comes. With a lower value,
+/// the pool hands them over more often.
 const QUEUE_ENOUGH: usize = 512;
 
 /// Maximum number of chunks sent to one worker before another worker is chosen. A higher value
