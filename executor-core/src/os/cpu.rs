@@ -30,7 +30,7 @@ static OVERRIDE: Setting<NonZeroUsize> =
 /// assert!(executor::usable_cpus() >= 1);
 /// ```
 pub fn usable_cpus() -> usize {
-    smaller(available(), OVERRIDE.read_or_warn())
+    usable_cpus_within(quota_of_groups())
 }
 
 /// As [`usable_cpus`], but an invalid override is an error.
@@ -41,7 +41,7 @@ pub(crate) fn usable_cpus_or_error() -> Result<usize, String> {
 /// As [`usable_cpus`], but the quota counts only if it is given. Reading the quota takes a fifth of
 /// a millisecond.
 pub(crate) fn usable_cpus_within(quota: Option<usize>) -> usize {
-    smaller(quota.unwrap_or(usize::MAX).min(affinity()).max(1), OVERRIDE.read_or_warn())
+    smaller(available_within(quota), OVERRIDE.read_or_warn())
 }
 
 /// Returns how many CPUs the control groups of this process allow, if they set a limit.
@@ -64,7 +64,11 @@ pub(crate) fn adopt_several(several: bool) {
 }
 
 fn available() -> usize {
-    quota(&File).unwrap_or(usize::MAX).min(affinity()).max(1)
+    available_within(quota_of_groups())
+}
+
+fn available_within(quota: Option<usize>) -> usize {
+    quota.unwrap_or(usize::MAX).min(affinity()).max(1)
 }
 
 /// Returns on how many CPUs this thread may run.
