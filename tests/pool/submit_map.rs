@@ -16,7 +16,8 @@ use std::{
 };
 
 use executor::{
-    BuildError, Phase, ProcessPoolExecutor, ShutdownOptions, Side, TaskError, as_completed, task,
+    BuildError, Phase, ProcessPoolExecutor, ShutdownOptions, Side, TaskError, TaskFuture,
+    as_completed, task,
 };
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -61,12 +62,18 @@ fn count_up() -> u64 {
 /// More tasks than the scheduler takes at a time.
 const LONG_QUEUE: usize = 5_000;
 
-#[test]
-fn tasks_of_a_long_queue_run_in_order_and_none_that_was_cancelled() {
-    let _watchdog = watchdog();
+/// Returns a pool whose only worker is held at a gate by a task.
+fn held_pool() -> (ProcessPoolExecutor, Gate, TaskFuture<u32>) {
     let (pool, gate) = (pool(1), Gate::new());
     let held = pool.submit(hold::task(gate.path()));
     gate.wait_for(1);
+    (pool, gate, held)
+}
+
+#[test]
+fn tasks_of_a_long_queue_run_in_order_and_none_that_was_cancelled() {
+    let _watchdog = watchdog();
+    let (pool, gate, held) = held_pool();
     let futures: Vec<_> = (0..LONG_QUEUE).map(|_| pool.submit(count_up::task())).collect();
     // From the last one on, where the scheduler has not looked yet.
     let is_cancelled = |i: usize| i.is_multiple_of(7);
@@ -96,9 +103,7 @@ fn tasks_of_a_long_queue_run_in_order_and_none_that_was_cancelled() {
 #[test]
 fn a_long_queue_survives_the_death_of_its_worker() {
     let _watchdog = watchdog();
-    let (pool, gate) = (pool(1), Gate::new());
-    let held = pool.submit(hold::task(gate.path()));
-    gate.wait_for(1);
+    let (pool, gate, held) = held_pool();
     let futures: Vec<_> = (0..LONG_QUEUE).map(|_| pool.submit(count_up::task())).collect();
     // SAFETY: `kill` has no preconditions, and the worker is ours.
     unsafe { libc::kill(gate.arrivals()[0] as i32, libc::SIGKILL) };
@@ -111,9 +116,7 @@ fn a_long_queue_survives_the_death_of_its_worker() {
 #[test]
 fn threads_that_submit_all_the_time_keep_no_cancel_from_its_end() {
     let _watchdog = watchdog();
-    let (pool, gate) = (pool(1), Gate::new());
-    let held = pool.submit(hold::task(gate.path()));
-    gate.wait_for(1);
+    let (pool, gate, held) = held_pool();
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let submitters: Vec<_> = (0..3)
@@ -145,9 +148,7 @@ fn threads_that_submit_all_the_time_keep_no_cancel_from_its_end() {
 fn a_long_queue_is_cancelled_by_a_shutdown_and_ended_by_a_kill() {
     let _watchdog = watchdog();
     for kills in [false, true] {
-        let (pool, gate) = (pool(1), Gate::new());
-        let held = pool.submit(hold::task(gate.path()));
-        gate.wait_for(1);
+        let (pool, gate, held) = held_pool();
         let futures: Vec<_> = (0..LONG_QUEUE).map(|_| pool.submit(count_up::task())).collect();
         if kills {
             pool.kill_workers();
