@@ -34,6 +34,8 @@ use crate::{
 
 const ROUNDS: u64 = 300;
 const TRACE_LEN: usize = 40;
+/// How long an initializer takes at most, unless it hangs.
+const INITIALIZER_MAX: Duration = Duration::from_millis(100);
 /// Limits that the scheduler promises. They are repeated here, so that a change there is noticed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 const KILL_GRACE: Duration = Duration::from_secs(5);
@@ -658,15 +660,20 @@ impl World {
                 !self.ever_ready || recent >= START_FAILURES_MAX,
                 "broken after {recent} failed starts"
             );
-            let works = |process: &Process| {
+            // This event may have decided to kill a worker before it broke the pool.
+            let to_kill = |id: &WorkerId| {
+                actions.iter().any(|action| matches!(action, Action::Kill(other) if other == id))
+            };
+            let works = |(id, process): (&WorkerId, &Process)| {
                 // Neither a worker whose end was seen and not reported yet, nor a stopped one.
                 let lives = process.life != Life::Dead && !process.stopped;
                 let fit = lives && process.ready && process.seen_stopped.is_none();
-                fit && process.stop_sent.is_none() && process.killed.is_none() && !process.unread
+                let wanted = process.stop_sent.is_none() && process.killed.is_none();
+                fit && wanted && !process.unread && !to_kill(id)
             };
             let before_hello = !self.trouble_in_initializer;
             assert!(
-                !before_hello || !self.processes.values().any(works),
+                !before_hello || !self.processes.iter().any(works),
                 "broken while a worker works"
             );
         }
@@ -1561,7 +1568,7 @@ impl World {
         let now = self.now;
         match frame {
             ToWorker::Init => {
-                let takes = self.dice.micros(100_000);
+                let takes = self.dice.micros(INITIALIZER_MAX.as_micros() as u64);
                 let trouble = self.climate.start_trouble;
                 let (dies, fails, refused, hangs) = (
                     self.dice.permille(trouble / 3),
@@ -2118,11 +2125,14 @@ impl World {
             return;
         }
         let since = *self.neglects_since.get_or_insert(now);
+        // A worker that comes up meanwhile may have to prepare itself first.
+        let prepares = if self.climate.initializer { INITIALIZER_MAX } else { Duration::ZERO };
         for Story { submitted, estimate, function, .. } in waiting {
             let waited = now - since.max(*submitted);
             let estimate = self.scheduler.ended_estimate(*function).max(*estimate);
+            // Once in the queue, and once behind another task: each sending counts anew.
             assert!(
-                waited <= estimate * FEW + SLOW_START + REBALANCE,
+                waited <= (estimate * FEW + SLOW_START + REBALANCE) * 2 + prepares,
                 "a task of {estimate:?} has waited for {waited:?} while somebody could run it"
             );
         }
