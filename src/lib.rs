@@ -206,6 +206,8 @@ pub use process::{
 #[doc(inline)]
 pub use executor_core::{AsyncResult, IMap, Pool, PoolBuilder, PoolError};
 
+pub use executor_core::manager;
+
 #[doc(hidden)]
 pub use executor_core::registry;
 

@@ -57,6 +57,7 @@ pub mod fuzz;
 mod heap;
 mod id;
 mod ipc;
+pub mod manager;
 mod os;
 mod pool;
 mod process;

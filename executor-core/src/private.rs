@@ -27,6 +27,7 @@ pub use crate::worker::entry::init_before_main;
 pub use crate::{
     error::Failure,
     id::FnId,
+    manager::{Step, StepFn},
     os::image::Constructor,
     registry::{
         Call, CallContext, CallResult, Registered, SourcePlace, Stage, TASKS, TaskEntry, note,

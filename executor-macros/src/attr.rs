@@ -13,7 +13,7 @@ pub(crate) struct TaskAttr {
     pub(crate) codec: Codec,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Codec {
     Postcard,
     MessagePack,

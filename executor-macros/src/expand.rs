@@ -75,6 +75,7 @@ impl Task {
         let arguments = self.arguments();
         let encode = self.encode(&arguments);
         let task_fn = self.task_fn(&arguments);
+        let step_fn = self.step_fn(&arguments);
 
         quote! {
             #(#cfgs)*
@@ -97,6 +98,7 @@ impl Task {
                 use __executor::Fallback as _;
                 #constructor
                 #encode
+                #step_fn
                 #task_fn
             };
         }
@@ -186,6 +188,92 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Generates `fn with`, which has all parameters but the first, and `impl StepFn`, for a function
+    /// that can change a managed value: a plain function whose first parameter is the value.
+    fn step_fn(&self, arguments: &[Argument]) -> Option<TokenStream> {
+        let Task { attr, handle, function } = self;
+        let (first, rest) = arguments.split_first()?;
+        let current = types::behind_reference(&function.params.first()?.ty).0;
+        // The server's thread cannot await, it stores values in the default format, and the type of
+        // a value that is stored names no lifetime.
+        if function.is_async || attr.codec != Codec::Postcard || types::has_lifetimes(current) {
+            return None;
+        }
+        let TaskFunction { attrs, vis, ident, params, .. } = function;
+        let (generics, types) = self.named_types();
+        let mut generics = generics;
+        // A lifetime that only the first parameter has would be unconstrained.
+        if types::behind_reference(&params[0].ty).1 {
+            let mut rest_generics = function.generics.clone();
+            for param in &params[1..] {
+                let mut ty = param.ty.clone();
+                types::name_lifetimes(&mut ty, &mut rest_generics);
+            }
+            if !function.generics.params.is_empty() {
+                return None;
+            }
+            generics = rest_generics;
+        }
+        let rest_types: Vec<_> = if types::behind_reference(&params[0].ty).1 {
+            let mut numbered = function.generics.clone();
+            params[1..]
+                .iter()
+                .map(|param| {
+                    let mut ty = param.ty.clone();
+                    types::name_lifetimes(&mut ty, &mut numbered);
+                    ty
+                })
+                .collect()
+        } else {
+            types[1..].to_vec()
+        };
+        let (impl_generics, _, where_clause) = generics.split_for_impl();
+        let names: Vec<_> = params.iter().skip(1).map(|param| &param.ident).collect();
+        let kept =
+            attrs.iter().filter(|attr| attr.path().is_ident("deprecated") || is_doc_hidden(attr));
+        let with = Ident::new("with", Span::call_site().located_at(ident.span()));
+        let doc = format!(
+            "A change of a managed value: [`{0}`](fn@{0}) of the value and these arguments.",
+            ident.unraw()
+        );
+        let format = self.format();
+        let out = Ident::new("__out", Span::mixed_site());
+        let locals: Vec<_> = rest.iter().map(|argument| &argument.local).collect();
+        let encode = rest.iter().map(|Argument { local, name, travels, is_reference }| {
+            let value = if *is_reference { quote!(*#local) } else { quote!(#local) };
+            let way = argument_way(&format, travels);
+            quote_spanned! {travels.span()=>
+                __executor::encode(#way, #name, #value, #out)?;
+            }
+        });
+        let current = &first.travels;
+        Some(quote! {
+            impl #handle {
+                #[doc = #doc]
+                #(#kept)*
+                #[inline]
+                #vis fn #with #impl_generics (#(#names: #rest_types),*)
+                    -> __executor::Step<#handle, (#(#rest_types,)*)>
+                #where_clause
+                {
+                    __executor::Step::new((#(#names,)*))
+                }
+            }
+
+            #[automatically_derived]
+            impl #impl_generics __executor::StepFn<(#(#rest_types,)*)> for #handle #where_clause {
+                type Current = #current;
+                fn encode_rest(
+                    (#(#locals,)*): &(#(#rest_types,)*),
+                    #out: &mut __executor::Buffer,
+                ) -> ::core::result::Result<(), __executor::CodecError> {
+                    #(#encode)*
+                    ::core::result::Result::Ok(())
+                }
+            }
+        })
     }
 
     /// Generates `impl TaskFn` and the registration, through which the worker finds the function.

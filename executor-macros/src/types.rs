@@ -213,3 +213,21 @@ pub(crate) fn infer_lifetimes(ty: &mut Type) {
     }
     InferLifetimes.visit_type_mut(ty);
 }
+
+/// Whether a type, spelled like this, has a lifetime other than `'static` in it.
+pub(crate) fn has_lifetimes(ty: &Type) -> bool {
+    struct Find(bool);
+    impl<'ast> Visit<'ast> for Find {
+        fn visit_lifetime(&mut self, lifetime: &'ast Lifetime) {
+            self.0 |= lifetime.ident != "static";
+        }
+
+        fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
+            self.0 |= reference.lifetime.is_none();
+            visit::visit_type_reference(self, reference);
+        }
+    }
+    let mut find = Find(false);
+    find.visit_type(ty);
+    find.0
+}

@@ -46,7 +46,7 @@ const LAYERS: [&str; 22] = [
 /// nothing of the second.
 const STRANGERS: [(&str, &str); 2] = [("pool", "worker"), ("pool", "process")];
 /// The layers above all others: what users call, and what generated code calls.
-const TOP: [&str; 3] = ["executor", "private", "lib"];
+const TOP: [&str; 4] = ["executor", "manager", "private", "lib"];
 /// The modules that only tests and fuzzers see. They may use everything.
 const BESIDE: [&str; 3] = ["auto_traits", "fuzz", "tidy"];
 

@@ -120,6 +120,22 @@ impl Caller {
     }
 }
 
+/// Runs one call on this thread, whatever process it is. Passes the kind and the bytes of the reply,
+/// and its descriptors, to `reply`.
+pub(crate) fn call_here<R>(
+    task: TaskId,
+    function: FnId,
+    arguments: &[u8],
+    reply: impl FnOnce(Reply, &[u8], &[Attachment]) -> R,
+) -> R {
+    let mut arrived = Arrived { bytes: arguments, attachments: Vec::new() };
+    // A caller without a store puts no result into a segment.
+    Caller::new(None).call(task, function, &mut arrived, |kind, contents, attachments| {
+        let bytes = if let Contents::Bytes(bytes) = contents { bytes } else { &[] };
+        reply(kind, bytes, attachments)
+    })
+}
+
 /// Returns the reply for a call that has not produced a value.
 #[cold]
 fn failure(result: CallResult) -> (Reply, Vec<u8>) {

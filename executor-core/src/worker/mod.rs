@@ -31,4 +31,5 @@ pub mod state;
 pub(crate) mod watcher;
 
 pub(crate) use body::BODY;
+pub(crate) use call::call_here;
 pub(crate) use panics::in_task;

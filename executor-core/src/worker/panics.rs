@@ -25,6 +25,7 @@ use std::{
     },
 };
 
+use super::body::BODY;
 use crate::{
     error::Failure,
     id::TaskId,
@@ -92,9 +93,9 @@ fn text_of(payload: &(dyn Any + Send)) -> Option<&str> {
 /// Installs a panic hook that records panics. A panic of a thread that runs a task is not passed on
 /// to the previous hook. A panic of another thread is.
 ///
-/// With `aloud`, all panics are passed on to the previous hook. The message of a task's panic is
-/// reported by the task's future. The panic of a process's body ends the process, so its message is
-/// printed, like that of any program.
+/// With `aloud`, the panic of a process's body is passed on to the previous hook, too. The message
+/// of a task's panic is reported by the task's future. The panic of a body ends the process, so its
+/// message is printed, like that of any program.
 pub(super) fn install(board: &'static Board, aloud: bool) {
     let number = INSTALLED.fetch_add(1, Ordering::Relaxed) + 1;
     BOARD.store(std::ptr::from_ref(board).cast_mut(), Ordering::Relaxed);
@@ -108,7 +109,7 @@ pub(super) fn install(board: &'static Board, aloud: bool) {
         if ours {
             note(board, task, info);
         }
-        if !ours || task == 0 || aloud {
+        if !ours || task == 0 || aloud && task == BODY.as_u64() {
             previous(info);
         }
     }));

@@ -127,6 +127,7 @@
 //! by at most that time: its own and, since the doorbell belongs to all, those of other workers.
 
 pub(crate) mod doorbell;
+pub(crate) mod lane;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 pub(crate) mod models;
 mod pool_end;

@@ -116,6 +116,26 @@ impl Ring {
         }
     }
 
+    /// Consumer: announces a sleep somewhere else than on the word. The caller must look at the ring
+    /// once more after this, and call [`end_sleep`](Self::end_sleep) in the end.
+    pub(super) fn announce_sleep(&self) {
+        self.asleep.0.swap(WAITS, Ordering::SeqCst);
+        full_fence();
+    }
+
+    /// Consumer: ends a sleep that was announced.
+    pub(super) fn end_sleep(&self) {
+        self.asleep.0.swap(AWAKE, Ordering::SeqCst);
+    }
+
+    /// Producer: ends the consumer's announced sleep, and returns whether there was one. Then the
+    /// consumer has to be woken. Call after publishing.
+    pub(super) fn take_sleeper(&self) -> bool {
+        full_fence();
+        self.asleep.0.load(Ordering::Relaxed) == WAITS
+            && self.asleep.0.swap(AWAKE, Ordering::SeqCst) == WAITS
+    }
+
     /// Producer: sleeps until there is space. Does not sleep if `ready` is true after the sleep was
     /// announced.
     pub(super) fn sleep_producer(&self, ready: impl FnOnce() -> bool) {

@@ -1,0 +1,157 @@
+//! The calls of one connection that wait for their replies, and who waits for each.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    task::Waker,
+    time::Instant,
+};
+
+use super::super::protocol::{CallId, ObjectId, Operation};
+use crate::os::std_or_model::lock;
+
+/// What a reply is needed for when nobody waits for it any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Undo {
+    pub(crate) operation: Operation,
+    /// The object that the call is about. For a condition, its lock.
+    pub(crate) object: ObjectId,
+    /// The owner, if the call takes a lock.
+    pub(crate) owner: u64,
+}
+
+/// Who waits for the reply to a call.
+pub(crate) enum Waiting {
+    /// A thread, on its own seat.
+    Thread(Arc<Seat>),
+    /// A future.
+    Task(Arc<Slot>),
+    /// Nobody any more. What the reply brings has to be given back.
+    Nobody(Undo),
+}
+
+/// All calls of a connection that wait.
+#[derive(Default)]
+pub(crate) struct Calls {
+    last: u32,
+    pub(crate) waiting: HashMap<CallId, Waiting>,
+}
+
+impl Calls {
+    /// Returns an id that no waiting call has.
+    pub(crate) fn new_id(&mut self) -> CallId {
+        loop {
+            // The count wraps after four thousand million calls. One of then may still wait.
+            self.last = self.last.wrapping_add(1);
+            let id = CallId(self.last);
+            if id != CallId::NONE && !self.waiting.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// Whether only the reader can serve the calls that wait: no thread waits for any.
+    pub(crate) fn need_reader(&self) -> bool {
+        !self.waiting.is_empty()
+            && !self.waiting.values().any(|waiting| matches!(waiting, Waiting::Thread(_)))
+    }
+}
+
+/// A whole reply, as it was received: header and body.
+pub(crate) type Message = Vec<u8>;
+
+/// Where a thread waits while another thread receives.
+#[derive(Default)]
+pub(crate) struct Seat {
+    state: Mutex<SeatState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct SeatState {
+    reply: Option<Message>,
+    /// The thread is to receive now, since nobody else does.
+    called: bool,
+}
+
+impl Seat {
+    pub(crate) fn put(&self, reply: Message) {
+        lock(&self.state).reply = Some(reply);
+        self.changed.notify_one();
+    }
+
+    /// Calls the thread to receive by itself.
+    pub(crate) fn call(&self) {
+        lock(&self.state).called = true;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn take(&self) -> Option<Message> {
+        lock(&self.state).reply.take()
+    }
+
+    /// Waits until there is a reply, or the thread was called, or the deadline.
+    pub(crate) fn wait(&self, deadline: Option<Instant>) {
+        let mut state = lock(&self.state);
+        while state.reply.is_none() && !state.called {
+            state = match deadline {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        state.called = false;
+    }
+}
+
+/// Where the reply to a future's call arrives.
+#[derive(Default)]
+pub(crate) struct Slot(Mutex<SlotState>);
+
+#[derive(Default)]
+struct SlotState {
+    reply: Option<Message>,
+    /// The connection has ended, and there will be no reply.
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+impl Slot {
+    /// Puts the reply there. Returns the waker, which is to be woken while no lock is held.
+    #[must_use]
+    pub(crate) fn put(&self, reply: Message) -> Option<Waker> {
+        let mut state = lock(&self.0);
+        state.reply = Some(reply);
+        state.waker.take()
+    }
+
+    /// Records that there will be no reply. Returns the waker.
+    #[must_use]
+    pub(crate) fn end(&self) -> Option<Waker> {
+        let mut state = lock(&self.0);
+        state.ended = true;
+        state.waker.take()
+    }
+
+    /// Returns the reply if it is there, and whether the connection has ended without one.
+    pub(crate) fn take(&self) -> (Option<Message>, bool) {
+        let mut state = lock(&self.0);
+        (state.reply.take(), state.ended)
+    }
+
+    /// Sets the waker, unless there is something to take. Returns the previous waker, to be dropped
+    /// while no lock is held, and whether this one was set.
+    pub(crate) fn wait(&self, waker: Waker) -> (Option<Waker>, bool) {
+        let mut state = lock(&self.0);
+        if state.reply.is_some() || state.ended {
+            return (Some(waker), false);
+        }
+        (state.waker.replace(waker), true)
+    }
+}

@@ -1,0 +1,766 @@
+//! The connection of a process to one server: its calls, and who receives the replies.
+//!
+//! All threads and tasks of a process share one connection to a server. At most one thread receives
+//! at a time, and passes on the replies of others. It is one that waits for a reply itself. When it
+//! has its own, it *leaves*: it calls another waiting thread to receive. If only futures wait, the
+//! connection's reader receives, a thread that is started when it is needed first.
+//!
+//! A thread that wants to receive first records that it waits, then tries to take the receiving
+//! end. A thread that leaves first gives up the receiving end, then looks at who waits. So one of
+//! the two notices the other, and no reply stays unread.
+
+use std::{
+    future::Future,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{
+    super::{
+        error::ManagerError,
+        protocol::{
+            CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, Status,
+            names_in_reply, put_number,
+        },
+    },
+    calls::{Calls, Message, Seat, Slot, Undo, Waiting},
+    door::Door,
+};
+use crate::{
+    os::{
+        fork::{Creator, NotInherited},
+        socket,
+        spin::Spin,
+        std_or_model::lock,
+    },
+    transport::ring::lane::{LaneReceiver, LaneSender},
+    unwind::catch,
+};
+
+/// The byte that asks the other side to look at the rings.
+pub(crate) const LOOK: u8 = b'!';
+/// The first byte of a message with the end of a pipe: the object is kept alive while the pipe is
+/// open. The object's id follows.
+pub(crate) const LEASE: u8 = b'L';
+
+/// A connection to a server.
+pub(crate) struct Connection {
+    door: Arc<Door>,
+    /// Closed in forks, so that the server notices this process's end.
+    socket: NotInherited,
+    creator: Creator,
+    message_bytes_max: u64,
+    sending: Mutex<LaneSender>,
+    /// Whether something waits in the sender's outbox.
+    unsent: AtomicBool,
+    receiving: Mutex<Receiving>,
+    calls: Mutex<Calls>,
+    /// Wakers of futures whose replies have come. They are the user's code, so they are woken while
+    /// no lock is held.
+    to_wake: Mutex<Vec<Waker>>,
+    reader: Arc<ReaderSignal>,
+    gone: OnceLock<Arc<str>>,
+}
+
+/// What the thread that receives owns.
+struct Receiving {
+    lane: LaneReceiver,
+    message: Message,
+    /// For a thread that waits.
+    spin: Spin,
+    /// For a thread of an async runtime.
+    brief: Spin,
+}
+
+/// How a turn of receiving has ended.
+enum Received {
+    /// The own reply has arrived.
+    Own(Message),
+    /// The deadline has passed, or nothing was there and the caller does not wait.
+    Nothing,
+    /// The receiving end has to be given up for a moment, to wake futures. Or something was passed
+    /// on, and the caller has no call of its own.
+    Interrupted,
+}
+
+/// How long a turn of receiving waits.
+#[derive(Clone, Copy)]
+enum Patience {
+    /// Until there is something, or the deadline.
+    Until(Option<Instant>),
+    /// A moment, if that has paid off before. For a thread of an async runtime.
+    Moment,
+}
+
+impl Connection {
+    pub(super) fn new(
+        door: Arc<Door>,
+        socket: NotInherited,
+        (sender, receiver): (LaneSender, LaneReceiver),
+        message_bytes_max: u64,
+    ) -> Arc<Self> {
+        Arc::new(Connection {
+            door,
+            socket,
+            creator: Creator::here(),
+            message_bytes_max,
+            sending: Mutex::new(sender),
+            unsent: AtomicBool::new(false),
+            receiving: Mutex::new(Receiving {
+                lane: receiver,
+                message: Vec::new(),
+                spin: Spin::default(),
+                brief: Spin::brief(),
+            }),
+            calls: Mutex::default(),
+            to_wake: Mutex::default(),
+            reader: Arc::default(),
+            gone: OnceLock::new(),
+        })
+    }
+
+    /// Returns the server's door.
+    pub(super) fn door(&self) -> &Arc<Door> {
+        &self.door
+    }
+
+    /// Whether this is a copy of another process's connection, made by `fork`.
+    #[inline]
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.creator.is_elsewhere()
+    }
+
+    /// Whether the connection has ended.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.get().is_some()
+    }
+
+    fn gone_error(&self) -> ManagerError {
+        ManagerError::Gone(self.gone.get().cloned().unwrap_or_else(|| "it has ended".into()))
+    }
+
+    /// Makes a call and waits for its reply.
+    ///
+    /// If there is none by the deadline, the call is given up, what it may still bring is given
+    /// back, and the error is [`ManagerError::TimedOut`].
+    pub(super) fn call(
+        self: &Arc<Self>,
+        undo: Undo,
+        object: ObjectId,
+        body: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Message, ManagerError> {
+        self.check_size(body)?;
+        let seat = Arc::new(Seat::default());
+        let Some(mut receiving) = self.try_receiving() else {
+            let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
+            let sent = self.send(call, undo.operation, object, body);
+            return self
+                .finish(sent.and_then(|()| self.wait_in(&seat, call, undo, deadline)), call);
+        };
+        // Nobody receives, so this thread does, and need not even record that it waits.
+        let call = lock(&self.calls).new_id();
+        let received = self
+            .send(call, undo.operation, object, body)
+            .and_then(|()| self.receive(&mut receiving, Some(call), Patience::Until(deadline)));
+        // Recorded before anybody else can receive.
+        let waiting = match received {
+            Ok(Received::Nothing) => Some(Waiting::Nobody(undo)),
+            Ok(Received::Interrupted) => Some(Waiting::Thread(Arc::clone(&seat))),
+            _ => None,
+        };
+        if let Some(waiting) = waiting {
+            lock(&self.calls).waiting.insert(call, waiting);
+        }
+        self.unlock(receiving);
+        match received {
+            Ok(Received::Interrupted) => {
+                self.finish(self.wait_in(&seat, call, undo, deadline), call)
+            }
+            received => self.finish(received, call),
+        }
+    }
+
+    /// Makes a call. At the deadline, asks the server to answer at once, and waits for that.
+    pub(super) fn call_then_give_up(
+        self: &Arc<Self>,
+        undo: Undo,
+        object: ObjectId,
+        body: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<Message, ManagerError> {
+        self.check_size(body)?;
+        let seat = Arc::new(Seat::default());
+        let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
+        self.send(call, undo.operation, object, body)?;
+        let mut received = self.wait_in(&seat, call, undo, deadline);
+        if matches!(received, Ok(Received::Nothing)) {
+            lock(&self.calls).waiting.insert(call, Waiting::Thread(Arc::clone(&seat)));
+            self.ask_to_give_up(call);
+            received = self.wait_in(&seat, call, undo, None);
+        }
+        self.finish(received, call)
+    }
+
+    /// Records a new call.
+    fn enter(&self, waiting: Waiting) -> CallId {
+        let mut calls = lock(&self.calls);
+        let call = calls.new_id();
+        calls.waiting.insert(call, waiting);
+        call
+    }
+
+    /// Ends a call that this thread has waited for.
+    fn finish(
+        self: &Arc<Self>,
+        received: Result<Received, ManagerError>,
+        call: CallId,
+    ) -> Result<Message, ManagerError> {
+        self.wake_all();
+        // This thread may have been called to receive, and has not.
+        self.leave();
+        match received? {
+            Received::Own(message) => Ok(message),
+            Received::Nothing | Received::Interrupted => {
+                self.give_up(call);
+                Err(ManagerError::TimedOut)
+            }
+        }
+    }
+
+    /// Gives up the receiving end, and wakes those whose replies have come.
+    fn unlock(&self, receiving: MutexGuard<'_, Receiving>) {
+        drop(receiving);
+        self.wake_all();
+    }
+
+    /// Wakes the futures whose replies have come. No lock may be held.
+    fn wake_all(&self) {
+        let wakers = std::mem::take(&mut *lock(&self.to_wake));
+        for waker in wakers {
+            // A panic of the user's waker must not end the thread that has received.
+            let _ = catch(|| waker.wake());
+        }
+    }
+
+    /// Waits on a seat until the reply is there, and receives when nobody else does.
+    fn wait_in(
+        self: &Arc<Self>,
+        seat: &Seat,
+        call: CallId,
+        undo: Undo,
+        deadline: Option<Instant>,
+    ) -> Result<Received, ManagerError> {
+        loop {
+            if let Some(mut receiving) = self.try_receiving() {
+                if let Some(message) = seat.take() {
+                    self.unlock(receiving);
+                    return Ok(Received::Own(message));
+                }
+                let received = self.receive(&mut receiving, Some(call), Patience::Until(deadline));
+                let interrupted = matches!(received, Ok(Received::Interrupted));
+                if !interrupted {
+                    let mut calls = lock(&self.calls);
+                    calls.waiting.remove(&call);
+                    if matches!(received, Ok(Received::Nothing)) {
+                        calls.waiting.insert(call, Waiting::Nobody(undo));
+                    }
+                }
+                self.unlock(receiving);
+                if interrupted {
+                    continue;
+                }
+                return received;
+            }
+            seat.wait(deadline);
+            if let Some(message) = seat.take() {
+                return Ok(Received::Own(message));
+            }
+            if self.is_gone() {
+                return Err(self.gone_error());
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                let mut calls = lock(&self.calls);
+                // The reply may have come in between.
+                if calls.waiting.remove(&call).is_some() {
+                    calls.waiting.insert(call, Waiting::Nobody(undo));
+                    return Ok(Received::Nothing);
+                }
+                drop(calls);
+                // It is being put onto the seat at this moment, or the connection has ended.
+                seat.wait(None);
+            }
+        }
+    }
+
+    /// Begins a call whose reply a future awaits.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        undo: Undo,
+        object: ObjectId,
+        body: &[u8],
+    ) -> Result<PendingCall, ManagerError> {
+        self.check_size(body)?;
+        let slot = Arc::new(Slot::default());
+        let call = self.enter(Waiting::Task(Arc::clone(&slot)));
+        let mut pending =
+            PendingCall { connection: Arc::clone(self), call, slot, undo, over: false };
+        if let Err(error) = self.send(call, undo.operation, object, body) {
+            pending.over = true;
+            lock(&self.calls).waiting.remove(&call);
+            self.wake_all();
+            return Err(error);
+        }
+        Ok(pending)
+    }
+
+    /// Sends a request that gets no reply.
+    pub(super) fn tell(&self, operation: Operation, object: ObjectId, body: &[u8]) {
+        // If the server is gone, there is nobody to tell.
+        let _ = self.send(CallId::NONE, operation, object, body);
+        // A failed connection is noticed by the next call as well, so no future waits in vain: those
+        // that were to be woken are woken by it, or by the thread that receives.
+    }
+
+    /// Keeps an object alive while the other end of this pipe is open anywhere.
+    pub(super) fn lease(&self, object: ObjectId, end: &OwnedFd) -> io::Result<()> {
+        let mut message = [0; 9];
+        message[0] = LEASE;
+        message[1..].copy_from_slice(&object.0.to_le_bytes());
+        let socket = self.socket.get().ok_or(io::ErrorKind::NotConnected)?;
+        socket::send(socket, &message, &[end.as_fd()])
+    }
+
+    fn check_size(&self, body: &[u8]) -> Result<(), ManagerError> {
+        if body.len() as u64 > self.message_bytes_max {
+            let text = format!(
+                "a call of {} bytes; `message_bytes_max` is {}",
+                body.len(),
+                self.message_bytes_max
+            );
+            return Err(ManagerError::Limit(text.into()));
+        }
+        Ok(())
+    }
+
+    fn send(
+        &self,
+        call: CallId,
+        operation: Operation,
+        object: ObjectId,
+        body: &[u8],
+    ) -> Result<(), ManagerError> {
+        if self.is_gone() {
+            return Err(self.gone_error());
+        }
+        let request = Request { call, operation, object, len: body.len() as u64 };
+        let (sent, wake) = {
+            let mut sender = lock(&self.sending);
+            let sent = sender.send(&request.to_bytes(), body);
+            self.unsent.store(!sender.is_flushed(), Ordering::Relaxed);
+            (sent, sender.must_wake())
+        };
+        if wake {
+            self.wake_server();
+        }
+        sent.map_err(|error| self.end(error.to_string()))
+    }
+
+    /// Sends what found no room before.
+    fn send_rest(&self) -> Result<(), ManagerError> {
+        if !self.unsent.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let (sent, wake) = {
+            let mut sender = lock(&self.sending);
+            let sent = sender.flush();
+            self.unsent.store(!sender.is_flushed(), Ordering::Relaxed);
+            (sent, sender.must_wake())
+        };
+        if wake {
+            self.wake_server();
+        }
+        sent.map(drop).map_err(|error| self.end(error.to_string()))
+    }
+
+    fn wake_server(&self) {
+        if let Some(socket) = self.socket.get() {
+            // A full socket has bytes that the server has yet to look at. A closed one is noticed
+            // by the thread that receives.
+            let _ = socket::send_now(socket, &[LOOK], &[]);
+        }
+    }
+
+    fn try_receiving(&self) -> Option<MutexGuard<'_, Receiving>> {
+        match self.receiving.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Receives, and passes on the replies of others, until the reply to `own` is there or the
+    /// patience is at its end. Without `own`, until anything was passed on.
+    fn receive(
+        &self,
+        receiving: &mut Receiving,
+        own: Option<CallId>,
+        patience: Patience,
+    ) -> Result<Received, ManagerError> {
+        let mut hung_up = false;
+        loop {
+            let mut interrupts = false;
+            loop {
+                let Receiving { lane, message, .. } = receiving;
+                match lane.receive(message) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => return Err(self.end(error.to_string())),
+                }
+                let reply = message.first_chunk().and_then(Reply::from_bytes);
+                let Some(reply) = reply else {
+                    return Err(self.end("a reply that nobody understands".to_owned()));
+                };
+                let message = std::mem::take(message);
+                if own == Some(reply.call) {
+                    if lane.must_wake() {
+                        self.wake_server();
+                    }
+                    return Ok(Received::Own(message));
+                }
+                interrupts |= self.deliver(reply, message) || own.is_none();
+            }
+            if receiving.lane.must_wake() {
+                self.wake_server();
+            }
+            self.send_rest()?;
+            if interrupts {
+                return Ok(Received::Interrupted);
+            }
+            if hung_up {
+                return Err(self.end("its connection was closed".to_owned()));
+            }
+            let Receiving { lane, spin, brief, .. } = receiving;
+            let spin = if matches!(patience, Patience::Moment) { brief } else { spin };
+            if spin.wait(lane.sender_cpu(), || !lane.is_empty()) {
+                continue;
+            }
+            let Patience::Until(deadline) = patience else { return Ok(Received::Nothing) };
+            if !lane.announce_sleep() {
+                continue;
+            }
+            let slept = self.sleep(deadline);
+            lane.awake();
+            match slept {
+                Ok(Slept::Woken) => {}
+                Ok(Slept::Late) => return Ok(Received::Nothing),
+                // What the server sent before its end is in the ring.
+                Ok(Slept::HungUp) => hung_up = true,
+                Err(error) => return Err(self.end(format!("its socket failed: {error}"))),
+            }
+        }
+    }
+
+    /// Sleeps until the server sends a byte, or closes the socket.
+    fn sleep(&self, deadline: Option<Instant>) -> io::Result<Slept> {
+        let Some(socket) = self.socket.get() else { return Ok(Slept::HungUp) };
+        loop {
+            let timeout = match deadline {
+                None => None,
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(Slept::Late);
+                    }
+                    Some(
+                        Timespec::try_from(left)
+                            .unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 }),
+                    )
+                }
+            };
+            let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+            match poll(&mut fds, timeout.as_ref()) {
+                Err(rustix::io::Errno::INTR) | Ok(0) => continue,
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+            let mut bytes = [0; 64];
+            loop {
+                match socket::recv_short_now(socket, &mut bytes) {
+                    Ok((0, _)) => return Ok(Slept::HungUp),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Ok(Slept::Woken);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Passes a reply on to whoever waits for it. Returns whether a future has to be woken.
+    fn deliver(&self, reply: Reply, message: Message) -> bool {
+        let waiting = lock(&self.calls).waiting.remove(&reply.call);
+        match waiting {
+            Some(Waiting::Thread(seat)) => seat.put(message),
+            Some(Waiting::Task(slot)) => {
+                if let Some(waker) = slot.put(message) {
+                    lock(&self.to_wake).push(waker);
+                    return true;
+                }
+            }
+            Some(Waiting::Nobody(undo)) => self.give_back(undo, reply, &message),
+            // The server answers each call once, so this is none of ours.
+            None => tracing::error!(call = reply.call.0, "a manager has answered a call twice"),
+        }
+        false
+    }
+
+    /// Gives back what the reply to an abandoned call has brought.
+    pub(super) fn give_back(&self, undo: Undo, reply: Reply, message: &[u8]) {
+        let body = message.get(HEADER_BYTES..).unwrap_or_default();
+        let done = reply.status == Status::Done;
+        let takes_anyway =
+            undo.operation == Operation::ConditionWait && reply.status == Status::GivenUp;
+        if !done && !takes_anyway {
+            return;
+        }
+        let numbers = |numbers: &[u64]| {
+            let mut body = Vec::new();
+            numbers.iter().for_each(|number| put_number(&mut body, *number));
+            body
+        };
+        match undo.operation {
+            Operation::QueueGet => self.tell(Operation::QueuePutBack, undo.object, body),
+            Operation::LockAcquire | Operation::ConditionWait => {
+                self.tell(Operation::LockRelease, undo.object, &numbers(&[undo.owner]));
+            }
+            Operation::SemaphoreAcquire => {
+                self.tell(Operation::SemaphoreRelease, undo.object, &numbers(&[1]));
+            }
+            Operation::Create => {
+                self.tell(Operation::Release, ObjectId(reply.number), &numbers(&[1]));
+            }
+            Operation::Claim => self.tell(Operation::Release, undo.object, &numbers(&[1])),
+            _ => {}
+        }
+        for name in names_in_reply(undo.operation, Fields::new(body)) {
+            self.tell(Operation::Release, name, &numbers(&[1]));
+        }
+    }
+
+    /// Asks the server to answer a call at once. Somebody receives the answer.
+    fn give_up(self: &Arc<Self>, call: CallId) {
+        self.ask_to_give_up(call);
+        self.leave_to_reader();
+    }
+
+    fn ask_to_give_up(&self, call: CallId) {
+        let mut body = Vec::new();
+        put_number(&mut body, u64::from(call.0));
+        self.tell(Operation::GiveUp, ObjectId::NONE, &body);
+    }
+
+    /// Lets somebody else receive who waits. Called after the receiving end was given up.
+    fn leave(self: &Arc<Self>) {
+        let calls = lock(&self.calls);
+        if calls.waiting.is_empty() {
+            return;
+        }
+        let thread = calls.waiting.values().find_map(|waiting| match waiting {
+            Waiting::Thread(seat) => Some(Arc::clone(seat)),
+            _ => None,
+        });
+        drop(calls);
+        match thread {
+            Some(seat) => seat.call(),
+            None => self.leave_to_reader(),
+        }
+    }
+
+    /// Lets the reader receive if no thread waits.
+    fn leave_to_reader(self: &Arc<Self>) {
+        if lock(&self.calls).need_reader() {
+            self.reader.wake(self);
+        }
+    }
+
+    /// The reader's turn: receives as long as only futures wait.
+    fn read(self: &Arc<Self>) {
+        loop {
+            let mut receiving = lock(&self.receiving);
+            let needed = lock(&self.calls).need_reader();
+            let received =
+                needed.then(|| self.receive(&mut receiving, None, Patience::Until(None)));
+            self.unlock(receiving);
+            if !matches!(received, Some(Ok(_))) {
+                // A thread that came meanwhile has found the receiving end taken.
+                return self.leave();
+            }
+        }
+    }
+
+    /// Ends the connection. All that wait get an error. Returns the error. The caller calls
+    /// [`wake_all`](Self::wake_all) when it holds no lock.
+    fn end(&self, why: String) -> ManagerError {
+        let _ = self.gone.set(why.into());
+        let waiting = std::mem::take(&mut lock(&self.calls).waiting);
+        for waiting in waiting.into_values() {
+            match waiting {
+                Waiting::Thread(seat) => seat.call(),
+                Waiting::Task(slot) => lock(&self.to_wake).extend(slot.end()),
+                Waiting::Nobody(_) => {}
+            }
+        }
+        self.gone_error()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reader.end();
+    }
+}
+
+/// How a sleep has ended.
+enum Slept {
+    Woken,
+    Late,
+    HungUp,
+}
+
+/// How the reader of a connection is woken and ended.
+#[derive(Default)]
+struct ReaderSignal {
+    state: Mutex<ReaderState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct ReaderState {
+    runs: bool,
+    wanted: bool,
+    ended: bool,
+}
+
+impl ReaderSignal {
+    fn wake(self: &Arc<Self>, connection: &Arc<Connection>) {
+        let mut state = lock(&self.state);
+        state.wanted = true;
+        if !state.runs {
+            let (signal, connection) = (Arc::clone(self), Arc::downgrade(connection));
+            let started = std::thread::Builder::new()
+                .name("executor-manager".to_owned())
+                .spawn(move || signal.run(&connection));
+            match started {
+                Ok(_) => state.runs = true,
+                // The next call tries again, and a thread that makes a call receives for all.
+                Err(error) => tracing::error!(%error, "the reader of a manager's replies"),
+            }
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        lock(&self.state).ended = true;
+        self.changed.notify_one();
+    }
+
+    /// The reader. It owns the connection only while it receives.
+    fn run(&self, connection: &Weak<Connection>) {
+        loop {
+            let mut state = lock(&self.state);
+            while !state.wanted && !state.ended {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.ended {
+                return;
+            }
+            state.wanted = false;
+            drop(state);
+            if let Some(connection) = connection.upgrade() {
+                connection.read();
+            }
+        }
+    }
+}
+
+/// A call that a future awaits. If it is dropped early, what the call may still bring is given
+/// back.
+pub(crate) struct PendingCall {
+    connection: Arc<Connection>,
+    call: CallId,
+    slot: Arc<Slot>,
+    undo: Undo,
+    over: bool,
+}
+
+impl Future for PendingCall {
+    type Output = Result<Message, ManagerError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        assert!(!this.over, "polled after it had completed");
+        // The reply may be there in a moment: then no other thread has to be woken.
+        if let Some(mut receiving) = this.connection.try_receiving() {
+            let own = match this.slot.take() {
+                (Some(message), _) => Ok(Received::Own(message)),
+                _ => this.connection.receive(&mut receiving, Some(this.call), Patience::Moment),
+            };
+            if matches!(own, Ok(Received::Own(_))) {
+                lock(&this.connection.calls).waiting.remove(&this.call);
+            }
+            this.connection.unlock(receiving);
+            this.connection.leave();
+            if let Ok(Received::Own(message)) = own {
+                this.over = true;
+                return Poll::Ready(Ok(message));
+            }
+        }
+        let (old, waits) = this.slot.wait(context.waker().clone());
+        // The user's code, so no lock may be held.
+        drop(old);
+        if waits {
+            return Poll::Pending;
+        }
+        this.over = true;
+        match this.slot.take() {
+            (Some(message), _) => Poll::Ready(Ok(message)),
+            (None, _) => Poll::Ready(Err(this.connection.gone_error())),
+        }
+    }
+}
+
+impl Drop for PendingCall {
+    fn drop(&mut self) {
+        if self.over || self.connection.is_elsewhere() {
+            return;
+        }
+        let waited = {
+            let mut calls = lock(&self.connection.calls);
+            let waited = calls.waiting.remove(&self.call);
+            if waited.is_some() {
+                calls.waiting.insert(self.call, Waiting::Nobody(self.undo));
+            }
+            waited.is_some()
+        };
+        if waited {
+            self.connection.give_up(self.call);
+        } else if let (Some(message), _) = self.slot.take()
+            && let Some(reply) = message.first_chunk().and_then(Reply::from_bytes)
+        {
+            // The reply had come, and nobody has seen it.
+            self.connection.give_back(self.undo, reply, &message);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The client's side of a manager: handles of objects, and the connection through which they make
+//! their calls.
+//!
+//! ```text
+//!  Dict, List, Queue, …                    a thread, or a future
+//!     │ Reference: server, object             │
+//!     ▼                                       ▼
+//!  table: one Connection for each server ─► send ── requests ring ──────────► server
+//!                                             │
+//!                                          receive ◄── replies ring ─────────
+//!                                             │  at most one thread; passes on others' replies
+//!                                             └─► seats of threads, slots of futures
+//! ```
+//!
+//! If the server dies, the socket says so, and every call that waits gets
+//! [`ManagerError::Gone`](super::ManagerError::Gone). If this process dies, the server notices it
+//! by the same socket. After a `fork`, the child makes a connection of its own, with the first call.
+
+mod calls;
+pub(super) mod connection;
+pub(super) mod door;
+mod reference;
+mod table;
+mod value;
+
+pub(super) use door::{Door, ServerId};
+pub(super) use reference::{Answer, Reference, Request, Values};
+pub(super) use value::{naming, taking_in_server};

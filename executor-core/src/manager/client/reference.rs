@@ -1,0 +1,450 @@
+//! A reference to an object of a server, as every handle has one, and the calls made through it.
+
+use std::{
+    fmt,
+    os::fd::AsFd,
+    sync::{Arc, Mutex, OnceLock},
+    time::Instant,
+};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::DeserializeOwned, ser};
+
+use super::{
+    super::{
+        error::ManagerError,
+        protocol::{
+            Fields, HEADER_BYTES, ObjectId, Operation, Reply, Status, put_bytes, put_number,
+        },
+    },
+    calls::{Message, Undo},
+    connection::Connection,
+    door::{Door, ServerId},
+    table,
+    value::{self, Taken},
+};
+use crate::{
+    os::{process::above_stdio, socket, std_or_model::lock},
+    wire::attachment::{self, Attachment},
+};
+
+/// A reference to an object of a server. The object lives at least as long.
+pub(crate) struct Reference {
+    door: Arc<Door>,
+    object: ObjectId,
+    /// This process's hold on the object.
+    hold: OnceLock<Hold>,
+    /// The hold of a process that was forked from the one above.
+    hold_of_fork: Mutex<Option<Arc<Hold>>>,
+    /// The end of a pipe. While it is open anywhere, the object lives. It was received with this
+    /// reference, or is made when the reference is sent for the first time.
+    lease: OnceLock<Attachment>,
+}
+
+/// A reference that the server counts for a connection.
+struct Hold {
+    connection: Arc<Connection>,
+    object: ObjectId,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.object == ObjectId::NONE || self.connection.is_elsewhere() {
+            return;
+        }
+        let mut one = Vec::new();
+        put_number(&mut one, 1);
+        self.connection.tell(Operation::Release, self.object, &one);
+    }
+}
+
+impl fmt::Debug for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reference")
+            .field("manager", &format_args!("{:016x}", self.door.id.0 as u64))
+            .field("object", &self.object.0)
+            .finish()
+    }
+}
+
+impl PartialEq for Reference {
+    fn eq(&self, other: &Self) -> bool {
+        (self.door.id, self.object) == (other.door.id, other.object)
+    }
+}
+
+impl Eq for Reference {}
+
+impl Reference {
+    fn new(door: Arc<Door>, object: ObjectId, hold: Option<Arc<Connection>>) -> Self {
+        let held = OnceLock::new();
+        if let Some(connection) = hold {
+            let _ = held.set(Hold { connection, object });
+        }
+        Reference {
+            door,
+            object,
+            hold: held,
+            hold_of_fork: Mutex::default(),
+            lease: OnceLock::new(),
+        }
+    }
+
+    /// Returns a reference to a server itself. It is for calls that concern no object.
+    pub(crate) fn to_server(door: Arc<Door>) -> Result<Self, ManagerError> {
+        let connection = table::connection_to(&door)?;
+        Ok(Reference::new(door, ObjectId::NONE, Some(connection)))
+    }
+
+    pub(crate) fn object(&self) -> ObjectId {
+        self.object
+    }
+
+    /// Returns the connection for calls about this object. Connects and claims the object if this
+    /// process has not done so yet.
+    fn connection(&self) -> Result<Arc<Connection>, ManagerError> {
+        if let Some(hold) = self.hold.get()
+            && !hold.connection.is_elsewhere()
+        {
+            return Ok(Arc::clone(&hold.connection));
+        }
+        let mut of_fork = lock(&self.hold_of_fork);
+        if let Some(hold) = &*of_fork
+            && !hold.connection.is_elsewhere()
+        {
+            return Ok(Arc::clone(&hold.connection));
+        }
+        let connection = table::connection_to(&self.door)?;
+        if self.object != ObjectId::NONE {
+            let undo = Undo { operation: Operation::Claim, object: self.object, owner: 0 };
+            let answer = connection.call(undo, self.object, &[], None)?;
+            Answer::new(answer, Arc::clone(&connection))?;
+        }
+        let hold = Hold { connection: Arc::clone(&connection), object: self.object };
+        if let Err(hold) = self.hold.set(hold) {
+            *of_fork = Some(Arc::new(hold));
+        }
+        Ok(connection)
+    }
+
+    /// Begins a request about this object.
+    pub(crate) fn request(&self, operation: Operation) -> Request<'_> {
+        let undo = Undo { operation, object: self.object, owner: 0 };
+        Request { reference: self, undo, body: Vec::new(), failed: None }
+    }
+
+    /// Returns a reference to an object that a reply to [`Operation::Create`] has brought.
+    pub(crate) fn created(answer: &Answer) -> Self {
+        let connection = Arc::clone(&answer.connection);
+        Reference::new(Arc::clone(connection.door()), ObjectId(answer.number()), Some(connection))
+    }
+
+    /// Returns the end of a pipe that keeps the object alive while it is open anywhere.
+    fn lease(&self) -> Result<Attachment, ManagerError> {
+        if let Some(lease) = self.lease.get() {
+            return Ok(Arc::clone(lease));
+        }
+        let connection = self.connection()?;
+        let (watched, held) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| ManagerError::os("a pipe for a managed object")(error.into()))?;
+        let held = above_stdio(held).map_err(ManagerError::os("a pipe for a managed object"))?;
+        connection
+            .lease(self.object, &watched)
+            .map_err(ManagerError::os("a message to a manager"))?;
+        // The server answers when it has the pipe. From then on the object may lose this reference.
+        let undo = Undo { operation: Operation::Lease, object: self.object, owner: 0 };
+        let answer = connection.call(undo, self.object, &[], None)?;
+        Answer::new(answer, connection)?;
+        Ok(Arc::clone(self.lease.get_or_init(|| Arc::new(held))))
+    }
+}
+
+impl Serialize for Reference {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Reference { door, object, .. } = self;
+        let server = door.id.0.to_le_bytes();
+        if let Some(other) = value::encoding_for() {
+            if other != door.id {
+                return Err(ser::Error::custom(
+                    "an object of one manager cannot be stored in another manager",
+                ));
+            }
+            // The server counts it for this process, so this process must have it.
+            self.connection().map_err(ser::Error::custom)?;
+            value::name(*object);
+            return (server, object.0, None::<(u8, u8)>).serialize(serializer);
+        }
+        let attach = |descriptor: &Attachment| attachment::attach::<S>(descriptor);
+        let socket = attach(&door.socket).map_err(ser::Error::custom)?;
+        let lease = self.lease().map_err(ser::Error::custom)?;
+        let lease = attach(&lease).map_err(ser::Error::custom)?;
+        (server, object.0, Some((socket, lease))).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reference {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (server, object, attached) =
+            <([u8; 16], u64, Option<(u8, u8)>)>::deserialize(deserializer)?;
+        let (server, object) = (ServerId(u128::from_le_bytes(server)), ObjectId(object));
+        let Some((socket, lease)) = attached else {
+            return match value::take(server, object) {
+                Some(Taken::Client(connection)) => {
+                    Ok(Reference::new(Arc::clone(connection.door()), object, Some(connection)))
+                }
+                Some(Taken::Server(door)) => Ok(Reference::new(door, object, None)),
+                None => Err(de::Error::custom("the object did not come with its handle")),
+            };
+        };
+        let socket = attachment::detach(socket).map_err(de::Error::custom)?;
+        let lease = attachment::detach(lease).map_err(de::Error::custom)?;
+        if !socket::is_one(socket.as_fd()) {
+            return Err(de::Error::custom("what came is no socket of a manager"));
+        }
+        let reference = Reference::new(Arc::new(Door { id: server, socket }), object, None);
+        // The lease keeps the object alive until the first call, which claims it, and afterwards.
+        let _ = reference.lease.set(lease);
+        Ok(reference)
+    }
+}
+
+/// A request that is being put together.
+pub(crate) struct Request<'a> {
+    reference: &'a Reference,
+    undo: Undo,
+    body: Vec<u8>,
+    failed: Option<ManagerError>,
+}
+
+impl Request<'_> {
+    pub(crate) fn number(mut self, number: u64) -> Self {
+        put_number(&mut self.body, number);
+        self
+    }
+
+    pub(crate) fn flag(self, flag: bool) -> Self {
+        self.number(u64::from(flag))
+    }
+
+    pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
+        put_bytes(&mut self.body, bytes);
+        self
+    }
+
+    /// Adds an encoded value.
+    pub(crate) fn value<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
+        if self.failed.is_none()
+            && let Err(error) = value::encode(self.reference.door.id, value, &mut self.body)
+        {
+            self.failed = Some(error);
+        }
+        self
+    }
+
+    /// Adds all values of an iterator.
+    pub(crate) fn values<T: Serialize>(self, values: impl IntoIterator<Item = T>) -> Self {
+        values.into_iter().fold(self, |request, value| request.value(&value))
+    }
+
+    /// Sets who owns the lock that the request takes, and the lock if that is another object.
+    pub(crate) fn takes_lock(mut self, owner: u64, lock: ObjectId) -> Self {
+        self.undo.owner = owner;
+        self.undo.object = lock;
+        self
+    }
+
+    /// Makes the call and waits for the answer.
+    pub(crate) fn call(self) -> Result<Answer, ManagerError> {
+        self.call_until(None)
+    }
+
+    /// Makes the call and waits for the answer until the deadline.
+    pub(crate) fn call_until(self, deadline: Option<Instant>) -> Result<Answer, ManagerError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let connection = self.reference.connection()?;
+        let message = connection.call(self.undo, self.reference.object, &self.body, deadline)?;
+        Answer::new(message, connection)
+    }
+
+    /// Makes the call. At the deadline, asks the server to answer, and waits for that.
+    pub(crate) fn call_then_give_up(
+        self,
+        deadline: Option<Instant>,
+    ) -> Result<Answer, ManagerError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let connection = self.reference.connection()?;
+        let object = self.reference.object;
+        let message = connection.call_then_give_up(self.undo, object, &self.body, deadline)?;
+        Answer::new(message, connection)
+    }
+
+    /// Makes the call, and awaits the answer. Nothing happens before it is polled.
+    pub(crate) async fn call_async(self) -> Result<Answer, ManagerError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let connection = self.reference.connection()?;
+        let pending = connection.begin(self.undo, self.reference.object, &self.body)?;
+        Answer::new(pending.await?, connection)
+    }
+
+    /// Sends a request that gets no answer.
+    pub(crate) fn tell(self) {
+        if self.failed.is_none()
+            && let Ok(connection) = self.reference.connection()
+        {
+            connection.tell(self.undo.operation, self.reference.object, &self.body);
+        }
+    }
+}
+
+/// The answer to a call.
+pub(crate) struct Answer {
+    reply: Reply,
+    message: Message,
+    connection: Arc<Connection>,
+}
+
+impl Answer {
+    fn new(message: Message, connection: Arc<Connection>) -> Result<Self, ManagerError> {
+        let reply = message.first_chunk().and_then(Reply::from_bytes);
+        let reply = reply.ok_or_else(|| ManagerError::Protocol("a reply without a head".into()))?;
+        let answer = Answer { reply, message, connection };
+        match reply.status {
+            Status::Done
+            | Status::Missing
+            | Status::NotNow
+            | Status::GivenUp
+            | Status::Refused
+            | Status::Broken => Ok(answer),
+            Status::NoObject => Err(ManagerError::NoObject),
+            Status::WrongKind => {
+                Err(ManagerError::Protocol("the object is of another kind than its handle".into()))
+            }
+            Status::Malformed => Err(ManagerError::Protocol(answer.text())),
+            Status::Limit => Err(ManagerError::Limit(answer.text())),
+            Status::Failed => Err(answer.failure()),
+        }
+    }
+
+    fn body(&self) -> Fields<'_> {
+        Fields::new(self.message.get(HEADER_BYTES..).unwrap_or_default())
+    }
+
+    fn text(&self) -> Arc<str> {
+        String::from_utf8_lossy(self.body().bytes().unwrap_or_default()).into()
+    }
+
+    fn failure(&self) -> ManagerError {
+        super::super::function::failure(self.message.get(HEADER_BYTES..).unwrap_or_default())
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.reply.status
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.reply.number
+    }
+
+    /// Whether the number in the answer says yes.
+    pub(crate) fn is_yes(&self) -> bool {
+        self.reply.status == Status::Done && self.reply.number == 1
+    }
+
+    /// Returns the error if the object has refused the call.
+    pub(crate) fn unless_refused(self, why: &'static str) -> Result<Self, ManagerError> {
+        match self.reply.status {
+            Status::Refused => Err(ManagerError::Refused(why)),
+            _ => Ok(self),
+        }
+    }
+
+    /// Decodes the one value of the answer.
+    pub(crate) fn value<T: DeserializeOwned>(&self) -> Result<T, ManagerError> {
+        let mut fields = self.body();
+        let value = fields.value().map_err(short)?;
+        value::decode(&self.connection, value)
+    }
+
+    /// Decodes the value of the answer, if there is one.
+    pub(crate) fn optional<T: DeserializeOwned>(&self) -> Result<Option<T>, ManagerError> {
+        match self.reply.status {
+            Status::Missing => Ok(None),
+            // Where nothing is expected, an empty body means that nothing is there.
+            _ if self.body().is_empty() => Ok(None),
+            _ => self.value().map(Some),
+        }
+    }
+
+    /// Decodes all values of the answer with `each`, which reads one or more at a time.
+    pub(crate) fn each<R>(
+        &self,
+        mut each: impl FnMut(&mut Values<'_>) -> Result<R, ManagerError>,
+    ) -> Result<Vec<R>, ManagerError> {
+        let mut values = Values { fields: self.body(), connection: &self.connection };
+        let mut all = Vec::new();
+        while !values.fields.is_empty() {
+            match each(&mut values) {
+                Ok(one) => all.push(one),
+                Err(error) => {
+                    // Nobody will read the others.
+                    while values.skip().is_ok() {}
+                    return Err(error);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Decodes all values of the answer.
+    pub(crate) fn values<T: DeserializeOwned>(&self) -> Result<Vec<T>, ManagerError> {
+        self.each(|values: &mut Values<'_>| values.next())
+    }
+
+    /// Returns the numbers of the answer.
+    pub(crate) fn numbers<const N: usize>(&self) -> Result<[u64; N], ManagerError> {
+        let mut fields = self.body();
+        let mut numbers = [0; N];
+        for number in &mut numbers {
+            *number = fields.number().map_err(short)?;
+        }
+        Ok(numbers)
+    }
+}
+
+/// Reads the values of an answer, one after the other.
+pub(crate) struct Values<'a> {
+    fields: Fields<'a>,
+    connection: &'a Arc<Connection>,
+}
+
+impl Values<'_> {
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<T, ManagerError> {
+        let value = self.fields.value().map_err(short)?;
+        value::decode(self.connection, value)
+    }
+
+    /// Passes over a value. The objects that it names are given back.
+    pub(crate) fn skip(&mut self) -> Result<(), ManagerError> {
+        let value = self.fields.value().map_err(short)?;
+        value::give_back(self.connection, value);
+        Ok(())
+    }
+
+    /// Reads a value that may be absent.
+    pub(crate) fn optional<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ManagerError> {
+        match self.fields.flag().map_err(short)? {
+            true => self.next().map(Some),
+            false => Ok(None),
+        }
+    }
+}
+
+fn short(error: super::super::protocol::Malformed) -> ManagerError {
+    ManagerError::Protocol(error.to_string().into())
+}

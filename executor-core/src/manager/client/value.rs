@@ -1,0 +1,194 @@
+//! Values of users in the messages of a manager, and the objects that they name.
+//!
+//! ```text
+//!  Serialize of a handle:    names the object ─► its id goes in front of the value's bytes
+//!  the server:               counts a reference for each id in what it keeps, and in what it sends
+//!  Deserialize of a handle:  takes one of the references that came with the reply
+//! ```
+//!
+//! serde has no place for anything besides the value, so what an encoding or decoding needs is kept
+//! in thread-local variables meanwhile, as for [attachments](crate::wire::attachment).
+
+use std::{any::type_name, cell::RefCell, mem::ManuallyDrop, sync::Arc};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    super::{
+        error::ManagerError,
+        protocol::{
+            FIELD_BYTES_MAX, NAMED_MAX, ObjectId, Operation, ValueField, put_number, put_value,
+        },
+    },
+    connection::Connection,
+    door::{Door, ServerId},
+};
+use crate::{
+    os::local,
+    unwind::catch,
+    wire::{
+        attachment,
+        buffer::Buffer,
+        codec::{Format, Postcard},
+    },
+};
+
+/// An encoding of a value for a server.
+struct Naming {
+    server: ServerId,
+    names: Vec<ObjectId>,
+}
+
+/// A decoding of a value that came from a server.
+enum Taking {
+    /// In a client: the references that came with the reply.
+    Client(Arc<Connection>, Vec<ObjectId>),
+    /// In the server itself, where a function of an update gets the value.
+    Server(Arc<Door>),
+}
+
+thread_local! {
+    static NAMING: RefCell<ManuallyDrop<Option<Naming>>> = const { RefCell::new(ManuallyDrop::new(None)) };
+    static TAKING: RefCell<ManuallyDrop<Option<Taking>>> = const { RefCell::new(ManuallyDrop::new(None)) };
+}
+
+fn replace_naming(naming: Option<Naming>) -> Option<Naming> {
+    local::with(&NAMING, |place| std::mem::replace(&mut **place.borrow_mut(), naming))
+}
+
+fn replace_taking(taking: Option<Taking>) -> Option<Taking> {
+    local::with(&TAKING, |place| std::mem::replace(&mut **place.borrow_mut(), taking))
+}
+
+/// Returns the server for which a value is being encoded on this thread, if there is one.
+pub(super) fn encoding_for() -> Option<ServerId> {
+    local::with(&NAMING, |place| (**place.borrow()).as_ref().map(|naming| naming.server))
+}
+
+/// Names an object in the value that is being encoded for its server.
+pub(super) fn name(object: ObjectId) {
+    local::with(&NAMING, |place| {
+        if let Some(naming) = &mut **place.borrow_mut() {
+            naming.names.push(object);
+        }
+    });
+}
+
+/// Who has a reference to an object that a decoded value names.
+pub(super) enum Taken {
+    /// This process, through this connection. The new handle owns that reference.
+    Client(Arc<Connection>),
+    /// The value in the server.
+    Server(Arc<Door>),
+}
+
+/// Takes the reference to an object that the value being decoded names. Returns `None` if it names
+/// no such object.
+pub(super) fn take(server: ServerId, object: ObjectId) -> Option<Taken> {
+    local::with(&TAKING, |place| match &mut **place.borrow_mut() {
+        Some(Taking::Client(connection, names)) if connection.door().id == server => {
+            let at = names.iter().position(|name| *name == object)?;
+            names.swap_remove(at);
+            Some(Taken::Client(Arc::clone(connection)))
+        }
+        Some(Taking::Server(door)) if door.id == server => Some(Taken::Server(Arc::clone(door))),
+        _ => None,
+    })
+}
+
+/// Runs code that encodes for a server. Returns the objects that it named.
+pub(crate) fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Vec<ObjectId>) {
+    struct Restore(Option<Naming>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            replace_naming(self.0.take());
+        }
+    }
+    let _restore = Restore(replace_naming(Some(Naming { server, names: Vec::new() })));
+    let result = encode();
+    let names = replace_naming(None).map(|naming| naming.names).unwrap_or_default();
+    (result, names)
+}
+
+fn taking<R>(taking: Taking, decode: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Taking>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let left = replace_taking(self.0.take());
+            // The references that no handle has taken are given back.
+            if let Some(Taking::Client(connection, names)) = left {
+                release(&connection, names);
+            }
+        }
+    }
+    let _restore = Restore(replace_taking(Some(taking)));
+    decode()
+}
+
+fn release(connection: &Connection, objects: impl IntoIterator<Item = ObjectId>) {
+    let mut one = Vec::new();
+    put_number(&mut one, 1);
+    objects.into_iter().for_each(|object| connection.tell(Operation::Release, object, &one));
+}
+
+/// Gives back the references that came with a value which nobody wants.
+pub(super) fn give_back(connection: &Connection, value: ValueField<'_>) {
+    release(connection, value.names());
+}
+
+/// Runs code that decodes, in the server, a value that the server keeps.
+pub(crate) fn taking_in_server<R>(door: &Arc<Door>, decode: impl FnOnce() -> R) -> R {
+    taking(Taking::Server(Arc::clone(door)), decode)
+}
+
+/// Encodes a value, and appends it to a body.
+pub(super) fn encode<T: Serialize + ?Sized>(
+    server: ServerId,
+    value: &T,
+    body: &mut Vec<u8>,
+) -> Result<(), ManagerError> {
+    let failed = |why: &dyn std::fmt::Display| {
+        ManagerError::Encode(format!("a {}: {why}", type_name::<T>()).into())
+    };
+    let mut buffer = Buffer::new();
+    let encoded =
+        catch(|| naming(server, || attachment::collect(|| Postcard::encode(value, &mut buffer))));
+    let ((encoded, attachments), names) =
+        encoded.map_err(|panic| failed(&format!("its Serialize panicked: {panic}")))?;
+    encoded.map_err(|error| failed(&error.message))?;
+    if !attachments.is_empty() {
+        return Err(failed(
+            &"it contains something that belongs to processes, such as a file, a `Queue` or a `Lock` that no manager has made",
+        ));
+    }
+    let bytes = buffer.into_vec();
+    if bytes.len() > FIELD_BYTES_MAX || names.len() > NAMED_MAX {
+        return Err(failed(&format!(
+            "it has {} bytes and names {} objects; at most {FIELD_BYTES_MAX} and {NAMED_MAX} are possible",
+            bytes.len(),
+            names.len()
+        )));
+    }
+    put_value(body, &bytes, &names);
+    Ok(())
+}
+
+/// Decodes a value that came in a reply.
+pub(super) fn decode<T: DeserializeOwned>(
+    connection: &Arc<Connection>,
+    value: ValueField<'_>,
+) -> Result<T, ManagerError> {
+    let decoded = match value.names().len() {
+        0 => catch(|| Postcard::decode(value.bytes)),
+        _ => {
+            let taken = Taking::Client(Arc::clone(connection), value.names().collect());
+            catch(|| taking(taken, || Postcard::decode(value.bytes)))
+        }
+    };
+    let failed = |why: &dyn std::fmt::Display| {
+        ManagerError::Decode(format!("as a {}: {why}", type_name::<T>()).into())
+    };
+    decoded
+        .map_err(|panic| failed(&format!("its Deserialize panicked: {panic}")))?
+        .map_err(|error| failed(&error.message))
+}

@@ -1,0 +1,215 @@
+//! Managers: objects that processes share, kept by a server process. They correspond to
+//! `multiprocessing.Manager`.
+//!
+//! ```text
+//!  this process           other processes           the server, a process of this program
+//!  ────────────           ───────────────           ─────────────────────────────────────
+//!  Manager ── starts, ends ───────────────────────► objects, by number
+//!  Dict ──┐               Dict ──┐                    Dict: bytes of keys ─► bytes of values
+//!  Queue ─┤ encode        Lock ──┤                    Queue, Lock, …: who waits
+//!         └── lane ──────────────┴── lane ──────────► no user's type is ever decoded
+//! ```
+//!
+//! A [`Manager`] starts the server and makes objects in it. Each method of an object is one call,
+//! and calls are done one after the other: each is atomic. The handles of objects ([`Dict`],
+//! [`List`], [`Queue`], …) can be sent to any process of the program, as arguments and results of
+//! tasks, through queues and connections, and inside other managed objects. An object lives as long
+//! as there is a handle of it, or a message on its way that contains one.
+//!
+//! ```
+//! use executor::{manager::{Dict, Manager}, prelude::*};
+//!
+//! #[task]
+//! fn count(words: Vec<String>, counts: Dict<String, u64>) -> Result<(), executor::manager::ManagerError> {
+//!     for word in words {
+//!         counts.update_or_insert(&word, one_more::with())?;
+//!     }
+//!     Ok(())
+//! }
+//!
+//! /// Runs in the server, so no other process counts in between.
+//! #[task]
+//! fn one_more(count: Option<u64>) -> u64 { count.unwrap_or(0) + 1 }
+//!
+//! #[executor::main]
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let manager = Manager::start()?;
+//!     let counts = manager.dict([("a".to_owned(), 10)])?;
+//!     let pool = ProcessPoolExecutor::builder().max_workers(2).build()?;
+//!     let pages = ["a b", "b c"].map(|page| page.split(' ').map(String::from).collect::<Vec<_>>());
+//!     for done in pool.map(|page| count::task(page, counts.clone()), pages) {
+//!         done?;
+//!     }
+//!     assert_eq!(counts.get("a")?, Some(11));
+//!     assert_eq!(counts.get("b")?, Some(2));
+//!     assert_eq!(counts.len()?, 3);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Which object to take
+//!
+//! [`Value`](crate::Value), [`Array`](crate::Array), [`Queue`](crate::Queue) and the locks at the
+//! root of the crate are memory that processes share: a call takes nanoseconds. A manager costs a
+//! round trip to another process, about a microsecond while both are awake. What it has in return
+//! are maps, lists and sets that grow, nested objects, and values of any type and size.
+//!
+//! # When somebody dies
+//!
+//! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released (the
+//!   next owner is told), its permits come back, and its handles are gone, at once.
+//! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
+//! - **The process that has the `Manager`.** The server ends.
+//!
+//! # Equal keys
+//!
+//! The server compares bytes. Two keys, items of a set, or values are equal if serde writes them
+//! alike. That is so for numbers, texts, tuples, and structures and lists of them. It is not so for
+//! a `HashMap`, whose order varies. A float differs from another one if their bits differ.
+
+mod any;
+mod builder;
+mod client;
+mod error;
+pub(crate) mod function;
+mod protocol;
+mod proxy;
+mod server;
+
+use std::{fmt, os::fd::OwnedFd, sync::Mutex, time::Duration};
+
+pub use any::Any;
+pub use builder::ManagerBuilder;
+pub use error::ManagerError;
+pub use function::{Step, StepFn};
+pub use proxy::{
+    array::Array,
+    barrier::Barrier,
+    condition::Condition,
+    dict::{Dict, Entry},
+    event::Event,
+    list::List,
+    lock::{Lock, LockGuard, RLock, RLockGuard},
+    namespace::Namespace,
+    queue::{JoinableQueue, Queue},
+    semaphore::{BoundedSemaphore, Permit, Semaphore},
+    set::Set,
+    value::Value,
+};
+
+use client::Reference;
+use protocol::Operation;
+
+use crate::{
+    os::{fork::Creator, std_or_model::lock},
+    process::Child,
+};
+
+/// A server process and the objects in it. When it is dropped, the server ends.
+///
+/// See the [module](self) for an overview. The methods that make objects are with the objects:
+/// [`dict`](Self::dict), [`list`](Self::list), [`set`](Self::set),
+/// [`namespace`](Self::namespace), [`value`](Self::value), [`array`](Self::array),
+/// [`queue`](Self::queue), [`joinable_queue`](Self::joinable_queue), [`lock`](Self::lock),
+/// [`rlock`](Self::rlock), [`semaphore`](Self::semaphore),
+/// [`bounded_semaphore`](Self::bounded_semaphore), [`condition`](Self::condition),
+/// [`event`](Self::event) and [`barrier`](Self::barrier).
+pub struct Manager {
+    child: Child<()>,
+    /// While this is open, the server runs.
+    owner: Mutex<Option<OwnedFd>>,
+    server: Reference,
+    shutdown_timeout: Duration,
+    creator: Creator,
+}
+
+impl Manager {
+    /// Starts a server, with the default limits.
+    ///
+    /// The server is a process of this program. It ends when the manager is dropped or shut down,
+    /// and when this process ends in any way. It does not get the terminal's Ctrl-C.
+    ///
+    /// # Errors
+    /// If the process cannot be started. The entry point must have been reached, as for every
+    /// process of this library.
+    ///
+    /// ```
+    /// use executor::manager::Manager;
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let manager = Manager::start()?;
+    ///     let squares = manager.dict((0..4).map(|n| (n, n * n)))?;
+    ///     assert_eq!(squares.get(&3)?, Some(9));
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn start() -> Result<Self, ManagerError> {
+        Self::builder().start()
+    }
+
+    /// Sets options first: an initializer, a name, limits.
+    pub fn builder() -> ManagerBuilder {
+        ManagerBuilder::default()
+    }
+
+    /// Returns the id of the server's process.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Returns how many objects the server has.
+    ///
+    /// ```
+    /// # use executor::manager::Manager;
+    /// # #[executor::main]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let manager = Manager::start()?;
+    /// let list = manager.list([1])?;
+    /// assert_eq!(manager.objects()?, 1);
+    /// drop(list);
+    /// assert_eq!(manager.objects()?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn objects(&self) -> Result<u64, ManagerError> {
+        Ok(self.server.request(Operation::CountObjects).call()?.number())
+    }
+
+    /// Ends the server. Calls that wait, and all later ones, return [`ManagerError::Gone`]. It does
+    /// nothing if the server has ended.
+    ///
+    /// A server that does not end within the
+    /// [`shutdown_timeout`](ManagerBuilder::shutdown_timeout) is killed.
+    pub fn shutdown(&self) {
+        if self.creator.is_elsewhere() {
+            return;
+        }
+        drop(lock(&self.owner).take());
+        if self.child.join_timeout(self.shutdown_timeout).is_none() {
+            // It was stopped, or is in a system call that does not end.
+            let _ = self.child.kill();
+            let _ = self.child.join();
+        }
+    }
+
+    /// Returns how the server's process has ended. `None` while it runs.
+    pub fn exit_status(&self) -> Option<crate::ExitStatus> {
+        self.child.exit_code()
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager")
+            .field("pid", &self.pid())
+            .field("exit_status", &self.exit_status())
+            .finish_non_exhaustive()
+    }
+}

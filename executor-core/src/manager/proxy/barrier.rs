@@ -1,0 +1,112 @@
+//! A place where a number of threads wait for each other.
+
+use std::time::{Duration, Instant};
+
+use super::{calls, create, handle};
+use crate::{
+    manager::{
+        Manager, ManagerError,
+        client::Answer,
+        protocol::{Kind, Operation, Status},
+    },
+    sync::BarrierError,
+};
+
+handle! {
+    /// A place where a number of threads, of any processes, wait for each other. It corresponds to
+    /// `manager.Barrier()`.
+    ///
+    /// [`Manager::barrier`] makes it. [`Barrier`](crate::Barrier) at the root of the crate does the
+    /// same without a server.
+    ///
+    /// ```
+    /// use executor::manager::Manager;
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let manager = Manager::start()?;
+    ///     let barrier = manager.barrier(2)?;
+    ///     let other = barrier.clone();
+    ///     let thread = std::thread::spawn(move || other.wait());
+    ///     let mut places = [barrier.wait()?, thread.join().unwrap()?];
+    ///     places.sort();
+    ///     assert_eq!(places, [Ok(0), Ok(1)]);
+    ///     Ok(())
+    /// }
+    /// ```
+    Barrier
+}
+
+impl Manager {
+    /// Creates a barrier for this number of threads.
+    ///
+    /// # Errors
+    /// [`ManagerError::Refused`] if the number is 0.
+    pub fn barrier(&self, parties: usize) -> Result<Barrier, ManagerError> {
+        if parties == 0 {
+            return Err(ManagerError::Refused("a barrier is for at least one thread"));
+        }
+        Ok(Barrier::of(create(self.creation(Kind::Barrier).number(parties as u64))?))
+    }
+}
+
+fn place(answer: &Answer) -> Result<usize, BarrierError> {
+    match answer.status() {
+        Status::Broken | Status::GivenUp => Err(BarrierError::Broken),
+        _ => Ok(answer.number() as usize),
+    }
+}
+
+impl Barrier {
+    calls! {
+        /// Waits until all parties have come. Returns how many came before this thread: a different
+        /// number for each.
+        ///
+        /// The inner error says that the barrier is broken: it was aborted or reset, or one that
+        /// waited gave up or died.
+        fn wait / wait_async [](&self) -> Result<usize, BarrierError>
+        { self.reference.request(Operation::BarrierWait) => |answer| Ok(place(&answer)) }
+
+        /// Breaks the barrier. All that wait get an error, and so do those that come until it is
+        /// [reset](Self::reset).
+        fn abort / abort_async [](&self) -> ()
+        { self.reference.request(Operation::BarrierAbort) => |_answer| Ok(()) }
+
+        /// Makes the barrier as new. All that wait get an error.
+        fn reset / reset_async [](&self) -> ()
+        { self.reference.request(Operation::BarrierReset) => |_answer| Ok(()) }
+
+        /// Returns how many parties the barrier is for.
+        fn parties / parties_async [](&self) -> usize
+        {
+            self.reference.request(Operation::BarrierState)
+                => |answer| Ok(answer.numbers::<3>()?[0] as usize)
+        }
+
+        /// Returns how many threads wait.
+        fn waiting / waiting_async [](&self) -> usize
+        {
+            self.reference.request(Operation::BarrierState)
+                => |answer| Ok(answer.numbers::<3>()?[1] as usize)
+        }
+
+        /// Returns whether the barrier is broken.
+        fn is_broken / is_broken_async [](&self) -> bool
+        {
+            self.reference.request(Operation::BarrierState)
+                => |answer| Ok(answer.numbers::<3>()?[2] == 1)
+        }
+    }
+
+    /// Waits at most for `timeout`. If the others have not come by then, the barrier is broken.
+    pub fn wait_timeout(
+        &self,
+        timeout: Duration,
+    ) -> Result<Result<usize, BarrierError>, ManagerError> {
+        let deadline = Instant::now().checked_add(timeout);
+        match self.reference.request(Operation::BarrierWait).call_until(deadline) {
+            Err(ManagerError::TimedOut) => Ok(Err(BarrierError::TimedOut)),
+            answer => answer.map(|answer| place(&answer)),
+        }
+    }
+}

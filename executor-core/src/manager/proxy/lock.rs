@@ -1,0 +1,255 @@
+//! Locks that processes share.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{calls, create, handle};
+use crate::{
+    manager::{
+        Manager, ManagerError,
+        client::{Answer, Reference},
+        protocol::{Kind, Operation, Status},
+    },
+    os::local,
+};
+
+/// Returns the number under which this thread owns locks.
+pub(super) fn this_thread() -> u64 {
+    u64::from(local::this_thread())
+}
+
+/// Returns a number under which nobody else owns locks, for a future. Numbers of threads have 32
+/// bits.
+fn new_owner() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+handle! {
+    /// A lock that processes share. It corresponds to `manager.Lock()`.
+    ///
+    /// [`Manager::lock`] makes it. [`Lock`](crate::Lock) at the root of the crate does the same
+    /// without a server, a thousand times as fast. If the process that holds the lock dies, the
+    /// next one gets it, and is [told](LockGuard::owner_died).
+    ///
+    /// ```
+    /// use executor::manager::Manager;
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let manager = Manager::start()?;
+    ///     let lock = manager.lock()?;
+    ///     let guard = lock.acquire()?;
+    ///     assert!(lock.try_acquire()?.is_none());
+    ///     drop(guard);
+    ///     assert!(!lock.is_locked()?);
+    ///     Ok(())
+    /// }
+    /// ```
+    Lock
+}
+
+handle! {
+    /// A lock that the thread which holds it may acquire again. It corresponds to
+    /// `manager.RLock()`.
+    ///
+    /// [`Manager::rlock`] makes it. It is free when all its guards are dropped.
+    ///
+    /// ```
+    /// use executor::manager::Manager;
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let manager = Manager::start()?;
+    ///     let lock = manager.rlock()?;
+    ///     let _outer = lock.acquire()?;
+    ///     let _inner = lock.acquire()?;
+    ///     Ok(())
+    /// }
+    /// ```
+    RLock
+}
+
+impl Manager {
+    /// Creates a lock that is free.
+    pub fn lock(&self) -> Result<Lock, ManagerError> {
+        Ok(Lock::of(create(self.creation(Kind::Lock).flag(false))?))
+    }
+
+    /// Creates a lock that is free, and that its holder may acquire again.
+    pub fn rlock(&self) -> Result<RLock, ManagerError> {
+        Ok(RLock::of(create(self.creation(Kind::Lock).flag(true))?))
+    }
+}
+
+/// A lock that is held.
+struct Held<'a> {
+    lock: &'a Reference,
+    owner: u64,
+    owner_died: bool,
+    released: bool,
+}
+
+impl<'a> Held<'a> {
+    fn of(lock: &'a Reference, owner: u64, answer: &Answer) -> Self {
+        Held { lock, owner, owner_died: answer.number() == 1, released: false }
+    }
+
+    fn acquire(
+        lock: &'a Reference,
+        waits: bool,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Self>, ManagerError> {
+        let owner = this_thread();
+        let request = lock.request(Operation::LockAcquire).number(owner).flag(waits);
+        match request.takes_lock(owner, lock.object()).call_until(deadline) {
+            Err(ManagerError::TimedOut) => Ok(None),
+            Err(error) => Err(error),
+            Ok(answer) if answer.status() == Status::NotNow => Ok(None),
+            Ok(answer) => Ok(Some(Held::of(lock, owner, &answer))),
+        }
+    }
+
+    async fn acquire_async(lock: &'a Reference) -> Result<Self, ManagerError> {
+        let owner = new_owner();
+        let request = lock.request(Operation::LockAcquire).number(owner).flag(true);
+        let answer = request.takes_lock(owner, lock.object()).call_async().await?;
+        Ok(Held::of(lock, owner, &answer))
+    }
+
+    fn release(mut self) -> Result<(), ManagerError> {
+        self.released = true;
+        release(self.lock, self.owner)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if !self.released {
+            self.lock.request(Operation::LockRelease).number(self.owner).tell();
+        }
+    }
+}
+
+fn release(lock: &Reference, owner: u64) -> Result<(), ManagerError> {
+    let answer = lock.request(Operation::LockRelease).number(owner).call()?;
+    answer.unless_refused("a lock that is not held, or by another thread, cannot be released")?;
+    Ok(())
+}
+
+macro_rules! locks {
+    ($lock:ident, $guard:ident) => {
+        impl $lock {
+            calls! {
+                /// Returns whether the lock is held by anybody.
+                fn is_locked / is_locked_async [](&self) -> bool
+                { self.reference.request(Operation::LockIsHeld) => |answer| Ok(answer.is_yes()) }
+            }
+
+            /// Waits until the lock is free, and acquires it. Those that wait get it in the order in
+            /// which they came.
+            pub fn acquire(&self) -> Result<$guard<'_>, ManagerError> {
+                // A call without a deadline that waits always gets the lock, or an error.
+                let held = Held::acquire(&self.reference, true, None)?;
+                held.map($guard).ok_or(ManagerError::TimedOut)
+            }
+
+            /// Acquires the lock if it is free now.
+            pub fn try_acquire(&self) -> Result<Option<$guard<'_>>, ManagerError> {
+                Ok(Held::acquire(&self.reference, false, None)?.map($guard))
+            }
+
+            /// Waits until the lock is free, at most for `timeout`, and acquires it.
+            pub fn acquire_timeout(
+                &self,
+                timeout: Duration,
+            ) -> Result<Option<$guard<'_>>, ManagerError> {
+                let deadline = Instant::now().checked_add(timeout);
+                Ok(Held::acquire(&self.reference, true, deadline)?.map($guard))
+            }
+
+            /// Acquires the lock without blocking the thread. If the future is dropped early, the
+            /// lock is not held.
+            pub async fn acquire_async(&self) -> Result<$guard<'_>, ManagerError> {
+                Held::acquire_async(&self.reference).await.map($guard)
+            }
+        }
+
+        impl $guard<'_> {
+            /// Returns whether the lock was held by a process that died. What it protects may then
+            /// be half changed.
+            pub fn owner_died(&self) -> bool {
+                self.0.owner_died
+            }
+
+            /// Releases the lock, and waits until the server has done so. Dropping the guard does
+            /// not wait.
+            pub fn release(self) -> Result<(), ManagerError> {
+                self.0.release()
+            }
+        }
+
+        impl fmt::Debug for $guard<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($guard))
+                    .field("owner_died", &self.owner_died())
+                    .finish_non_exhaustive()
+            }
+        }
+    };
+}
+
+/// Releases a [`Lock`] when it is dropped.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct LockGuard<'a>(Held<'a>);
+
+/// Releases an [`RLock`] when it is dropped.
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct RLockGuard<'a>(Held<'a>);
+
+locks!(Lock, LockGuard);
+locks!(RLock, RLockGuard);
+
+impl Lock {
+    /// Releases the lock, whoever holds it, as Python's `release` does. Its guard then releases
+    /// nothing that is not held.
+    ///
+    /// # Errors
+    /// [`ManagerError::Refused`] if the lock is not held.
+    pub fn release(&self) -> Result<(), ManagerError> {
+        release(&self.reference, this_thread())
+    }
+
+    pub(super) fn reference(&self) -> &Reference {
+        &self.reference
+    }
+}
+
+impl<'a> LockGuard<'a> {
+    /// Takes the lock out of the guard: it stays held, until it is released with
+    /// [`Lock::release`], also by another process.
+    pub fn leak(mut self) {
+        self.0.released = true;
+    }
+
+    /// Takes the guard apart. Nobody releases the lock then.
+    pub(super) fn into_parts(mut self) -> (&'a Reference, u64, bool) {
+        self.0.released = true;
+        (self.0.lock, self.0.owner, self.0.owner_died)
+    }
+
+    pub(super) fn from_parts((lock, owner, owner_died): (&'a Reference, u64, bool)) -> Self {
+        LockGuard(Held { lock, owner, owner_died, released: false })
+    }
+
+    pub(super) fn owner(&self) -> u64 {
+        self.0.owner
+    }
+
+    pub(super) fn set_owner_died(&mut self) {
+        self.0.owner_died = true;
+    }
+}

@@ -1,0 +1,183 @@
+//! The handles of managed objects: what users call.
+//!
+//! ```text
+//!  dict.insert(&key, &value)           dict.insert_async(&key, &value).await
+//!        └──── one request: operation, encoded key and value ────┘
+//!                               │
+//!                        Reference ─► Connection ─► Answer ─► the previous value, decoded
+//! ```
+//!
+//! A handle is a [`Reference`](super::client::Reference) and the types of what is stored. It is
+//! typed only here: the server keeps bytes. Each method exists in two forms, one that waits in the
+//! calling thread and one that is awaited. The macro `calls!` makes both from one request.
+
+pub(super) mod array;
+pub(super) mod barrier;
+pub(super) mod condition;
+pub(super) mod dict;
+pub(super) mod event;
+pub(super) mod list;
+pub(super) mod lock;
+pub(super) mod namespace;
+pub(super) mod queue;
+pub(super) mod semaphore;
+pub(super) mod set;
+pub(super) mod value;
+
+/// Defines a handle, with the traits that every handle has.
+macro_rules! handle {
+    ($(#[$doc:meta])* $name:ident $(<$($parameter:ident),+>)?) => {
+        $(#[$doc])*
+        pub struct $name $(<$($parameter),+>)? {
+            reference: std::sync::Arc<$crate::manager::client::Reference>,
+            $(types: std::marker::PhantomData<fn() -> ($($parameter,)+)>,)?
+        }
+
+        impl $(<$($parameter),+>)? $name $(<$($parameter),+>)? {
+            fn of(reference: $crate::manager::client::Reference) -> Self {
+                $name {
+                    reference: std::sync::Arc::new(reference),
+                    $(types: std::marker::PhantomData::<fn() -> ($($parameter,)+)>,)?
+                }
+            }
+        }
+
+        impl $(<$($parameter),+>)? Clone for $name $(<$($parameter),+>)? {
+            /// Returns another handle of the same object.
+            fn clone(&self) -> Self {
+                $name {
+                    reference: std::sync::Arc::clone(&self.reference),
+                    $(types: std::marker::PhantomData::<fn() -> ($($parameter,)+)>,)?
+                }
+            }
+        }
+
+        impl $(<$($parameter),+>)? std::fmt::Debug for $name $(<$($parameter),+>)? {
+            /// Writes which object it is. The contents are in the server.
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.reference).finish()
+            }
+        }
+
+        impl $(<$($parameter),+>)? PartialEq for $name $(<$($parameter),+>)? {
+            /// Returns whether both are handles of the same object.
+            fn eq(&self, other: &Self) -> bool {
+                self.reference == other.reference
+            }
+        }
+
+        impl $(<$($parameter),+>)? Eq for $name $(<$($parameter),+>)? {}
+
+        impl $(<$($parameter),+>)? serde::Serialize for $name $(<$($parameter),+>)? {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.reference.serialize(serializer)
+            }
+        }
+
+        impl<'de, $($($parameter),+)?> serde::Deserialize<'de> for $name $(<$($parameter),+>)? {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::manager::client::Reference::deserialize(deserializer).map(Self::of)
+            }
+        }
+    };
+}
+
+/// Defines methods in two forms: one that waits, and one that is awaited.
+///
+/// `fn name / name_async [generics](&self, arguments) -> T where [bounds] { request => |answer| T }`
+macro_rules! calls {
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident / $name_async:ident [$($generics:tt)*]
+            (&$this:ident $(, $argument:ident: $type:ty)* $(,)?) -> $returns:ty
+            $(where [$($bounds:tt)*])?
+        { $request:expr => |$answer:ident| $read:expr }
+    )*) => {$(
+        $(#[$doc])*
+        pub fn $name<$($generics)*>(&$this $(, $argument: $type)*)
+            -> Result<$returns, $crate::manager::ManagerError>
+        $(where $($bounds)*)?
+        {
+            let $answer = $request.call()?;
+            $read
+        }
+
+        #[doc = concat!("Does what [`", stringify!($name), "`](Self::", stringify!($name), ") does, without \
+            blocking the thread. If the future is dropped early, the call may or may not have been made.")]
+        pub async fn $name_async<$($generics)*>(&$this $(, $argument: $type)*)
+            -> Result<$returns, $crate::manager::ManagerError>
+        $(where $($bounds)*)?
+        {
+            let $answer = $request.call_async().await?;
+            $read
+        }
+    )*};
+}
+
+use calls;
+use handle;
+
+use super::{
+    ManagerError,
+    client::{Answer, Reference, Request},
+    protocol::{Kind, Operation},
+};
+
+impl super::Manager {
+    /// Begins the request that creates an object.
+    fn creation(&self, kind: Kind) -> Request<'_> {
+        self.server.request(Operation::Create).number(kind as u64)
+    }
+}
+
+/// Makes the call that creates an object, and returns a reference to it.
+fn create(request: Request<'_>) -> Result<Reference, ManagerError> {
+    Ok(Reference::created(&request.call()?))
+}
+
+/// How many bytes of items an iterator asks for at a time.
+const PAGE_BYTES: u64 = 64 * 1024;
+
+/// Iterates over the items of a container, in pages.
+struct Pages<T> {
+    reference: std::sync::Arc<Reference>,
+    /// Where the next page begins. `None` after the last one.
+    cursor: Option<u64>,
+    page: std::vec::IntoIter<T>,
+    read: fn(&Answer) -> Result<Vec<T>, ManagerError>,
+}
+
+impl<T> Pages<T> {
+    fn new(
+        reference: &std::sync::Arc<Reference>,
+        read: fn(&Answer) -> Result<Vec<T>, ManagerError>,
+    ) -> Self {
+        let reference = std::sync::Arc::clone(reference);
+        Pages { reference, cursor: Some(0), page: Vec::new().into_iter(), read }
+    }
+
+    fn next_page(&mut self, cursor: u64) -> Result<(), ManagerError> {
+        // If this fails, the iterator ends.
+        self.cursor = None;
+        let request = self.reference.request(Operation::Page).number(cursor).number(PAGE_BYTES);
+        let answer = request.call()?;
+        self.page = (self.read)(&answer)?.into_iter();
+        self.cursor = Some(answer.number()).filter(|next| *next != 0);
+        Ok(())
+    }
+}
+
+impl<T> Iterator for Pages<T> {
+    type Item = Result<T, ManagerError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(item) = self.page.next() {
+                return Some(Ok(item));
+            }
+            if let Err(error) = self.next_page(self.cursor?) {
+                return Some(Err(error));
+            }
+        }
+    }
+}

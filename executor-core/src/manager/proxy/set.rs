@@ -1,0 +1,177 @@
+//! A set that processes share.
+
+use std::{borrow::Borrow, collections::HashSet, hash::Hash};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Pages, calls, create, handle, list::ListIter};
+use crate::manager::{
+    Manager, ManagerError,
+    client::Answer,
+    protocol::{Kind, Operation},
+};
+
+handle! {
+    /// A set that processes share. It corresponds to `manager.set()`, and to a `HashSet` that
+    /// remembers the order of insertion.
+    ///
+    /// [`Manager::set`] makes it. Each call is atomic.
+    ///
+    /// ```
+    /// use executor::manager::Manager;
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let manager = Manager::start()?;
+    ///     let seen = manager.set(["a".to_owned()])?;
+    ///     assert!(seen.insert("b")?);
+    ///     assert!(!seen.insert("b")?, "it is there already");
+    ///     assert_eq!(seen.snapshot()?, ["a", "b"]);
+    ///     seen.retain_all(["b".to_owned(), "c".to_owned()])?;
+    ///     assert_eq!(seen.snapshot()?, ["b"]);
+    ///     Ok(())
+    /// }
+    /// ```
+    Set<T>
+}
+
+impl Manager {
+    /// Creates a set of these items.
+    pub fn set<T: Serialize>(
+        &self,
+        items: impl IntoIterator<Item = T>,
+    ) -> Result<Set<T>, ManagerError> {
+        Ok(Set::of(create(self.creation(Kind::Set).values(items))?))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Set<T> {
+    calls! {
+        /// Adds an item. Returns whether it was not there before.
+        fn insert / insert_async [Q](&self, item: &Q) -> bool
+        where [T: Borrow<Q>, Q: Serialize + ?Sized]
+        { self.reference.request(Operation::SetInsert).value(item) => |answer| Ok(answer.is_yes()) }
+
+        /// Removes an item. Returns whether it was there.
+        fn remove / remove_async [Q](&self, item: &Q) -> bool
+        where [T: Borrow<Q>, Q: Serialize + ?Sized]
+        { self.reference.request(Operation::SetRemove).value(item) => |answer| Ok(answer.is_yes()) }
+
+        /// Returns whether an item is there.
+        fn contains / contains_async [Q](&self, item: &Q) -> bool
+        where [T: Borrow<Q>, Q: Serialize + ?Sized]
+        { self.reference.request(Operation::SetContains).value(item) => |answer| Ok(answer.is_yes()) }
+
+        /// Removes any item, and returns it.
+        fn pop / pop_async [](&self) -> Option<T>
+        { self.reference.request(Operation::SetPop) => |answer| answer.optional() }
+
+        /// Adds all these items in one call. Python's `|=`.
+        fn extend / extend_async [](&self, items: impl IntoIterator<Item = T>) -> ()
+        { self.reference.request(Operation::SetUnion).values(items) => |_answer| Ok(()) }
+
+        /// Removes all these items in one call. Python's `-=`.
+        fn remove_all / remove_all_async [](&self, items: impl IntoIterator<Item = T>) -> ()
+        { self.reference.request(Operation::SetSubtract).values(items) => |_answer| Ok(()) }
+
+        /// Keeps only these items, in one call. Python's `&=`.
+        fn retain_all / retain_all_async [](&self, items: impl IntoIterator<Item = T>) -> ()
+        { self.reference.request(Operation::SetIntersect).values(items) => |_answer| Ok(()) }
+
+        /// Removes those of these items that are there, and adds the others, in one call. Python's
+        /// `^=`.
+        fn toggle_all / toggle_all_async [](&self, items: impl IntoIterator<Item = T>) -> ()
+        { self.reference.request(Operation::SetToggle).values(items) => |_answer| Ok(()) }
+
+        /// Returns a copy of all items at one moment, in the order of insertion.
+        fn snapshot / snapshot_async [](&self) -> Vec<T>
+        { self.reference.request(Operation::Snapshot) => |answer| answer.values() }
+
+        /// Returns the number of items.
+        fn len / len_async [](&self) -> usize
+        { self.reference.request(Operation::Len) => |answer| Ok(answer.number() as usize) }
+
+        /// Returns whether there is no item.
+        fn is_empty / is_empty_async [](&self) -> bool
+        { self.reference.request(Operation::Len) => |answer| Ok(answer.number() == 0) }
+
+        /// Removes all items.
+        fn clear / clear_async [](&self) -> ()
+        { self.reference.request(Operation::Clear) => |_answer| Ok(()) }
+    }
+
+    /// Iterates over the items, in pages of 64 KiB. An item that is there all the time is yielded
+    /// exactly once, whatever changes meanwhile. An error is the last item.
+    pub fn iter(&self) -> ListIter<T> {
+        ListIter(Pages::new(&self.reference, Answer::values))
+    }
+}
+
+/// The relations to another set, and what both have in common. Each is one call.
+impl<T: Serialize + DeserializeOwned + Eq + Hash> Set<T> {
+    /// Returns a copy of all items at one moment, as a `HashSet`.
+    pub fn to_hash_set(&self) -> Result<HashSet<T>, ManagerError> {
+        Ok(self.snapshot()?.into_iter().collect())
+    }
+
+    /// Returns how many of these items are in the set, and how many items it has.
+    fn counts(&self, other: &HashSet<T>) -> Result<(usize, usize), ManagerError> {
+        let answer = self.reference.request(Operation::SetCount).values(other).call()?;
+        let [len] = answer.numbers()?;
+        Ok((answer.number() as usize, len as usize))
+    }
+
+    /// Returns whether no item is in `other`.
+    pub fn is_disjoint(&self, other: &HashSet<T>) -> Result<bool, ManagerError> {
+        Ok(self.counts(other)?.0 == 0)
+    }
+
+    /// Returns whether all items are in `other`. Python's `<=`.
+    pub fn is_subset(&self, other: &HashSet<T>) -> Result<bool, ManagerError> {
+        let (common, len) = self.counts(other)?;
+        Ok(common == len)
+    }
+
+    /// Returns whether all items of `other` are in the set. Python's `>=`.
+    pub fn is_superset(&self, other: &HashSet<T>) -> Result<bool, ManagerError> {
+        Ok(self.counts(other)?.0 == other.len())
+    }
+
+    /// Returns the items of both. Python's `|`.
+    pub fn union(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError>
+    where
+        T: Clone,
+    {
+        let mut all = self.to_hash_set()?;
+        all.extend(other.iter().cloned());
+        Ok(all)
+    }
+
+    /// Returns the items that are in both. Python's `&`.
+    pub fn intersection(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError> {
+        Ok(self.snapshot()?.into_iter().filter(|item| other.contains(item)).collect())
+    }
+
+    /// Returns the items that are not in `other`. Python's `-`.
+    pub fn difference(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError> {
+        Ok(self.snapshot()?.into_iter().filter(|item| !other.contains(item)).collect())
+    }
+
+    /// Returns the items that are in one of both only. Python's `^`.
+    pub fn symmetric_difference(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError>
+    where
+        T: Clone,
+    {
+        let own = self.to_hash_set()?;
+        Ok(own.symmetric_difference(other).cloned().collect())
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> IntoIterator for &Set<T> {
+    type Item = Result<T, ManagerError>;
+    type IntoIter = ListIter<T>;
+
+    fn into_iter(self) -> ListIter<T> {
+        self.iter()
+    }
+}

@@ -1,0 +1,149 @@
+//! What is to be done after an event: replies to send, and functions to run.
+
+use std::{ops::Range, sync::Arc};
+
+use super::clients::{Caller, ClientId};
+use crate::manager::protocol::{self, CallId, Malformed, Reply, Status};
+
+/// How many bytes of bodies are kept for the next event. More is given back to the system, so that
+/// one large snapshot does not cost memory for ever. With less, each reply with a large value would
+/// allocate.
+const KEPT_BYTES_MAX: usize = 4 << 20;
+
+/// Identifies a run of a user's function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct JobId(pub(crate) u64);
+
+/// A user's function that is to run for an update. The object is busy until
+/// [`Core::ran`](super::Core::ran) says how it has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Job {
+    pub(crate) id: JobId,
+    /// The number of the function's `FnId`.
+    pub(crate) function: u64,
+    /// Whether the function takes an `Option` of the value.
+    pub(crate) optional: bool,
+    /// The value that is there now. There is one, unless the function takes an `Option`.
+    pub(crate) current: Option<Arc<[u8]>>,
+    /// The function's further arguments.
+    pub(crate) arguments: Vec<u8>,
+}
+
+/// Replies and jobs, in the order in which they are to be sent and started.
+///
+/// All bodies lie in one buffer, which is used again for the next event. So a reply allocates
+/// nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Actions {
+    replies: Vec<(ClientId, Reply, Range<usize>)>,
+    bytes: Vec<u8>,
+    /// Where the body of the next reply begins.
+    body_start: usize,
+    jobs: Vec<Job>,
+}
+
+impl Actions {
+    pub(crate) fn replies(&self) -> impl ExactSizeIterator<Item = (ClientId, Reply, &[u8])> {
+        self.replies.iter().map(|(to, reply, range)| (*to, *reply, &self.bytes[range.clone()]))
+    }
+
+    pub(crate) fn take_jobs(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.jobs)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.replies.is_empty() && self.jobs.is_empty()
+    }
+
+    /// Forgets all replies and jobs.
+    pub(crate) fn clear(&mut self) {
+        self.replies.clear();
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES_MAX);
+        self.body_start = 0;
+        self.jobs.clear();
+    }
+
+    /// Returns the body of the next reply. Fields are appended to it.
+    pub(super) fn body(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Adds a reply that the core does not know of.
+    pub(crate) fn reply(&mut self, to: ClientId, reply: Reply, body: &[u8]) {
+        self.bytes.extend_from_slice(body);
+        self.end_reply(Caller { client: to, call: reply.call }, reply.status, reply.number);
+    }
+
+    /// Ends a reply. Its body is what was written since the last reply.
+    pub(super) fn end_reply(&mut self, to: Caller, status: Status, number: u64) {
+        if to.call == CallId::NONE {
+            return self.bytes.truncate(self.body_start);
+        }
+        let range = self.body_start..self.bytes.len();
+        let reply = Reply { call: to.call, status, number, len: range.len() as u64 };
+        self.replies.push((to.client, reply, range));
+        self.body_start = self.bytes.len();
+    }
+
+    /// Ends a reply with the outcome of a request. A refusal has no body other than its text.
+    pub(super) fn answer(&mut self, to: Caller, outcome: Outcome) {
+        match outcome {
+            Ok(number) => self.end_reply(to, Status::Done, number),
+            Err(refusal) => {
+                self.bytes.truncate(self.body_start);
+                if !refusal.text.is_empty() {
+                    protocol::put_bytes(&mut self.bytes, refusal.text.as_bytes());
+                }
+                self.end_reply(to, refusal.status, refusal.number);
+            }
+        }
+    }
+
+    pub(super) fn run(&mut self, job: Job) {
+        self.jobs.push(job);
+    }
+}
+
+/// The reply to a request that was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: Status,
+    pub(super) number: u64,
+    pub(super) text: &'static str,
+}
+
+/// The reply to a request: the number of a request that was done, or a refusal.
+pub(super) type Outcome = Result<u64, Refusal>;
+
+impl Refusal {
+    /// A limit of the manager is reached.
+    pub(super) fn limit(text: &'static str) -> Self {
+        Refusal { status: Status::Limit, number: 0, text }
+    }
+
+    pub(super) fn malformed(text: &'static str) -> Self {
+        Refusal { status: Status::Malformed, number: 0, text }
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Refusal { status, number: 0, text: "" }
+    }
+}
+
+impl From<Malformed> for Refusal {
+    fn from(_: Malformed) -> Self {
+        Refusal::malformed("the message does not have the fields that it should have")
+    }
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It is done. This is the number of its reply.
+    Done(u64),
+    /// It waits, and is answered later.
+    Waits,
+}

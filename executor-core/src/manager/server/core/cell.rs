@@ -1,0 +1,83 @@
+//! A single value.
+
+use std::sync::Arc;
+
+use super::{
+    actions::{Outcome, Refusal},
+    turn::{Names, Stored, Turn},
+    updates::{Target, Update},
+};
+use crate::manager::protocol::{Fields, Operation, Status};
+
+/// A single value.
+#[derive(Debug)]
+pub(super) struct Cell {
+    value: Stored,
+}
+
+impl Cell {
+    pub(super) fn create(mut fields: Fields<'_>, turn: &mut Turn<'_>) -> Result<Self, Refusal> {
+        let value = turn.value(&mut fields)?;
+        fields.end()?;
+        Ok(Cell { value: turn.keep(value) })
+    }
+
+    pub(super) fn request(
+        &mut self,
+        operation: Operation,
+        mut fields: Fields<'_>,
+        turn: &mut Turn<'_>,
+    ) -> Outcome {
+        match operation {
+            Operation::CellGet => {
+                fields.end()?;
+                turn.write(&self.value);
+                Ok(0)
+            }
+            Operation::CellSwap => {
+                let value = turn.value(&mut fields)?;
+                fields.end()?;
+                let value = turn.keep(value);
+                turn.write(&self.value);
+                self.updated(value, turn);
+                Ok(0)
+            }
+            Operation::CellCompareExchange => {
+                let expected = fields.value()?;
+                let value = turn.value(&mut fields)?;
+                fields.end()?;
+                if *self.value.bytes != *expected.bytes {
+                    turn.write(&self.value);
+                    return Ok(0);
+                }
+                let value = turn.keep(value);
+                self.updated(value, turn);
+                Ok(1)
+            }
+            _ => Err(Status::WrongKind.into()),
+        }
+    }
+
+    /// Reads a request for an update.
+    pub(super) fn update<'a>(&self, mut fields: Fields<'a>) -> Result<Update<'a>, Refusal> {
+        let (function, arguments) = (fields.number()?, fields.bytes()?);
+        fields.end()?;
+        Ok(Update {
+            target: Target::Cell,
+            function,
+            optional: false,
+            current: Some(Arc::clone(&self.value.bytes)),
+            arguments,
+        })
+    }
+
+    /// Replaces the value.
+    pub(super) fn updated(&mut self, value: Stored, turn: &mut Turn<'_>) {
+        let previous = std::mem::replace(&mut self.value, value);
+        turn.lose(&previous);
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.value.names
+    }
+}

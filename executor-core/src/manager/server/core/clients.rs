@@ -1,0 +1,198 @@
+//! What each client has: references, locks and permits, and calls that wait.
+//!
+//! All of it ends with the client. It is kept per client, so that the end of a client takes time
+//! for what it had, and not for all objects.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt,
+};
+
+use super::{Limits, actions::Refusal, waiting::Ticket};
+use crate::{
+    id::IdHasher,
+    manager::protocol::{CallId, ObjectId, Status},
+};
+
+/// Identifies a client. Ids are never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ClientId(pub(crate) u64);
+
+/// There are as many clients as the manager allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LimitReached;
+
+impl fmt::Display for LimitReached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the manager has as many clients as it allows")
+    }
+}
+
+/// Who is to be answered: a call of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    pub(super) client: ClientId,
+    pub(super) call: CallId,
+}
+
+/// A call that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wait {
+    pub(super) object: ObjectId,
+    /// Its place in a line of that object.
+    pub(super) ticket: Ticket,
+    /// How many bytes of the client are kept meanwhile.
+    bytes: u64,
+}
+
+/// One client.
+#[derive(Debug, Default)]
+pub(super) struct Client {
+    /// How many references it has to each object. None is 0.
+    pub(super) references: HashMap<ObjectId, u64, IdHasher>,
+    /// The locks that it holds, and the semaphores of which it has permits.
+    pub(super) holds: HashSet<ObjectId, IdHasher>,
+    /// A tree, because a hostile client could choose numbers of calls that collide in a hash table
+    /// without a secret.
+    pub(super) waits: BTreeMap<CallId, Wait>,
+    /// The sum of the bytes of all waits.
+    waiting_bytes: u64,
+}
+
+/// All clients.
+#[derive(Debug)]
+pub(super) struct Clients {
+    table: HashMap<ClientId, Client, IdHasher>,
+    clients_max: usize,
+    calls_max: usize,
+    bytes_max: u64,
+    /// The last id. A counter of 64 bits that goes up by one for each request does not overflow.
+    last_client: u64,
+    last_ticket: u64,
+}
+
+impl Clients {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Clients {
+            table: HashMap::default(),
+            clients_max: limits.clients,
+            calls_max: limits.calls_per_client,
+            bytes_max: limits.bytes_per_client,
+            last_client: 0,
+            last_ticket: 0,
+        }
+    }
+
+    pub(super) fn connect(&mut self) -> Result<ClientId, LimitReached> {
+        if self.table.len() >= self.clients_max {
+            return Err(LimitReached);
+        }
+        self.last_client += 1;
+        let id = ClientId(self.last_client);
+        self.table.insert(id, Client::default());
+        Ok(id)
+    }
+
+    pub(super) fn remove(&mut self, client: ClientId) -> Option<Client> {
+        self.table.remove(&client)
+    }
+
+    pub(super) fn get(&self, client: ClientId) -> Option<&Client> {
+        self.table.get(&client)
+    }
+
+    /// Returns whether a client has a reference to an object.
+    pub(super) fn has_reference(&self, client: ClientId, object: ObjectId) -> bool {
+        self.table.get(&client).is_some_and(|client| client.references.contains_key(&object))
+    }
+
+    pub(super) fn add_reference(&mut self, client: ClientId, object: ObjectId) {
+        if let Some(client) = self.table.get_mut(&client) {
+            *client.references.entry(object).or_default() += 1;
+        }
+    }
+
+    /// Takes references away. Returns how many: a client cannot give back more than it has.
+    pub(super) fn take_references(
+        &mut self,
+        client: ClientId,
+        object: ObjectId,
+        count: u64,
+    ) -> u64 {
+        let Some(client) = self.table.get_mut(&client) else { return 0 };
+        let Some(held) = client.references.get_mut(&object) else { return 0 };
+        let taken = count.min(*held);
+        *held -= taken;
+        if *held == 0 {
+            client.references.remove(&object);
+        }
+        taken
+    }
+
+    /// Notes that a client holds a lock, or has a permit of a semaphore.
+    pub(super) fn add_hold(&mut self, client: ClientId, object: ObjectId) {
+        if let Some(client) = self.table.get_mut(&client) {
+            client.holds.insert(object);
+        }
+    }
+
+    pub(super) fn remove_hold(&mut self, client: ClientId, object: ObjectId) {
+        if let Some(client) = self.table.get_mut(&client) {
+            client.holds.remove(&object);
+        }
+    }
+
+    /// Notes that a call waits at an object, and gives it a place behind all others. `bytes` is how
+    /// much of the client's data has to be kept for it.
+    pub(super) fn begin_wait(
+        &mut self,
+        caller: Caller,
+        object: ObjectId,
+        bytes: u64,
+    ) -> Result<Ticket, Refusal> {
+        if caller.call == CallId::NONE {
+            // Nobody could give it up.
+            return Err(Status::NotNow.into());
+        }
+        let client = self.table.get_mut(&caller.client).ok_or(Status::NoObject)?;
+        if client.waits.contains_key(&caller.call) {
+            return Err(Refusal::malformed("another call with this number still waits"));
+        }
+        if client.waits.len() >= self.calls_max {
+            return Err(Refusal::limit("too many calls of this client wait"));
+        }
+        let total = client.waiting_bytes.saturating_add(bytes);
+        if total > self.bytes_max {
+            return Err(Refusal::limit(
+                "the calls of this client that wait contain too many bytes",
+            ));
+        }
+        client.waiting_bytes = total;
+        self.last_ticket += 1;
+        let ticket = Ticket(self.last_ticket);
+        client.waits.insert(caller.call, Wait { object, ticket, bytes });
+        Ok(ticket)
+    }
+
+    /// Moves a call that waits to another object, behind all others. `None` if it does not wait.
+    pub(super) fn move_wait(&mut self, caller: Caller, object: ObjectId) -> Option<Ticket> {
+        let wait = self.table.get_mut(&caller.client)?.waits.get_mut(&caller.call)?;
+        self.last_ticket += 1;
+        wait.object = object;
+        wait.ticket = Ticket(self.last_ticket);
+        Some(wait.ticket)
+    }
+
+    /// Notes that a call waits no more. Returns whether it waited. If not, its client is gone.
+    pub(super) fn end_wait(&mut self, caller: Caller) -> bool {
+        let Some(client) = self.table.get_mut(&caller.client) else { return false };
+        let Some(wait) = client.waits.remove(&caller.call) else { return false };
+        client.waiting_bytes -= wait.bytes;
+        true
+    }
+
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ClientId, &Client)> {
+        self.table.iter().map(|(id, client)| (*id, client))
+    }
+}

@@ -1,0 +1,220 @@
+//! A list of values, or an array: a list whose length is fixed.
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+
+use super::{
+    actions::{Outcome, Refusal},
+    ordered::write_page,
+    turn::{Names, Stored, Turn},
+    updates::{Target, Update},
+};
+use crate::manager::protocol::{Fields, Operation, Status, ValueField};
+
+/// A list.
+#[derive(Debug)]
+pub(super) struct List {
+    items: VecDeque<Stored>,
+    /// Whether its length is fixed.
+    fixed: bool,
+    /// Goes up by one with each change.
+    version: u64,
+}
+
+/// Converts an index that came in a message. One that no memory could hold is too large for each
+/// list.
+fn to_index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+impl List {
+    pub(super) fn create(mut fields: Fields<'_>, turn: &mut Turn<'_>) -> Result<Self, Refusal> {
+        let fixed = fields.flag()?;
+        let items = turn.values(fields)?.into_iter().map(|value| turn.keep(value)).collect();
+        Ok(List { items, fixed, version: 0 })
+    }
+
+    pub(super) fn request(
+        &mut self,
+        operation: Operation,
+        mut fields: Fields<'_>,
+        turn: &mut Turn<'_>,
+    ) -> Outcome {
+        match operation {
+            Operation::ListGet => {
+                let index = to_index(fields.number()?);
+                fields.end()?;
+                turn.write(self.items.get(index).ok_or(Status::Missing)?);
+                Ok(0)
+            }
+            Operation::ListSet => {
+                let index = to_index(fields.number()?);
+                let value = turn.value(&mut fields)?;
+                fields.end()?;
+                turn.write(self.items.get(index).ok_or(Status::Missing)?);
+                let value = turn.keep(value);
+                self.updated(index, value, turn);
+                Ok(0)
+            }
+            Operation::ListExtend => {
+                let values = turn.values(fields)?;
+                self.check_growable()?;
+                self.items.extend(values.into_iter().map(|value| turn.keep(value)));
+                self.version += 1;
+                Ok(0)
+            }
+            Operation::ListInsert => {
+                let index = to_index(fields.number()?);
+                let value = turn.value(&mut fields)?;
+                fields.end()?;
+                self.check_growable()?;
+                if index > self.items.len() {
+                    return Err(Status::Missing.into());
+                }
+                self.items.insert(index, turn.keep(value));
+                self.version += 1;
+                Ok(0)
+            }
+            Operation::ListRemove => {
+                let index = fields.number()?;
+                fields.end()?;
+                self.check_growable()?;
+                let last = self.items.len().checked_sub(1).ok_or(Status::Missing)?;
+                let index = if index == u64::MAX { last } else { to_index(index) };
+                let value = self.items.remove(index).ok_or(Status::Missing)?;
+                self.version += 1;
+                turn.write(&value);
+                turn.lose(&value);
+                Ok(0)
+            }
+            Operation::ListRange => {
+                let (start, end) = (to_index(fields.number()?), to_index(fields.number()?));
+                fields.end()?;
+                let range = self.check_range(start, end)?;
+                self.items.range(range).for_each(|value| turn.write(value));
+                Ok(0)
+            }
+            Operation::ListSplice => {
+                let (start, end) = (to_index(fields.number()?), to_index(fields.number()?));
+                let values = turn.values(fields)?;
+                self.splice(self.check_range(start, end)?, values, turn)
+            }
+            Operation::ListFind => {
+                let value = fields.value()?;
+                let (start, end) = (to_index(fields.number()?), to_index(fields.number()?));
+                fields.end()?;
+                let end = end.min(self.items.len());
+                if start > end {
+                    return Err(Status::Missing.into());
+                }
+                let mut items = self.items.range(start..end);
+                let found = items.position(|item| *item.bytes == *value.bytes);
+                Ok((start + found.ok_or(Status::Missing)?) as u64)
+            }
+            Operation::ListCount => {
+                let value = fields.value()?;
+                fields.end()?;
+                let equal = self.items.iter().filter(|item| *item.bytes == *value.bytes);
+                Ok(equal.count() as u64)
+            }
+            Operation::ListReverse => {
+                fields.end()?;
+                self.items.make_contiguous().reverse();
+                self.version += 1;
+                Ok(0)
+            }
+            Operation::ListReplace => {
+                let version = fields.number()?;
+                let values = turn.values(fields)?;
+                if version != self.version {
+                    return Ok(0);
+                }
+                self.splice(0..self.items.len(), values, turn)?;
+                Ok(1)
+            }
+            Operation::Len => {
+                fields.end()?;
+                Ok(self.items.len() as u64)
+            }
+            Operation::Clear => {
+                fields.end()?;
+                self.check_growable()?;
+                // A new list, so that the memory is given back.
+                let items = std::mem::take(&mut self.items);
+                items.iter().for_each(|value| turn.lose(value));
+                self.version += 1;
+                Ok(0)
+            }
+            Operation::Page => {
+                let (cursor, bytes_max) = (to_index(fields.number()?), fields.number()?);
+                fields.end()?;
+                let start = cursor.min(self.items.len());
+                let numbered = (start as u64..).zip(self.items.range(start..));
+                let written = write_page(
+                    numbered,
+                    bytes_max,
+                    |item| item.encoded_len(),
+                    |item| turn.write(item),
+                );
+                Ok(written)
+            }
+            Operation::Snapshot => {
+                fields.end()?;
+                self.items.iter().for_each(|value| turn.write(value));
+                Ok(self.version)
+            }
+            _ => Err(Status::WrongKind.into()),
+        }
+    }
+
+    /// Refuses what would change the length of an array.
+    fn check_growable(&self) -> Result<(), Refusal> {
+        if self.fixed { Err(Status::Refused.into()) } else { Ok(()) }
+    }
+
+    /// Returns a range if it is within the list.
+    fn check_range(&self, start: usize, end: usize) -> Result<Range<usize>, Refusal> {
+        if start <= end && end <= self.items.len() {
+            Ok(start..end)
+        } else {
+            Err(Status::Missing.into())
+        }
+    }
+
+    fn splice(
+        &mut self,
+        range: Range<usize>,
+        values: Vec<ValueField<'_>>,
+        turn: &mut Turn<'_>,
+    ) -> Outcome {
+        if values.len() != range.len() {
+            self.check_growable()?;
+        }
+        let mut behind = self.items.split_off(range.end);
+        let replaced = self.items.split_off(range.start);
+        self.items.extend(values.into_iter().map(|value| turn.keep(value)));
+        self.items.append(&mut behind);
+        replaced.iter().for_each(|value| turn.lose(value));
+        self.version += 1;
+        Ok(0)
+    }
+
+    /// Reads a request for an update.
+    pub(super) fn update<'a>(&self, mut fields: Fields<'a>) -> Result<Update<'a>, Refusal> {
+        let (index, function) = (to_index(fields.number()?), fields.number()?);
+        let arguments = fields.bytes()?;
+        fields.end()?;
+        let current = Some(Arc::clone(&self.items.get(index).ok_or(Status::Missing)?.bytes));
+        Ok(Update { target: Target::Index(index), function, optional: false, current, arguments })
+    }
+
+    /// Replaces an item.
+    pub(super) fn updated(&mut self, index: usize, value: Stored, turn: &mut Turn<'_>) {
+        let previous = std::mem::replace(&mut self.items[index], value);
+        turn.lose(&previous);
+        self.version += 1;
+    }
+
+    pub(super) fn each_names(&self, mut each: impl FnMut(&Names)) {
+        self.items.iter().for_each(|value| each(&value.names));
+    }
+}

@@ -1,0 +1,189 @@
+//! Locks, of the kind that can be taken again by their owner, and of the kind that cannot.
+
+use super::{
+    actions::{Progress, Refusal},
+    clients::{Caller, ClientId},
+    turn::Turn,
+    waiting::{Leave, Line, Ticket},
+};
+use crate::manager::protocol::{Fields, Operation, Status};
+
+/// Who holds a lock: a thread of a client. The client chose the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) client: ClientId,
+    pub(super) number: u64,
+}
+
+/// A call that waits for a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// The owner's number.
+    pub(super) number: u64,
+    /// How often it holds the lock when it gets it. It is more than 1 if it held it so often when
+    /// it began to wait for a condition.
+    pub(super) count: u64,
+    /// Why it waits.
+    pub(super) why: Why,
+}
+
+/// Why a call waits for a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It wants to acquire it.
+    Acquire,
+    /// It was notified of a condition.
+    Notified,
+    /// It waited for a condition, and was given up.
+    GivenUp,
+}
+
+/// A lock.
+#[derive(Debug)]
+pub(super) struct Lock {
+    /// Whether its owner may take it again.
+    reentrant: bool,
+    owner: Option<Owner>,
+    /// How often the owner holds it. 0 if there is no owner.
+    count: u64,
+    /// Whether the last owner died with the lock. The next one is told.
+    owner_died: bool,
+    /// Empty if there is no owner.
+    line: Line<Claim>,
+}
+
+impl Lock {
+    pub(super) fn create(mut fields: Fields<'_>) -> Result<Self, Refusal> {
+        let reentrant = fields.flag()?;
+        fields.end()?;
+        let line = Line::default();
+        Ok(Lock { reentrant, owner: None, count: 0, owner_died: false, line })
+    }
+
+    pub(super) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(super) fn request(
+        &mut self,
+        operation: Operation,
+        mut fields: Fields<'_>,
+        turn: &mut Turn<'_>,
+    ) -> Result<Progress, Refusal> {
+        match operation {
+            Operation::LockAcquire => {
+                let (number, wait) = (fields.number()?, fields.flag()?);
+                fields.end()?;
+                let owner = Owner { client: turn.caller.client, number };
+                if self.owner.is_none() {
+                    let died = self.take(owner, 1, turn);
+                    return Ok(Progress::Done(u64::from(died)));
+                }
+                if self.reentrant && self.owner == Some(owner) {
+                    self.count += 1;
+                    return Ok(Progress::Done(0));
+                }
+                if !wait {
+                    return Err(Status::NotNow.into());
+                }
+                let claim = Claim { number, count: 1, why: Why::Acquire };
+                self.line.push(turn.wait(0)?, turn.caller, claim);
+                Ok(Progress::Waits)
+            }
+            Operation::LockRelease => {
+                let number = fields.number()?;
+                fields.end()?;
+                let releaser = Owner { client: turn.caller.client, number };
+                let owner = self.owner.ok_or(Status::Refused)?;
+                if self.reentrant && owner != releaser {
+                    return Err(Status::Refused.into());
+                }
+                if self.count > 1 {
+                    self.count -= 1;
+                } else {
+                    self.release(turn);
+                }
+                Ok(Progress::Done(0))
+            }
+            Operation::LockIsHeld => {
+                fields.end()?;
+                Ok(Progress::Done(u64::from(self.owner.is_some())))
+            }
+            _ => Err(Status::WrongKind.into()),
+        }
+    }
+
+    /// Gives the free lock to an owner. Returns whether the last owner died with it.
+    fn take(&mut self, owner: Owner, count: u64, turn: &mut Turn<'_>) -> bool {
+        self.owner = Some(owner);
+        self.count = count;
+        turn.clients.add_hold(owner.client, turn.object);
+        std::mem::take(&mut self.owner_died)
+    }
+
+    /// Frees the lock, however often its owner holds it. The first in the line gets it.
+    pub(super) fn release(&mut self, turn: &mut Turn<'_>) {
+        if let Some(owner) = self.owner.take() {
+            turn.clients.remove_hold(owner.client, turn.object);
+        }
+        self.count = 0;
+        self.pass_on(turn);
+    }
+
+    /// The client of the owner is gone.
+    pub(super) fn owner_died(&mut self, turn: &mut Turn<'_>) {
+        self.owner_died = true;
+        self.release(turn);
+    }
+
+    /// Gives the lock to the first in the line, if it is free.
+    fn pass_on(&mut self, turn: &mut Turn<'_>) {
+        if self.owner.is_some() {
+            return;
+        }
+        let Some((caller, claim)) = self.line.pop() else { return };
+        let owner = Owner { client: caller.client, number: claim.number };
+        let number = u64::from(self.take(owner, claim.count, turn));
+        let outcome = match claim.why {
+            Why::Acquire | Why::Notified => Ok(number),
+            Why::GivenUp => Err(Refusal { number, ..Status::GivenUp.into() }),
+        };
+        turn.answer(caller, outcome);
+    }
+
+    /// Puts a call in the line that has waited for a condition of this lock. `turn` is that of the
+    /// lock.
+    pub(super) fn line_up(&mut self, caller: Caller, claim: Claim, turn: &mut Turn<'_>) {
+        let Some(ticket) = turn.clients.move_wait(caller, turn.object) else { return };
+        self.line.push(ticket, caller, claim);
+        self.pass_on(turn);
+    }
+
+    /// Takes a call out of the line. Returns whether it was there, and could leave.
+    pub(super) fn leave(&mut self, ticket: Ticket, why: Leave) -> bool {
+        // A wait for a condition ends with the lock, even if it is given up. One that was notified
+        // stays notified, as otherwise the notification would be lost.
+        let after_wait = self.line.get(ticket).is_some_and(|claim| claim.why != Why::Acquire);
+        if after_wait && why == Leave::GivenUp {
+            return false;
+        }
+        self.line.remove(ticket).is_some()
+    }
+
+    /// Returns the calls that wait.
+    pub(super) fn callers(&self) -> impl Iterator<Item = Caller> {
+        self.line.iter().map(|(caller, _)| caller)
+    }
+
+    /// Checks that nobody waits for a free lock.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        assert_eq!(self.owner.is_some(), self.count > 0, "{self:?}");
+        assert!(self.reentrant || self.count <= 1, "{self:?}");
+        assert!(self.owner.is_some() || self.line.is_empty(), "waits for a free lock: {self:?}");
+    }
+}

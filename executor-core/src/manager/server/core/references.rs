@@ -1,0 +1,239 @@
+//! Objects, and the references that keep them alive.
+//!
+//! ```text
+//!  client ──references──► object ◄──1 for each name in a value── object
+//!  lease ───────1───────►   │
+//!                           └─ none left: dropped, and what its values name loses references
+//! ```
+//!
+//! Objects that name each other in a cycle keep each other alive until the server ends, even if no
+//! client can reach them any more.
+
+use std::collections::HashMap;
+
+use super::{
+    Core,
+    actions::Actions,
+    barrier::Barrier,
+    cell::Cell,
+    clients::{Caller, ClientId},
+    condition::Condition,
+    event::Event,
+    list::List,
+    lock::Lock,
+    map::Map,
+    queue::Queue,
+    semaphore::Semaphore,
+    set::Set,
+    turn::{Names, Turn},
+};
+use crate::{
+    id::IdHasher,
+    manager::protocol::{CallId, ObjectId, Status},
+};
+
+/// Capacity that the lists of changes keep for the next request. A request that drops a large
+/// container needs more, once.
+const KEPT_CHANGES_MAX: usize = 1024;
+
+/// The contents of an object. They lie behind a pointer, so that an entry in the table of objects
+/// is small, whatever the kind.
+#[derive(Debug)]
+pub(super) enum State {
+    Map(Box<Map>),
+    List(Box<List>),
+    Set(Box<Set>),
+    Cell(Box<Cell>),
+    Queue(Box<Queue>),
+    Lock(Box<Lock>),
+    Semaphore(Box<Semaphore>),
+    Event(Box<Event>),
+    Condition(Box<Condition>),
+    Barrier(Box<Barrier>),
+}
+
+impl State {
+    /// Calls a function for each name in the object's values, with repetitions.
+    pub(super) fn each_name(&self, mut each: impl FnMut(ObjectId)) {
+        let mut all = |names: &Names| names.as_slice().iter().copied().for_each(&mut each);
+        match self {
+            State::Map(map) => map.each_names(&mut all),
+            State::List(list) => list.each_names(&mut all),
+            State::Set(set) => set.each_names(&mut all),
+            State::Cell(cell) => all(cell.names()),
+            State::Queue(queue) => queue.each_names(&mut all),
+            State::Condition(condition) => each(condition.lock),
+            State::Lock(_) | State::Semaphore(_) | State::Event(_) | State::Barrier(_) => {}
+        }
+    }
+
+    /// Returns the calls that wait at the object itself.
+    pub(super) fn callers(&self) -> Vec<Caller> {
+        match self {
+            State::Map(_) | State::List(_) | State::Set(_) | State::Cell(_) => Vec::new(),
+            State::Queue(queue) => queue.callers().collect(),
+            State::Lock(lock) => lock.callers().collect(),
+            State::Semaphore(semaphore) => semaphore.callers().collect(),
+            State::Event(event) => event.callers().collect(),
+            State::Condition(condition) => condition.callers().collect(),
+            State::Barrier(barrier) => barrier.callers().collect(),
+        }
+    }
+
+    /// Returns the clients that hold the lock, or have permits of the semaphore.
+    pub(super) fn holders(&self) -> Vec<ClientId> {
+        match self {
+            State::Lock(lock) => lock.owner().map(|owner| owner.client).into_iter().collect(),
+            State::Semaphore(semaphore) => semaphore.holders().collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// One object.
+#[derive(Debug)]
+pub(super) struct Object {
+    /// Of clients, leases and values. Not 0.
+    pub(super) references: u64,
+    pub(super) state: State,
+}
+
+/// All objects.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    table: HashMap<ObjectId, Object, IdHasher>,
+    last: u64,
+}
+
+impl Objects {
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(super) fn contains(&self, id: ObjectId) -> bool {
+        self.table.contains_key(&id)
+    }
+
+    pub(super) fn get(&self, id: ObjectId) -> Option<&Object> {
+        self.table.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: ObjectId) -> Option<&mut Object> {
+        self.table.get_mut(&id)
+    }
+
+    /// Adds an object with one reference.
+    pub(super) fn insert(&mut self, state: State) -> ObjectId {
+        self.last += 1;
+        let id = ObjectId(self.last);
+        self.table.insert(id, Object { references: 1, state });
+        id
+    }
+
+    /// Counts one more reference. Returns whether there is such an object.
+    pub(super) fn add_reference(&mut self, id: ObjectId) -> bool {
+        let object = self.table.get_mut(&id);
+        // Each reference takes a step of its own, so 64 bits do not overflow.
+        object.map(|object| object.references += 1).is_some()
+    }
+
+    /// Takes references away. Returns the object if none is left.
+    fn take_references(&mut self, id: ObjectId, count: u64) -> Option<Object> {
+        let object = self.table.get_mut(&id)?;
+        debug_assert!(object.references >= count, "{id:?} has fewer references than it loses");
+        object.references = object.references.saturating_sub(count);
+        if object.references > 0 {
+            return None;
+        }
+        self.table.remove(&id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ObjectId, &Object)> {
+        self.table.iter().map(|(id, object)| (*id, object))
+    }
+}
+
+/// References that a request adds and takes away. They are counted when it is done, added ones
+/// first, so that a value that only moves does not drop what it names.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// Named by a value that an object keeps now.
+    kept: Vec<ObjectId>,
+    /// Named by a value in a reply to this client.
+    given: Vec<(ClientId, ObjectId)>,
+    /// Lost so many references.
+    lost: Vec<(ObjectId, u64)>,
+}
+
+impl Changes {
+    pub(super) fn keep(&mut self, names: &Names) {
+        self.kept.extend_from_slice(names.as_slice());
+    }
+
+    pub(super) fn keep_one(&mut self, object: ObjectId) {
+        self.kept.push(object);
+    }
+
+    pub(super) fn give(&mut self, client: ClientId, names: &Names) {
+        self.given.extend(names.as_slice().iter().map(|name| (client, *name)));
+    }
+
+    pub(super) fn lose(&mut self, object: ObjectId, count: u64) {
+        if count > 0 {
+            self.lost.push((object, count));
+        }
+    }
+
+    pub(super) fn lose_names(&mut self, names: &Names) {
+        names.as_slice().iter().for_each(|name| self.lose(*name, 1));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.kept.is_empty() && self.given.is_empty() && self.lost.is_empty()
+    }
+}
+
+impl Core {
+    /// Counts what has changed, and drops the objects that have no reference left.
+    ///
+    /// An object that is dropped adds what it names to the list of losses. So a chain of a million
+    /// objects takes a longer list, and not a deeper stack.
+    pub(super) fn settle(&mut self, out: &mut Actions) {
+        if self.changes.is_empty() {
+            return;
+        }
+        for name in self.changes.kept.drain(..) {
+            let exists = self.objects.add_reference(name);
+            debug_assert!(exists, "{name:?} is named by a value, and does not exist");
+        }
+        for (client, name) in self.changes.given.drain(..) {
+            if self.objects.add_reference(name) {
+                self.clients.add_reference(client, name);
+            }
+        }
+        while let Some((id, count)) = self.changes.lost.pop() {
+            if let Some(object) = self.objects.take_references(id, count) {
+                self.dropped(id, &object.state, out);
+            }
+        }
+        self.changes.kept.shrink_to(KEPT_CHANGES_MAX);
+        self.changes.given.shrink_to(KEPT_CHANGES_MAX);
+        self.changes.lost.shrink_to(KEPT_CHANGES_MAX);
+    }
+
+    /// Forgets what clients had of an object that is gone. Calls that waited at it are answered.
+    fn dropped(&mut self, id: ObjectId, state: &State, out: &mut Actions) {
+        let (caller, changes) =
+            (Caller { client: ClientId(0), call: CallId::NONE }, &mut self.changes);
+        state.each_name(|name| changes.lose(name, 1));
+        for holder in state.holders() {
+            self.clients.remove_hold(holder, id);
+        }
+        let queued = self.updates.drop_object(id);
+        let mut turn = Turn { caller, object: id, clients: &mut self.clients, changes, out };
+        for caller in state.callers().into_iter().chain(queued) {
+            turn.answer(caller, Err(Status::NoObject.into()));
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Updates by a user's function, which runs elsewhere.
+//!
+//! ```text
+//!  update ──► job ──► the function runs ──► ran ──► the value is replaced, the caller is answered
+//!                     other requests for the object wait in line ──► are done, one by one
+//! ```
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    Core,
+    actions::{Actions, Job, JobId, Outcome, Refusal},
+    clients::Caller,
+    references::State,
+    turn::{Names, Stored, Turn},
+    waiting::{Line, Ticket},
+};
+use crate::{
+    id::IdHasher,
+    manager::protocol::{self, CallId, Fields, ObjectId, Operation, Status},
+};
+
+/// Which value of an object is updated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// That of a key of a map.
+    Key(Arc<[u8]>),
+    /// An item of a list.
+    Index(usize),
+    /// The value of a cell.
+    Cell,
+}
+
+/// A request for an update that can begin.
+#[derive(Debug)]
+pub(super) struct Update<'a> {
+    pub(super) target: Target,
+    pub(super) function: u64,
+    pub(super) optional: bool,
+    pub(super) current: Option<Arc<[u8]>>,
+    pub(super) arguments: &'a [u8],
+}
+
+/// A function that runs.
+#[derive(Debug)]
+struct Running {
+    object: ObjectId,
+    caller: Caller,
+    target: Target,
+}
+
+/// A request that waits until a function has ended.
+#[derive(Debug)]
+struct Queued {
+    operation: Operation,
+    body: Box<[u8]>,
+}
+
+/// The functions that run, and the requests that wait for their end.
+#[derive(Debug, Default)]
+pub(super) struct Updates {
+    running: HashMap<JobId, Running, IdHasher>,
+    /// The requests that wait at each busy object.
+    busy: HashMap<ObjectId, Line<Queued>, IdHasher>,
+    last: u64,
+}
+
+impl Updates {
+    /// Returns whether a function of this object runs.
+    pub(super) fn is_busy(&self, object: ObjectId) -> bool {
+        // Most often none runs at all.
+        !self.busy.is_empty() && self.busy.contains_key(&object)
+    }
+
+    /// Begins an update. The caller waits for its end.
+    pub(super) fn begin(&mut self, update: Update<'_>, turn: &mut Turn<'_>) -> Result<(), Refusal> {
+        let Update { target, function, optional, current, arguments } = update;
+        turn.wait(arguments.len())?;
+        self.last += 1;
+        let id = JobId(self.last);
+        self.running.insert(id, Running { object: turn.object, caller: turn.caller, target });
+        self.busy.insert(turn.object, Line::default());
+        turn.out.run(Job { id, function, optional, current, arguments: arguments.to_vec() });
+        Ok(())
+    }
+
+    /// Puts a request in line behind the function that runs.
+    pub(super) fn queue(
+        &mut self,
+        operation: Operation,
+        body: &[u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), Refusal> {
+        let ticket = turn.wait(body.len())?;
+        let line = self.busy.entry(turn.object).or_default();
+        line.push(ticket, turn.caller, Queued { operation, body: body.into() });
+        Ok(())
+    }
+
+    /// Takes a request out of the line. Returns whether it was there.
+    pub(super) fn leave(&mut self, object: ObjectId, ticket: Ticket) -> bool {
+        self.busy.get_mut(&object).is_some_and(|line| line.remove(ticket).is_some())
+    }
+
+    /// Forgets the line of an object that is gone. Returns who waited there. The caller whose
+    /// function runs is answered when it ends.
+    pub(super) fn drop_object(&mut self, object: ObjectId) -> Vec<Caller> {
+        if self.busy.is_empty() {
+            return Vec::new();
+        }
+        let line = self.busy.remove(&object).unwrap_or_default();
+        line.iter().map(|(caller, _)| caller).collect()
+    }
+
+    /// Returns the calls of an object whose requests wait, and those whose function runs.
+    #[cfg(test)]
+    pub(super) fn callers(&self) -> impl Iterator<Item = (ObjectId, Caller)> {
+        let queued = self
+            .busy
+            .iter()
+            .flat_map(|(object, line)| line.iter().map(|(caller, _)| (*object, caller)));
+        queued.chain(self.running.values().map(|running| (running.object, running.caller)))
+    }
+
+    /// Returns the objects that are busy, and those for which functions run.
+    #[cfg(test)]
+    pub(super) fn objects(&self) -> (Vec<ObjectId>, Vec<ObjectId>) {
+        let running = self.running.values().map(|running| running.object);
+        (self.busy.keys().copied().collect(), running.collect())
+    }
+}
+
+impl State {
+    /// Reads a request for an update, and finds the value that it concerns.
+    pub(super) fn update<'a>(
+        &self,
+        operation: Operation,
+        fields: Fields<'a>,
+    ) -> Result<Update<'a>, Refusal> {
+        match (self, operation) {
+            (State::Map(map), Operation::MapUpdate) => map.update(fields),
+            (State::List(list), Operation::ListUpdate) => list.update(fields),
+            (State::Cell(cell), Operation::CellUpdate) => cell.update(fields),
+            _ => Err(Status::WrongKind.into()),
+        }
+    }
+
+    /// Puts the new value in its place.
+    fn updated(&mut self, target: Target, value: Stored, turn: &mut Turn<'_>) {
+        match (self, target) {
+            (State::Map(map), Target::Key(key)) => map.updated(&key, value, turn),
+            (State::List(list), Target::Index(index)) => list.updated(index, value, turn),
+            (State::Cell(cell), Target::Cell) => cell.updated(value, turn),
+            _ => unreachable!("an object does not change its kind"),
+        }
+    }
+}
+
+impl Core {
+    /// A user's function that an update asked for has ended. `result` is the new value and the
+    /// objects that it names, or the body of a reply with [`Status::Failed`].
+    ///
+    /// The value is replaced even if the client is gone meanwhile, because its update had begun.
+    pub(crate) fn ran(
+        &mut self,
+        job: JobId,
+        result: Result<(&[u8], &[ObjectId]), &[u8]>,
+        out: &mut Actions,
+    ) {
+        let Some(Running { object, mut caller, target }) = self.updates.running.remove(&job) else {
+            return;
+        };
+        if !self.clients.end_wait(caller) {
+            caller.call = CallId::NONE;
+        }
+        match result {
+            Ok((bytes, names)) => {
+                let outcome = self.replace(caller, object, target, bytes, names, out);
+                out.answer(caller, outcome);
+            }
+            Err(failure) => {
+                out.body().extend_from_slice(failure);
+                out.end_reply(caller, Status::Failed, 0);
+            }
+        }
+        let line = self.updates.busy.remove(&object).unwrap_or_default();
+        self.settle(out);
+        self.resume(object, line, out);
+    }
+
+    /// Replaces the value that a function has updated.
+    fn replace(
+        &mut self,
+        caller: Caller,
+        object: ObjectId,
+        target: Target,
+        bytes: &[u8],
+        names: &[ObjectId],
+        out: &mut Actions,
+    ) -> Outcome {
+        if bytes.len() > protocol::FIELD_BYTES_MAX || names.len() > protocol::NAMED_MAX {
+            return Err(Refusal::limit("the new value is too large"));
+        }
+        // The function runs on the server, so it may name whatever exists.
+        if !names.iter().all(|name| self.objects.contains(*name)) {
+            return Err(Status::NoObject.into());
+        }
+        let entry = self.objects.get_mut(object).ok_or(Status::NoObject)?;
+        let (clients, changes) = (&mut self.clients, &mut self.changes);
+        let mut turn = Turn { caller, object, clients, changes, out };
+        let names = Names::new(names.iter().copied());
+        turn.changes.keep(&names);
+        let value = Stored { bytes: bytes.into(), names };
+        turn.write(&value);
+        entry.state.updated(target, value, &mut turn);
+        Ok(0)
+    }
+
+    /// Does the requests that have waited for the end of a function, up to the next update.
+    fn resume(&mut self, object: ObjectId, mut line: Line<Queued>, out: &mut Actions) {
+        while let Some((caller, queued)) = line.pop() {
+            self.clients.end_wait(caller);
+            self.on_object(caller, queued.operation, object, &queued.body, out);
+            if let Some(behind) = self.updates.busy.get_mut(&object) {
+                // The next function runs. Nobody else can have come in between.
+                debug_assert!(behind.is_empty());
+                *behind = line;
+                return;
+            }
+        }
+    }
+}

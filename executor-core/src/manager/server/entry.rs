@@ -1,0 +1,129 @@
+//! How the server's process begins: a process with one task, whose task is to serve.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    super::client::{Door, ServerId},
+    core::Limits,
+    serve::{self, serve},
+};
+use crate::{
+    __private::{Arguments, AsSerde, reply, way},
+    error::Failure,
+    id::{FnId, TaskId},
+    ipc::Transfer,
+    registry::{Call, CallContext, CallResult, Registered, SourcePlace, TASKS, TaskEntry},
+    task::{TaskArgs, TaskFn},
+    wire::{
+        buffer::Buffer,
+        codec::{Codec, CodecError, Format, Postcard},
+        frame::Reply,
+    },
+    worker::call_here,
+};
+
+/// The task of the server's process.
+#[derive(Debug)]
+pub(in crate::manager) struct Serve;
+
+/// What the server is told.
+#[derive(Serialize, Deserialize)]
+pub(in crate::manager) struct ServerSetup {
+    pub(in crate::manager) id: [u8; 16],
+    /// The server's end of the door, and the clients' end.
+    pub(in crate::manager) door: Transfer<OwnedFd>,
+    pub(in crate::manager) outside: Transfer<OwnedFd>,
+    /// Closed when the server is to end.
+    pub(in crate::manager) owner: Transfer<OwnedFd>,
+    pub(in crate::manager) clients_max: u64,
+    pub(in crate::manager) objects_max: u64,
+    pub(in crate::manager) client_calls_max: u64,
+    pub(in crate::manager) client_bytes_max: u64,
+    pub(in crate::manager) message_bytes_max: u64,
+    pub(in crate::manager) unread_bytes_max: u64,
+    /// The number and the encoded arguments of the initializer.
+    pub(in crate::manager) initializer: Option<(u64, Vec<u8>)>,
+}
+
+#[linkme::distributed_slice(TASKS)]
+static ENTRY: TaskEntry = TaskEntry {
+    name: <Serve as TaskFn>::NAME,
+    place: SourcePlace { file: file!(), line: line!(), column: column!(), module: module_path!() },
+    signature: || env!("CARGO_PKG_VERSION").to_owned(),
+    call: Call::Sync(call),
+    registered: Registered::new(),
+};
+
+impl TaskFn for Serve {
+    type Output = ();
+    const NAME: &'static str = "executor::manager::serve";
+    const CODEC: Codec = Codec::Postcard;
+
+    fn entry() -> &'static TaskEntry {
+        &ENTRY
+    }
+
+    fn decode_output(bytes: &[u8]) -> Result<(), CodecError> {
+        Postcard::decode(bytes)
+    }
+}
+
+impl TaskArgs<ServerSetup> for Serve {
+    fn encode_args(setup: &ServerSetup, out: &mut Buffer) -> Result<(), CodecError> {
+        Postcard::encode(setup, out)
+    }
+}
+
+fn call(bytes: &[u8], context: &mut CallContext) -> CallResult {
+    let mut arguments = Arguments::<Postcard>::new(bytes, context);
+    let way_in = way::<Postcard, ServerSetup, AsSerde, ServerSetup>(AsSerde);
+    let setup = match arguments.next(way_in, "setup").and_then(|setup| {
+        arguments.finish()?;
+        Ok(setup)
+    }) {
+        Ok(setup) => setup,
+        Err(failed) => return failed,
+    };
+    context.run_begins();
+    let served = run(setup);
+    context.run_ends();
+    match served {
+        Ok(()) => reply::<Postcard, ()>(way::<Postcard, (), AsSerde, ()>(AsSerde), &(), context),
+        Err(message) => CallResult::Failed(Failure { message, ..Failure::default() }),
+    }
+}
+
+/// Runs the initializer, then serves.
+fn run(setup: ServerSetup) -> Result<(), String> {
+    if let Some((function, arguments)) = setup.initializer {
+        initialize(FnId(function), &arguments)?;
+    }
+    let id = ServerId(u128::from_le_bytes(setup.id));
+    let outside = Arc::new(Door { id, socket: Arc::new(setup.outside.into_inner()) });
+    let at_most = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    let limits = Limits {
+        clients: at_most(setup.clients_max),
+        objects: at_most(setup.objects_max),
+        calls_per_client: at_most(setup.client_calls_max),
+        bytes_per_client: setup.client_bytes_max,
+    };
+    let setup = serve::Setup {
+        door: setup.door.into_inner(),
+        outside,
+        owner: setup.owner.into_inner(),
+        limits,
+        message_bytes_max: setup.message_bytes_max,
+        unread_bytes_max: setup.unread_bytes_max,
+    };
+    serve(setup).map_err(|error| format!("the server of a manager cannot wait: {error}"))
+}
+
+fn initialize(function: FnId, arguments: &[u8]) -> Result<(), String> {
+    // An id of its own, so that its panic is told to the caller and not printed.
+    call_here(TaskId::from_raw(3), function, arguments, |kind, bytes, _| match kind {
+        Reply::Done => Ok(()),
+        kind => Err(format!("its initializer failed: {}", crate::error::reply::text(kind, bytes))),
+    })
+}

@@ -1,0 +1,29 @@
+//! The server's side of a manager: one process, whose main thread serves all clients.
+//!
+//! ```text
+//!  the door ── a client ───────► welcome: its lane and its socket
+//!  lanes of busy clients ──────► Core: objects, references, waits ──► replies into the lanes
+//!  sockets of sleeping clients ► "look"      │
+//!  pipes (leases) ─────────────► closed      └─ functions of users ─► threads (jobs) ─► Core
+//!  the owner ──────────────────► closed: the server ends
+//! ```
+//!
+//! The loop looks at the lanes of those clients that were busy last. When all are empty for a
+//! moment, it announces its sleep in each of them, and sleeps in `epoll` until one of them sends a
+//! byte. So no call makes a system call while client and server are awake.
+//!
+//! What happens when somebody dies:
+//!
+//! - **A client.** Its socket says so: references, waits and locks end.
+//! - **A process that an object was sent to.** The object's pipe is closed when the last copy of its
+//!   end is: the kernel counts, whoever has it, and whether or not a message was ever received.
+//! - **The owner** (the process that has the `Manager`). Its socket is closed, and this process's
+//!   watcher ends it as well.
+//!
+//! Nothing that a client sends is trusted. A client that breaks the protocol, or that takes no
+//! replies until too many bytes wait for it, is cut off.
+
+mod core;
+pub(super) mod entry;
+mod jobs;
+mod serve;

@@ -1,0 +1,474 @@
+//! The server's loop.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use rustix::event::{Timespec, epoll};
+
+use super::{
+    super::{
+        client::{
+            Door,
+            connection::{LEASE, LOOK},
+            door::{REFUSED, WELCOME, WELCOME_BYTES, check_knock},
+        },
+        protocol::{HEADER_BYTES, ObjectId, Operation, Reply, Request, Status},
+    },
+    core::{Actions, ClientId, Core, LeaseId, Limits},
+    jobs::Jobs,
+};
+use crate::{
+    id::IdHasher,
+    os::{socket, spin::Spin},
+    transport::ring::lane::{self, LaneReceiver, LaneSender, LaneSide},
+};
+
+/// Maximum number of requests of one client that are served before the next client's.
+const TURN: usize = 32;
+/// Number of turns over all busy clients between two looks at the sockets. With a higher value, new
+/// clients and deaths wait for longer while others are busy. With a lower value, more system calls
+/// are made.
+const TURNS_BETWEEN_LOOKS: u32 = 64;
+/// Maximum number of pipes that one client has sent and not asked for.
+const LEASES_WAITING_MAX: usize = 64;
+
+/// What a descriptor of the loop is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Source {
+    Door,
+    Owner,
+    Jobs,
+    Client(ClientId),
+    Lease(LeaseId),
+}
+
+impl Source {
+    fn to_data(self) -> epoll::EventData {
+        epoll::EventData::new_u64(match self {
+            Source::Door => 0,
+            Source::Owner => 1,
+            Source::Jobs => 2,
+            // Ids begin at 1, and are counted: they stay far below the limit.
+            Source::Client(ClientId(id)) => id << 2 | 3,
+            Source::Lease(LeaseId(id)) => id << 2 | 2,
+        })
+    }
+
+    fn from_data(data: epoll::EventData) -> Self {
+        match data.u64() {
+            0 => Source::Door,
+            1 => Source::Owner,
+            2 => Source::Jobs,
+            data if data & 3 == 3 => Source::Client(ClientId(data >> 2)),
+            data => Source::Lease(LeaseId(data >> 2)),
+        }
+    }
+}
+
+/// A client, as the loop knows it.
+struct Guest {
+    socket: OwnedFd,
+    sender: LaneSender,
+    receiver: LaneReceiver,
+    /// Whether the loop looks at its lane. Otherwise the client has to send a byte.
+    hot: bool,
+    /// Whether replies were sent that the client has not been woken for.
+    touched: bool,
+    /// Pipes that have come, and were not asked for yet.
+    leases: VecDeque<(ObjectId, OwnedFd)>,
+}
+
+/// What the loop is started with.
+pub(super) struct Setup {
+    /// The server's end of the door.
+    pub(super) door: OwnedFd,
+    /// The door as clients have it.
+    pub(super) outside: Arc<Door>,
+    /// Closed when the owner of the server wants it to end.
+    pub(super) owner: OwnedFd,
+    pub(super) limits: Limits,
+    pub(super) message_bytes_max: u64,
+    /// Maximum number of bytes of replies that wait for a client.
+    pub(super) unread_bytes_max: u64,
+}
+
+type Guests = HashMap<ClientId, Guest, IdHasher>;
+
+struct Server {
+    setup: Setup,
+    poll: OwnedFd,
+    core: Core,
+    guests: Guests,
+    /// The clients whose lanes the loop looks at.
+    hot: Vec<ClientId>,
+    /// Clients that are to be cut off.
+    condemned: Vec<(ClientId, String)>,
+    leases: HashMap<LeaseId, OwnedFd>,
+    jobs: Jobs,
+    actions: Actions,
+    message: Vec<u8>,
+    spin: Spin,
+}
+
+/// Serves until the owner is gone.
+pub(super) fn serve(setup: Setup) -> io::Result<()> {
+    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let jobs = Jobs::new(Arc::clone(&setup.outside))?;
+    for (descriptor, source) in [
+        (setup.door.as_fd(), Source::Door),
+        (setup.owner.as_fd(), Source::Owner),
+        (jobs.done().as_fd(), Source::Jobs),
+    ] {
+        epoll::add(&poll, descriptor, source.to_data(), epoll::EventFlags::IN)?;
+    }
+    let core = Core::new(setup.limits.clone());
+    let mut server = Server {
+        setup,
+        poll,
+        core,
+        guests: Guests::default(),
+        hot: Vec::new(),
+        condemned: Vec::new(),
+        leases: HashMap::new(),
+        jobs,
+        actions: Actions::default(),
+        message: Vec::new(),
+        spin: Spin::after_first_wait(),
+    };
+    server.run()
+}
+
+impl Server {
+    fn run(&mut self) -> io::Result<()> {
+        let mut turns = 0;
+        loop {
+            let busy = self.serve_hot();
+            self.cut_off();
+            turns += 1;
+            if busy && turns < TURNS_BETWEEN_LOOKS {
+                continue;
+            }
+            turns = 0;
+            let wait = !busy && !self.spins() && self.announce_sleep();
+            let over = self.look(wait)?;
+            self.cut_off();
+            if over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Looks at the lanes for a moment, if that has paid off so far. Returns whether there is
+    /// something.
+    fn spins(&mut self) -> bool {
+        let Server { spin, guests, hot, .. } = self;
+        // With one client, its processor tells whether it waits for this one.
+        let cpu = match **hot {
+            [] => return false,
+            [one] => guests.get(&one).map_or(u32::MAX, |guest| guest.receiver.sender_cpu()),
+            _ => u32::MAX,
+        };
+        spin.wait(cpu, || {
+            hot.iter().any(|id| guests.get(id).is_some_and(|guest| !guest.receiver.is_empty()))
+        })
+    }
+
+    /// Announces the sleep in all lanes that the loop looks at. Returns whether it may sleep. The
+    /// clients that are quiet now are not looked at any more.
+    fn announce_sleep(&mut self) -> bool {
+        let Server { guests, hot, .. } = self;
+        let mut quiet = true;
+        hot.retain(|id| {
+            let Some(guest) = guests.get_mut(id) else { return false };
+            // If there is a message, its announcement is taken back.
+            guest.hot = !guest.receiver.announce_sleep();
+            quiet &= !guest.hot;
+            guest.hot
+        });
+        quiet
+    }
+
+    /// Serves all clients whose lanes are looked at. Returns whether there was anything.
+    fn serve_hot(&mut self) -> bool {
+        let mut busy = false;
+        let mut at = 0;
+        while let Some(&client) = self.hot.get(at) {
+            busy |= self.serve_one(client);
+            at += 1;
+        }
+        busy
+    }
+
+    /// Serves one client's requests, as far as its turn goes.
+    fn serve_one(&mut self, client: ClientId) -> bool {
+        let mut served = 0;
+        while served < TURN {
+            let Some(guest) = self.guests.get_mut(&client) else { break };
+            match guest.receiver.receive(&mut self.message) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.condemned.push((client, error.to_string()));
+                    break;
+                }
+            }
+            served += 1;
+            let (header, body) = self.message.split_at(HEADER_BYTES);
+            let Some(request) = header.first_chunk().and_then(Request::from_bytes) else {
+                self.condemned.push((client, "it asks for something unknown".to_owned()));
+                break;
+            };
+            if request.operation == Operation::Lease {
+                self.lease(client, request);
+            } else {
+                self.core.request(client, request, body, &mut self.actions);
+            }
+            self.perform();
+        }
+        if let Some(guest) = self.guests.get_mut(&client)
+            && guest.receiver.must_wake()
+        {
+            let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+        }
+        served > 0
+    }
+
+    /// Sends the replies that there are, and begins the jobs.
+    fn perform(&mut self) {
+        let Server { actions, guests, condemned, setup, jobs, .. } = self;
+        if actions.is_empty() {
+            return;
+        }
+        let mut touched = [None; 4];
+        let mut others = Vec::new();
+        for (client, reply, body) in actions.replies() {
+            let Some(guest) = guests.get_mut(&client) else { continue };
+            if let Err(error) = guest.sender.send(&reply.to_bytes(), body) {
+                condemned.push((client, error.to_string()));
+                continue;
+            }
+            if guest.sender.waiting_bytes() as u64 > setup.unread_bytes_max {
+                condemned.push((client, "it does not take its replies".to_owned()));
+                continue;
+            }
+            if !std::mem::replace(&mut guest.touched, true) {
+                match touched.iter_mut().find(|place| place.is_none()) {
+                    Some(place) => *place = Some(client),
+                    None => others.push(client),
+                }
+            }
+        }
+        for client in touched.into_iter().flatten().chain(others) {
+            let Some(guest) = guests.get_mut(&client) else { continue };
+            guest.touched = false;
+            if guest.sender.must_wake() {
+                // A full socket has bytes that the client has yet to look at.
+                let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+            }
+        }
+        for job in actions.take_jobs() {
+            jobs.begin(job);
+        }
+        actions.clear();
+    }
+
+    /// Answers a client that has sent the pipe which is to keep an object alive.
+    fn lease(&mut self, client: ClientId, request: Request) {
+        self.drain_socket(client);
+        let Some(guest) = self.guests.get_mut(&client) else { return };
+        let at = guest.leases.iter().position(|(object, _)| *object == request.object);
+        let pipe = at.and_then(|at| guest.leases.remove(at)).map(|(_, pipe)| pipe);
+        let status = match pipe {
+            // The pipe was lost on the way: this process has too many open files.
+            None => Status::Limit,
+            Some(pipe) => match self.core.lease(client, request.object) {
+                None => Status::NoObject,
+                Some(lease) => {
+                    let data = Source::Lease(lease).to_data();
+                    match epoll::add(&self.poll, &pipe, data, epoll::EventFlags::empty()) {
+                        Ok(()) => {
+                            self.leases.insert(lease, pipe);
+                            Status::Done
+                        }
+                        Err(_) => {
+                            self.core.lease_ended(lease, &mut self.actions);
+                            Status::Limit
+                        }
+                    }
+                }
+            },
+        };
+        let text: &[u8] = match status {
+            Status::Limit => {
+                b"the server has too many open files to watch one more handle that was sent"
+            }
+            _ => b"",
+        };
+        let mut body = Vec::new();
+        super::super::protocol::put_bytes(&mut body, text);
+        let len = body.len() as u64;
+        let reply = Reply { call: request.call, status, number: 0, len };
+        self.actions.reply(client, reply, &body);
+    }
+
+    /// Looks at all descriptors, and waits for one of them if asked. Returns whether the owner is
+    /// gone.
+    fn look(&mut self, wait: bool) -> io::Result<bool> {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 64];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timeout = if wait { None } else { Some(&now) };
+        let count = match epoll::wait(&self.poll, &mut events[..], timeout) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        for event in &events[..count] {
+            let epoll::Event { flags, data } = *event;
+            match Source::from_data(data) {
+                Source::Owner => return Ok(true),
+                Source::Door => self.open_door(),
+                Source::Jobs => {
+                    for (job, outcome) in self.jobs.ended() {
+                        let outcome = match &outcome {
+                            Ok((value, names)) => Ok((&value[..], &names[..])),
+                            Err(body) => Err(&body[..]),
+                        };
+                        self.core.ran(job, outcome, &mut self.actions);
+                        self.perform();
+                    }
+                }
+                Source::Lease(lease) => {
+                    if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
+                        self.leases.remove(&lease);
+                        self.core.lease_ended(lease, &mut self.actions);
+                        self.perform();
+                    }
+                }
+                Source::Client(client) => self.hear(client),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads what came over a client's socket. Returns whether the client is still there.
+    fn drain_socket(&mut self, client: ClientId) -> bool {
+        let Some(guest) = self.guests.get_mut(&client) else { return false };
+        let mut bytes = [0; 16];
+        loop {
+            match socket::recv_short_now(&guest.socket, &mut bytes) {
+                Ok((0, _)) => return false,
+                Ok((9, mut descriptors)) if bytes[0] == LEASE => {
+                    let object = u64::from_le_bytes(bytes[1..9].try_into().expect("8 bytes"));
+                    if let Some(pipe) = descriptors.pop() {
+                        guest.leases.push_back((ObjectId(object), pipe));
+                    }
+                    if guest.leases.len() > LEASES_WAITING_MAX {
+                        guest.leases.pop_front();
+                    }
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// A client has sent a byte, or is gone.
+    fn hear(&mut self, client: ClientId) {
+        let lives = self.drain_socket(client);
+        let Some(guest) = self.guests.get_mut(&client) else { return };
+        guest.receiver.awake();
+        if let Err(error) = guest.sender.flush() {
+            self.condemned.push((client, error.to_string()));
+        } else if guest.sender.must_wake() {
+            let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+        }
+        if !std::mem::replace(&mut guest.hot, true) {
+            self.hot.push(client);
+        }
+        if !lives {
+            // What it had asked for before its end is still done.
+            while self.serve_one(client) {}
+            self.condemned.push((client, String::new()));
+        }
+    }
+
+    /// Lets in a client that is at the door.
+    fn open_door(&mut self) {
+        let (bytes, mut descriptors) = match socket::recv_whole_now(&self.setup.door) {
+            Ok(received) => received,
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                // Its descriptors find no place here. The client notices that they are closed.
+                let _ = socket::remove_now(&self.setup.door);
+                tracing::error!("a manager has too many open files for another client");
+                return;
+            }
+            Err(_) => return,
+        };
+        if bytes.is_empty() && descriptors.is_empty() {
+            // No process has a copy of the door any more. This process itself keeps one, so this
+            // does not happen.
+            return;
+        }
+        let (Some(memory), Some(socket)) = (descriptors.pop(), descriptors.pop()) else { return };
+        if let Err(why) = self.let_in(&bytes, memory, &socket) {
+            let refusal = [&[REFUSED], why.as_bytes()].concat();
+            let _ = socket::send_now(&socket, &refusal, &[]);
+        }
+    }
+
+    fn let_in(&mut self, knock: &[u8], memory: OwnedFd, socket: &OwnedFd) -> Result<(), String> {
+        check_knock(knock)?;
+        if !socket::is_one(socket.as_fd()) {
+            return Err("it has sent another kind of socket".to_owned());
+        }
+        let memory = lane::open(memory).map_err(|error| format!("its memory: {error}"))?;
+        let socket = socket.try_clone().map_err(|error| format!("its socket: {error}"))?;
+        let max = self.setup.message_bytes_max;
+        let client = self.core.connect().map_err(|limit| limit.to_string())?;
+        let (sender, receiver) = lane::ends(&memory, LaneSide::Server, max);
+        let mut welcome = [0; WELCOME_BYTES];
+        welcome[0] = WELCOME;
+        welcome[1..].copy_from_slice(&max.to_le_bytes());
+        let entered = epoll::add(
+            &self.poll,
+            &socket,
+            Source::Client(client).to_data(),
+            epoll::EventFlags::IN,
+        )
+        .map_err(io::Error::from)
+        .and_then(|()| socket::send_now(&socket, &welcome, &[]));
+        if let Err(error) = entered {
+            self.core.disconnect(client, &mut self.actions);
+            return Err(error.to_string());
+        }
+        let guest =
+            Guest { socket, sender, receiver, hot: true, touched: false, leases: VecDeque::new() };
+        self.guests.insert(client, guest);
+        self.hot.push(client);
+        Ok(())
+    }
+
+    /// Ends the connections of clients that are gone, or that break the protocol.
+    fn cut_off(&mut self) {
+        while let Some((client, why)) = self.condemned.pop() {
+            // Closing the socket takes it out of the poll, and tells the client.
+            if self.guests.remove(&client).is_none() {
+                continue;
+            }
+            if !why.is_empty() {
+                tracing::warn!(client = client.0, %why, "a manager has cut off a client");
+            }
+            self.hot.retain(|hot| *hot != client);
+            self.core.disconnect(client, &mut self.actions);
+            self.perform();
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! A lane: two rings between a server and one of its clients, for messages of any length.
+//!
+//! ```text
+//!              memory (a sealed memfd that the client has made, mapped by both)
+//!  client      ┌──────────────────────────────────────┐       server
+//!  LaneSender ►│ requests ─────────────────────────── │► LaneReceiver
+//!  LaneReceiver│◄ ──────────────────────────── replies │◄ LaneSender
+//!              └──────────────────────────────────────┘
+//!  socket      ◄──────── a byte: "look at the rings" ───────►
+//! ```
+//!
+//! The rings are those of the pool and its workers, and the order of the steps is the same (see the
+//! parent module). What differs is how a side sleeps. A server has many clients, and a client waits
+//! for replies and for the server's death at the same time. So both sleep in a `poll` of the
+//! socket, which reports either. The side that wakes the other sends one byte. While both are
+//! awake, no byte is sent.
+//!
+//! No side ever blocks in here. What finds no room waits in the sender's outbox, and the other side
+//! wakes the sender when it has made room.
+//!
+//! Neither side trusts the other: all positions and lengths are checked, and memory grows with the
+//! data that arrives. A side that stops to read, or that does not wake the other, harms its own
+//! lane only.
+
+use std::{collections::VecDeque, io, os::fd::OwnedFd, sync::Arc};
+
+use super::{
+    PART_BYTES_MAX,
+    spsc::{Consumer, Impossible, Producer, Ring},
+};
+use crate::os::memory::{Shared, SharedLayout};
+
+/// The memory of a lane.
+#[repr(C)]
+pub(crate) struct LaneMemory {
+    requests: Ring,
+    replies: Ring,
+}
+
+// SAFETY: `repr(C)`, its fields contain only atomics and have no drop glue, and all-zero bytes are
+// a valid value.
+unsafe impl SharedLayout for LaneMemory {}
+
+/// Length of the header of each message, whose last 8 bytes are the length of the body.
+pub(crate) const LANE_HEADER_BYTES: usize = 24;
+
+crate::debug::debug_is_display!(LaneError);
+
+/// The other side does not keep to the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LaneError {
+    #[error("the other side wrote impossible positions to the shared memory")]
+    Impossible,
+    #[error("a message is shorter than it says")]
+    Border,
+    #[error("a message has {0} bytes, which is more than the limit")]
+    TooLong(u64),
+}
+
+impl From<Impossible> for LaneError {
+    fn from(_: Impossible) -> Self {
+        LaneError::Impossible
+    }
+}
+
+/// Which side of a lane this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LaneSide {
+    Client,
+    Server,
+}
+
+impl LaneMemory {
+    fn sent_by(&self, side: LaneSide) -> &Ring {
+        match side {
+            LaneSide::Client => &self.requests,
+            LaneSide::Server => &self.replies,
+        }
+    }
+
+    fn received_by(&self, side: LaneSide) -> &Ring {
+        match side {
+            LaneSide::Client => &self.replies,
+            LaneSide::Server => &self.requests,
+        }
+    }
+}
+
+/// Creates the memory of a lane, and the descriptor with which the server maps it.
+pub(crate) fn create() -> io::Result<(Arc<Shared<LaneMemory>>, OwnedFd)> {
+    let (memory, descriptor) = Shared::create("executor-lane")?;
+    Ok((Arc::new(memory), descriptor))
+}
+
+/// Maps the memory of a lane that a client has made.
+pub(crate) fn open(descriptor: OwnedFd) -> io::Result<Arc<Shared<LaneMemory>>> {
+    Ok(Arc::new(Shared::open(&descriptor)?))
+}
+
+/// Returns both ends of one side.
+pub(crate) fn ends(
+    memory: &Arc<Shared<LaneMemory>>,
+    side: LaneSide,
+    message_bytes_max: u64,
+) -> (LaneSender, LaneReceiver) {
+    let sender = LaneSender {
+        memory: Arc::clone(memory),
+        side,
+        producer: Producer::default(),
+        outbox: VecDeque::new(),
+        outbox_bytes: 0,
+        sent: 0,
+    };
+    let receiver = LaneReceiver {
+        memory: Arc::clone(memory),
+        side,
+        consumer: Consumer::default(),
+        missing: None,
+        begun: Vec::new(),
+        message_bytes_max,
+    };
+    (sender, receiver)
+}
+
+/// The end through which one side sends.
+pub(crate) struct LaneSender {
+    memory: Arc<Shared<LaneMemory>>,
+    side: LaneSide,
+    producer: Producer,
+    /// Messages that found no room, in order.
+    outbox: VecDeque<Vec<u8>>,
+    outbox_bytes: usize,
+    /// How many bytes of the first message of the outbox are sent.
+    sent: usize,
+}
+
+impl LaneSender {
+    /// Sends a message, or as much of it as finds room. The rest waits in the outbox.
+    pub(crate) fn send(
+        &mut self,
+        header: &[u8; LANE_HEADER_BYTES],
+        body: &[u8],
+    ) -> Result<(), LaneError> {
+        let fits = LANE_HEADER_BYTES + body.len() <= PART_BYTES_MAX;
+        let ring = self.memory.sent_by(self.side);
+        if fits && self.outbox.is_empty() && self.producer.write(ring, [&header[..], body])? {
+            return Ok(());
+        }
+        self.outbox_bytes += LANE_HEADER_BYTES + body.len();
+        self.outbox.push_back([&header[..], body].concat());
+        self.flush().map(drop)
+    }
+
+    /// Sends from the outbox what finds room. Returns whether everything is sent. If not, the other
+    /// side has been asked to tell when there is room.
+    pub(crate) fn flush(&mut self) -> Result<bool, LaneError> {
+        let mut asked = false;
+        while let Some(message) = self.outbox.front() {
+            let rest = &message[self.sent..];
+            let part = &rest[..rest.len().min(PART_BYTES_MAX)];
+            let ring = self.memory.sent_by(self.side);
+            if !self.producer.write(ring, [part])? {
+                if asked {
+                    return Ok(false);
+                }
+                // Ask, then try once more: the other side may have made room before it saw this.
+                ring.want_room();
+                asked = true;
+                continue;
+            }
+            self.sent += part.len();
+            if self.sent == message.len() {
+                self.outbox_bytes -= message.len();
+                self.outbox.pop_front();
+                self.sent = 0;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether everything was sent.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.outbox.is_empty()
+    }
+
+    /// Returns how many bytes wait in the outbox.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.outbox_bytes
+    }
+
+    /// Returns whether the receiver sleeps, and has to be woken. Call it after the last of several
+    /// messages.
+    pub(crate) fn must_wake(&self) -> bool {
+        self.memory.sent_by(self.side).take_sleeper()
+    }
+}
+
+/// The end through which one side receives.
+pub(crate) struct LaneReceiver {
+    memory: Arc<Shared<LaneMemory>>,
+    side: LaneSide,
+    consumer: Consumer,
+    /// The part of a message that has arrived, and how many bytes are missing.
+    begun: Vec<u8>,
+    missing: Option<u64>,
+    message_bytes_max: u64,
+}
+
+impl LaneReceiver {
+    /// Puts the next whole message into `message`: its header, and behind it its body. Returns
+    /// `false` if there is none yet.
+    pub(crate) fn receive(&mut self, message: &mut Vec<u8>) -> Result<bool, LaneError> {
+        let ring = self.memory.received_by(self.side);
+        loop {
+            let Some(missing) = self.missing else {
+                if self.consumer.read(ring, message)?.is_none() {
+                    return Ok(false);
+                }
+                let header: &[u8; LANE_HEADER_BYTES] =
+                    message.first_chunk().ok_or(LaneError::Border)?;
+                let (words, _) = header.as_chunks::<8>();
+                let len = u64::from_le_bytes(words[2]);
+                if len > self.message_bytes_max {
+                    return Err(LaneError::TooLong(len));
+                }
+                let arrived = (message.len() - LANE_HEADER_BYTES) as u64;
+                match len.checked_sub(arrived) {
+                    None => return Err(LaneError::Border),
+                    Some(0) => return Ok(true),
+                    Some(missing) => {
+                        self.missing = Some(missing);
+                        self.begun.clear();
+                        self.begun.extend_from_slice(message);
+                    }
+                }
+                continue;
+            };
+            let Some(next) = self.consumer.next(ring)? else { return Ok(false) };
+            if next.len as u64 > missing || next.len == 0 {
+                return Err(LaneError::Border);
+            }
+            // The length was announced, but memory grows only with what arrives: at most doubled.
+            self.consumer.append(ring, &next, &mut self.begun);
+            let missing = missing - next.len as u64;
+            self.missing = (missing > 0).then_some(missing);
+            if missing == 0 {
+                std::mem::swap(message, &mut self.begun);
+                // A large buffer is not kept for the next message.
+                self.begun = Vec::new();
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Whether there is nothing to receive at this moment.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.consumer.is_empty(self.memory.received_by(self.side))
+    }
+
+    /// Returns the processor on which the other side last sent.
+    pub(crate) fn sender_cpu(&self) -> u32 {
+        self.memory.received_by(self.side).producer_cpu()
+    }
+
+    /// Returns whether the sender waits for room and has to be woken, since there is room now. Call
+    /// it after receiving.
+    pub(crate) fn must_wake(&mut self) -> bool {
+        let ring = self.memory.received_by(self.side);
+        (self.consumer.is_low(ring) || self.consumer.is_empty(ring)) && ring.take_wanted_room()
+    }
+
+    /// Announces that this side is about to sleep. Returns whether it may: there is nothing to
+    /// receive. Afterwards [`awake`](Self::awake) must be called.
+    pub(crate) fn announce_sleep(&self) -> bool {
+        let ring = self.memory.received_by(self.side);
+        ring.announce_sleep();
+        if self.is_empty() {
+            return true;
+        }
+        ring.end_sleep();
+        false
+    }
+
+    /// Ends a sleep that was announced.
+    pub(crate) fn awake(&self) {
+        self.memory.received_by(self.side).end_sleep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(len: usize) -> [u8; LANE_HEADER_BYTES] {
+        let mut header = [7; LANE_HEADER_BYTES];
+        header[16..].copy_from_slice(&(len as u64).to_le_bytes());
+        header
+    }
+
+    fn lane(max: u64) -> ((LaneSender, LaneReceiver), (LaneSender, LaneReceiver)) {
+        let (memory, descriptor) = create().unwrap();
+        let theirs = open(descriptor).unwrap();
+        (ends(&memory, LaneSide::Client, max), ends(&theirs, LaneSide::Server, max))
+    }
+
+    #[test]
+    fn messages_of_all_lengths_arrive_in_both_directions() {
+        let ((mut to_server, mut from_server), (mut to_client, mut from_client)) = lane(1 << 30);
+        let mut message = Vec::new();
+        for len in [0, 1, 7, 8, 100, 32 * 1024, 32 * 1024 + 1, 100_000, 5_000_000] {
+            let body: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            for (sender, receiver) in
+                [(&mut to_server, &mut from_client), (&mut to_client, &mut from_server)]
+            {
+                assert!(receiver.is_empty());
+                sender.send(&header(len), &body).unwrap();
+                sender.send(&header(3), b"end").unwrap();
+                let mut received = Vec::new();
+                while received.len() < 2 {
+                    if receiver.receive(&mut message).unwrap() {
+                        received.push(std::mem::take(&mut message));
+                    } else {
+                        sender.flush().unwrap();
+                    }
+                }
+                assert!(sender.is_flushed() && sender.waiting_bytes() == 0);
+                assert!(received[0] == [&header(len)[..], &body].concat(), "{len}");
+                assert_eq!(received[1], [&header(3)[..], b"end"].concat());
+            }
+        }
+    }
+
+    #[test]
+    fn who_sleeps_is_woken_once_and_who_wants_room_is_told() {
+        let ((mut to_server, _), (_, mut from_client)) = lane(1 << 30);
+        to_server.send(&header(0), &[]).unwrap();
+        assert!(!to_server.must_wake(), "it does not sleep");
+        assert!(!from_client.announce_sleep(), "there is a message");
+        let mut message = Vec::new();
+        assert!(from_client.receive(&mut message).unwrap());
+        assert!(!from_client.must_wake(), "nobody wants room");
+        assert!(from_client.announce_sleep());
+        to_server.send(&header(1 << 20), &vec![1; 1 << 20]).unwrap();
+        assert!(to_server.must_wake() && !to_server.must_wake());
+        from_client.awake();
+        assert!(!to_server.is_flushed());
+        assert!(!from_client.receive(&mut message).unwrap());
+        assert!(from_client.must_wake(), "the sender wants room");
+        assert!(!to_server.flush().unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_is_an_error() {
+        let mut message = Vec::new();
+        let ((mut sender, _), (_, mut receiver)) = lane(100);
+        sender.send(&header(101), &[0; 101]).unwrap();
+        assert_eq!(receiver.receive(&mut message), Err(LaneError::TooLong(101)));
+        let ((mut sender, _), (_, mut receiver)) = lane(100);
+        sender.send(&header(3), b"more than three").unwrap();
+        assert_eq!(receiver.receive(&mut message), Err(LaneError::Border));
+        let ((mut sender, _), (_, mut receiver)) = lane(100);
+        sender.send(&header(100), b"part").unwrap();
+        assert_eq!(receiver.receive(&mut message), Ok(false), "the rest has not come");
+        sender.send(&header(100), &[0; 100]).unwrap();
+        assert_eq!(receiver.receive(&mut message), Err(LaneError::Border), "it is too long");
+        let ((mut sender, _), (_, mut receiver)) = lane(u64::MAX);
+        sender.send(&header(usize::MAX), b"an absurd length").unwrap();
+        assert_eq!(receiver.receive(&mut message), Ok(false));
+        assert!(receiver.begun.capacity() < 4096, "nothing was reserved for it");
+    }
+}
