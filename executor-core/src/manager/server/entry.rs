@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     super::client::{Door, ServerId},
     core::Limits,
-    serve::{self, serve},
+    crew,
+    serve::{self, Server},
 };
 use crate::{
     __private::{Arguments, AsSerde, reply, way},
@@ -117,7 +118,9 @@ fn run(setup: ServerSetup) -> Result<(), String> {
         message_bytes_max: setup.message_bytes_max,
         unread_bytes_max: setup.unread_bytes_max,
     };
-    serve(setup).map_err(|error| format!("the server of a manager cannot wait: {error}"))
+    Server::new(setup)
+        .and_then(crew::run)
+        .map_err(|error| format!("the server of a manager cannot wait: {error}"))
 }
 
 fn initialize(function: FnId, arguments: &[u8]) -> Result<(), String> {

@@ -1,10 +1,10 @@
-//! The server's side of a manager: one process, whose main thread serves all clients.
+//! The server's side of a manager: one process, in which one thread at a time serves all clients.
 //!
 //! ```text
 //!  the door ── a client ───────► welcome: its lane and its socket
 //!  lanes of busy clients ──────► Core: objects, references, waits ──► replies into the lanes
 //!  sockets of sleeping clients ► "look"      │
-//!  pipes (leases) ─────────────► closed      └─ functions of users ─► threads (jobs) ─► Core
+//!  pipes (leases) ─────────────► closed      └─ functions of users ─► crew ─► Core
 //!  the owner ──────────────────► closed: the server ends
 //! ```
 //!
@@ -24,6 +24,6 @@
 //! replies until too many bytes wait for it, is cut off.
 
 mod core;
+mod crew;
 pub(super) mod entry;
-mod jobs;
 mod serve;

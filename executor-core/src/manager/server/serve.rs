@@ -18,8 +18,8 @@ use super::{
         },
         protocol::{HEADER_BYTES, ObjectId, Operation, Reply, Request, Status},
     },
-    core::{Actions, ClientId, Core, LeaseId, Limits},
-    jobs::Jobs,
+    core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits},
+    crew::{Late, Outcome},
 };
 use crate::{
     id::IdHasher,
@@ -41,7 +41,7 @@ const LEASES_WAITING_MAX: usize = 64;
 enum Source {
     Door,
     Owner,
-    Jobs,
+    Late,
     Client(ClientId),
     Lease(LeaseId),
 }
@@ -51,7 +51,7 @@ impl Source {
         epoll::EventData::new_u64(match self {
             Source::Door => 0,
             Source::Owner => 1,
-            Source::Jobs => 2,
+            Source::Late => 2,
             // Ids begin at 1, and are counted: they stay far below the limit.
             Source::Client(ClientId(id)) => id << 2 | 3,
             Source::Lease(LeaseId(id)) => id << 2 | 2,
@@ -62,7 +62,7 @@ impl Source {
         match data.u64() {
             0 => Source::Door,
             1 => Source::Owner,
-            2 => Source::Jobs,
+            2 => Source::Late,
             data if data & 3 == 3 => Source::Client(ClientId(data >> 2)),
             data => Source::Lease(LeaseId(data >> 2)),
         }
@@ -98,7 +98,7 @@ pub(super) struct Setup {
 
 type Guests = HashMap<ClientId, Guest, IdHasher>;
 
-struct Server {
+pub(super) struct Server {
     setup: Setup,
     poll: OwnedFd,
     core: Core,
@@ -108,58 +108,89 @@ struct Server {
     /// Clients that are to be cut off.
     condemned: Vec<(ClientId, String)>,
     leases: HashMap<LeaseId, OwnedFd>,
-    jobs: Jobs,
+    /// Functions that are to be run.
+    functions: VecDeque<Job>,
+    late: Arc<Late>,
+    /// Number of turns since the last look at the descriptors.
+    turns: u32,
     actions: Actions,
     message: Vec<u8>,
     spin: Spin,
 }
 
-/// Serves until the owner is gone.
-pub(super) fn serve(setup: Setup) -> io::Result<()> {
-    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let jobs = Jobs::new(Arc::clone(&setup.outside))?;
-    for (descriptor, source) in [
-        (setup.door.as_fd(), Source::Door),
-        (setup.owner.as_fd(), Source::Owner),
-        (jobs.done().as_fd(), Source::Jobs),
-    ] {
-        epoll::add(&poll, descriptor, source.to_data(), epoll::EventFlags::IN)?;
-    }
-    let core = Core::new(setup.limits.clone());
-    let mut server = Server {
-        setup,
-        poll,
-        core,
-        guests: Guests::default(),
-        hot: Vec::new(),
-        condemned: Vec::new(),
-        leases: HashMap::new(),
-        jobs,
-        actions: Actions::default(),
-        message: Vec::new(),
-        spin: Spin::after_first_wait(),
-    };
-    server.run()
+/// What a turn of the loop has come to.
+pub(super) enum Turn {
+    Served,
+    /// A function of a user is to be run, and its result to be given to [`Server::applied`].
+    Function(Job),
+    /// The owner is gone.
+    Over,
 }
 
 impl Server {
-    fn run(&mut self) -> io::Result<()> {
-        let mut turns = 0;
-        loop {
-            let busy = self.serve_hot();
-            self.cut_off();
-            turns += 1;
-            if busy && turns < TURNS_BETWEEN_LOOKS {
-                continue;
-            }
-            turns = 0;
-            let wait = !busy && !self.spins() && self.announce_sleep();
-            let over = self.look(wait)?;
-            self.cut_off();
-            if over {
-                return Ok(());
-            }
+    pub(super) fn new(setup: Setup) -> io::Result<Self> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let late = Arc::new(Late::new()?);
+        for (descriptor, source) in [
+            (setup.door.as_fd(), Source::Door),
+            (setup.owner.as_fd(), Source::Owner),
+            (late.signal.as_fd(), Source::Late),
+        ] {
+            epoll::add(&poll, descriptor, source.to_data(), epoll::EventFlags::IN)?;
         }
+        let core = Core::new(setup.limits.clone());
+        Ok(Server {
+            setup,
+            poll,
+            core,
+            guests: Guests::default(),
+            hot: Vec::new(),
+            condemned: Vec::new(),
+            leases: HashMap::new(),
+            functions: VecDeque::new(),
+            late,
+            turns: 0,
+            actions: Actions::default(),
+            message: Vec::new(),
+            spin: Spin::after_first_wait(),
+        })
+    }
+
+    /// The door as clients have it.
+    pub(super) fn door(&self) -> Arc<Door> {
+        Arc::clone(&self.setup.outside)
+    }
+
+    pub(super) fn late(&self) -> Arc<Late> {
+        Arc::clone(&self.late)
+    }
+
+    /// Takes the result of a function.
+    pub(super) fn applied(&mut self, job: JobId, outcome: &Outcome) {
+        let outcome = match outcome {
+            Ok((value, names)) => Ok((&value[..], &names[..])),
+            Err(body) => Err(&body[..]),
+        };
+        self.core.ran(job, outcome, &mut self.actions);
+        self.perform();
+    }
+
+    /// Serves all clients once, and waits if there is nothing to do.
+    pub(super) fn turn(&mut self) -> io::Result<Turn> {
+        if let Some(job) = self.functions.pop_front() {
+            return Ok(Turn::Function(job));
+        }
+        let busy = self.serve_hot();
+        self.cut_off();
+        self.turns += 1;
+        if busy && self.turns < TURNS_BETWEEN_LOOKS || !self.functions.is_empty() {
+            return Ok(Turn::Served);
+        }
+        self.turns = 0;
+        let wait = !busy && !self.spins() && self.announce_sleep();
+        let over = self.look(wait)?;
+        self.cut_off();
+        Ok(if over { Turn::Over } else { Turn::Served })
     }
 
     /// Looks at the lanes for a moment, if that has paid off so far. Returns whether there is
@@ -239,7 +270,7 @@ impl Server {
 
     /// Sends the replies that there are, and begins the jobs.
     fn perform(&mut self) {
-        let Server { actions, guests, condemned, setup, jobs, .. } = self;
+        let Server { actions, guests, condemned, setup, functions, .. } = self;
         if actions.is_empty() {
             return;
         }
@@ -270,9 +301,7 @@ impl Server {
                 let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
             }
         }
-        for job in actions.take_jobs() {
-            jobs.begin(job);
-        }
+        functions.extend(actions.take_jobs());
         actions.clear();
     }
 
@@ -334,14 +363,9 @@ impl Server {
             match Source::from_data(data) {
                 Source::Owner => return Ok(true),
                 Source::Door => self.open_door(),
-                Source::Jobs => {
-                    for (job, outcome) in self.jobs.ended() {
-                        let outcome = match &outcome {
-                            Ok((value, names)) => Ok((&value[..], &names[..])),
-                            Err(body) => Err(&body[..]),
-                        };
-                        self.core.ran(job, outcome, &mut self.actions);
-                        self.perform();
+                Source::Late => {
+                    for (job, outcome) in self.late.take() {
+                        self.applied(job, &outcome);
                     }
                 }
                 Source::Lease(lease) => {

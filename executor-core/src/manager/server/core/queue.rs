@@ -106,6 +106,10 @@ impl Queue {
                 self.joiners.push(turn.wait(0)?, turn.caller, ());
                 Ok(Progress::Waits)
             }
+            Operation::QueueIsFull => {
+                fields.end()?;
+                Ok(Progress::Done(u64::from(!self.has_room())))
+            }
             Operation::Len => {
                 fields.end()?;
                 Ok(Progress::Done(self.items.len() as u64))

@@ -1,0 +1,217 @@
+//! The threads of a server. One of them leads: it serves all clients. It also runs the functions of
+//! users, and is relieved if one of them takes long.
+//!
+//! ```text
+//!  leader   serves ──► puts the server into the slot ──► runs the function ──► takes it back, serves
+//!                                │                            │
+//!  standby                       └── still there after a      └── gone: reports the result to the
+//!                                    millisecond: takes it,       new leader, and stands by
+//!                                    and leads from now on
+//! ```
+//!
+//! A thread of its own for each function would cost two wake-ups for each update, which take fifty
+//! times as long as the function usually does. A leader that ran functions and was never relieved
+//! would let one that hangs stop all clients.
+//!
+//! The process's main thread only waits for the end, so a function that never ends does not keep
+//! the process from ending.
+
+use std::{
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use super::{
+    super::{client::Door, function::Application, protocol::ObjectId},
+    core::{Job, JobId},
+    serve::{Server, Turn},
+};
+use crate::os::{eventfd::EventFd, std_or_model::lock};
+
+/// How long a function may run before the leader is relieved. With a higher value, other clients
+/// wait for longer while a slow function runs. With a lower value, the thread that stands by wakes
+/// up more often while there are updates.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// What a function has given: the new value and the objects that it names, or the body of a reply
+/// that says why there is none.
+pub(super) type Outcome = Result<(Vec<u8>, Vec<ObjectId>), Vec<u8>>;
+
+/// The results of functions whose threads do not lead any more.
+pub(super) struct Late {
+    ended: Mutex<Vec<(JobId, Outcome)>>,
+    /// Wakes the leader.
+    pub(super) signal: EventFd,
+}
+
+impl Late {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Late { ended: Mutex::default(), signal: EventFd::new()? })
+    }
+
+    /// Returns what has ended since the last time.
+    pub(super) fn take(&self) -> Vec<(JobId, Outcome)> {
+        self.signal.clear();
+        std::mem::take(&mut lock(&self.ended))
+    }
+
+    fn put(&self, job: JobId, outcome: Outcome) {
+        lock(&self.ended).push((job, outcome));
+        self.signal.ring();
+    }
+}
+
+struct Crew {
+    door: Arc<Door>,
+    late: Arc<Late>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// The server, while its leader runs a function.
+    slot: Option<Box<Server>>,
+    /// Number of functions that leaders have begun.
+    begun: u64,
+    /// Number of threads that stand by.
+    standing_by: usize,
+    /// Whether one of them looks at the slot from time to time.
+    watched: bool,
+    /// How the server has ended.
+    over: Option<io::Result<()>>,
+}
+
+/// Serves until the owner of the server is gone.
+pub(super) fn run(server: Server) -> io::Result<()> {
+    let (door, late) = (server.door(), server.late());
+    let state = State { slot: None, begun: 0, standing_by: 0, watched: false, over: None };
+    let crew = Arc::new(Crew { door, late, state: Mutex::new(state), changed: Condvar::new() });
+    let first = Arc::clone(&crew);
+    spawn(move || {
+        if first.lead(Box::new(server)) {
+            first.stand_by();
+        }
+    })?;
+    let mut state = lock(&crew.state);
+    loop {
+        if let Some(over) = state.over.take() {
+            return over;
+        }
+        state = crew.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name("executor-serve".to_owned()).spawn(body).map(drop)
+}
+
+impl Crew {
+    /// Serves, until the end or until another thread leads. Returns whether the server goes on.
+    fn lead(self: &Arc<Self>, mut server: Box<Server>) -> bool {
+        loop {
+            match server.turn() {
+                Ok(Turn::Served) => {}
+                Ok(Turn::Function(job)) => match self.apply(server, job) {
+                    Some(back) => server = back,
+                    None => return true,
+                },
+                Ok(Turn::Over) => return self.end(Ok(())),
+                Err(error) => return self.end(Err(error)),
+            }
+        }
+    }
+
+    fn end(&self, over: io::Result<()>) -> bool {
+        lock(&self.state).over = Some(over);
+        self.changed.notify_all();
+        false
+    }
+
+    /// Runs a function. Returns the server, unless another thread has it by now.
+    fn apply(self: &Arc<Self>, server: Box<Server>, job: Job) -> Option<Box<Server>> {
+        let mine = {
+            let mut state = lock(&self.state);
+            state.slot = Some(server);
+            state.begun += 1;
+            if state.standing_by == 0 {
+                let other = Arc::clone(self);
+                // Without another thread, all clients wait until the function has ended.
+                match spawn(move || other.stand_by()) {
+                    Ok(()) => state.standing_by = 1,
+                    Err(error) => {
+                        tracing::error!(%error, "no thread to relieve a manager's server")
+                    }
+                }
+            } else if !state.watched {
+                self.changed.notify_all();
+            }
+            state.begun
+        };
+        let application = Application {
+            function: job.function,
+            optional: job.optional,
+            current: job.current.as_deref(),
+            rest: &job.arguments,
+        };
+        let outcome = application.run(&self.door);
+        let mut state = lock(&self.state);
+        let back = if state.begun == mine { state.slot.take() } else { None };
+        drop(state);
+        match back {
+            Some(mut server) => {
+                server.applied(job.id, &outcome);
+                Some(server)
+            }
+            None => {
+                self.late.put(job.id, outcome);
+                None
+            }
+        }
+    }
+
+    /// Waits until a leader has to be relieved, and leads. Returns when the server has ended, or
+    /// when enough other threads stand by.
+    fn stand_by(self: &Arc<Self>) {
+        let mut state = lock(&self.state);
+        // The thread that starts this one has counted it already, if it was none.
+        if state.standing_by > 1 {
+            return;
+        }
+        state.standing_by = 1;
+        while state.over.is_none() {
+            let begun = state.begun;
+            state = self.wait(state);
+            if state.begun == begun
+                && let Some(server) = state.slot.take()
+            {
+                state.standing_by = 0;
+                state.watched = false;
+                drop(state);
+                if !self.lead(server) {
+                    return;
+                }
+                state = lock(&self.state);
+                if state.standing_by > 0 {
+                    return;
+                }
+                state.standing_by = 1;
+            }
+        }
+    }
+
+    /// Waits for a moment while functions are being run, and otherwise until one is.
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        if state.slot.is_none() && !state.watched {
+            return self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let begun = state.begun;
+        state.watched = true;
+        let waited = self.changed.wait_timeout(state, PATIENCE);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        // While there is one after the other, they need not wake this thread.
+        state.watched = state.begun != begun || state.slot.is_some();
+        state
+    }
+}
