@@ -190,8 +190,9 @@ impl Task {
         }
     }
 
-    /// Generates `fn with`, which has all parameters but the first, and `impl StepFn`, for a function
-    /// that can change a managed value: a plain function whose first parameter is the value.
+    /// Generates `fn with`, which has all parameters but the first, and `impl StepFn`, for a
+    /// function that can change a managed value: a plain function whose first parameter is the
+    /// value.
     fn step_fn(&self, arguments: &[Argument]) -> Option<TokenStream> {
         let Task { attr, handle, function } = self;
         let (first, rest) = arguments.split_first()?;
@@ -202,33 +203,17 @@ impl Task {
             return None;
         }
         let TaskFunction { attrs, vis, ident, params, .. } = function;
-        let (generics, types) = self.named_types();
-        let mut generics = generics;
-        // A lifetime that only the first parameter has would be unconstrained.
-        if types::behind_reference(&params[0].ty).1 {
-            let mut rest_generics = function.generics.clone();
-            for param in &params[1..] {
-                let mut ty = param.ty.clone();
-                types::name_lifetimes(&mut ty, &mut rest_generics);
-            }
-            if !function.generics.params.is_empty() {
-                return None;
-            }
-            generics = rest_generics;
+        // A lifetime that only the first parameter has would belong to nothing here.
+        if !function.generics.params.is_empty() {
+            return None;
         }
-        let rest_types: Vec<_> = if types::behind_reference(&params[0].ty).1 {
-            let mut numbered = function.generics.clone();
-            params[1..]
-                .iter()
-                .map(|param| {
-                    let mut ty = param.ty.clone();
-                    types::name_lifetimes(&mut ty, &mut numbered);
-                    ty
-                })
-                .collect()
-        } else {
-            types[1..].to_vec()
-        };
+        let mut generics = Generics::default();
+        let rest_types = function.params.iter().skip(1).map(|param| {
+            let mut ty = param.ty.clone();
+            types::name_lifetimes(&mut ty, &mut generics);
+            ty
+        });
+        let rest_types: Vec<_> = rest_types.collect();
         let (impl_generics, _, where_clause) = generics.split_for_impl();
         let names: Vec<_> = params.iter().skip(1).map(|param| &param.ident).collect();
         let kept =

@@ -56,8 +56,8 @@
 //!
 //! # When somebody dies
 //!
-//! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released (the
-//!   next owner is told), its permits come back, and its handles are gone, at once.
+//! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released
+//!   (the next owner is told), its permits come back, and its handles are gone, at once.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
 //! - **The process that has the `Manager`.** The server ends.
 //!

@@ -120,8 +120,8 @@ impl Caller {
     }
 }
 
-/// Runs one call on this thread, whatever process it is. Passes the kind and the bytes of the reply,
-/// and its descriptors, to `reply`.
+/// Runs one call on this thread, whatever process it is. Passes the kind and the bytes of the
+/// reply, and its descriptors, to `reply`.
 pub(crate) fn call_here<R>(
     task: TaskId,
     function: FnId,

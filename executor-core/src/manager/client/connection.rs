@@ -327,8 +327,8 @@ impl Connection {
     pub(super) fn tell(&self, operation: Operation, object: ObjectId, body: &[u8]) {
         // If the server is gone, there is nobody to tell.
         let _ = self.send(CallId::NONE, operation, object, body);
-        // A failed connection is noticed by the next call as well, so no future waits in vain: those
-        // that were to be woken are woken by it, or by the thread that receives.
+        // A failed connection is noticed by the next call as well, so no future waits in vain:
+        // those that were to be woken are woken by it, or by the thread that receives.
     }
 
     /// Keeps an object alive while the other end of this pipe is open anywhere.

@@ -14,7 +14,8 @@
 //!
 //! If the server dies, the socket says so, and every call that waits gets
 //! [`ManagerError::Gone`](super::ManagerError::Gone). If this process dies, the server notices it
-//! by the same socket. After a `fork`, the child makes a connection of its own, with the first call.
+//! by the same socket. After a `fork`, the child makes a connection of its own, with the first
+//! call.
 
 mod calls;
 pub(super) mod connection;

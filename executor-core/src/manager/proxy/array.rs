@@ -13,8 +13,8 @@ use crate::manager::{
 handle! {
     /// A list of fixed length that processes share. It corresponds to `manager.Array()`.
     ///
-    /// [`Manager::array`] makes it. For numbers, [`Array`](crate::Array) at the root of the crate is
-    /// a hundred times as fast.
+    /// [`Manager::array`] makes it. For numbers, [`Array`](crate::Array) at the root of the crate
+    /// is a hundred times as fast.
     ///
     /// ```
     /// use executor::manager::Manager;

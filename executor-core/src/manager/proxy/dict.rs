@@ -15,8 +15,8 @@ handle! {
     /// A map that processes share. It corresponds to `manager.dict()`, and to a `HashMap` that
     /// remembers the order of insertion.
     ///
-    /// [`Manager::dict`] makes it. Each call is atomic: no other call comes in between. For a change
-    /// that depends on the value that is there, use [`update`](Self::update),
+    /// [`Manager::dict`] makes it. Each call is atomic: no other call comes in between. For a
+    /// change that depends on the value that is there, use [`update`](Self::update),
     /// [`compare_exchange`](Self::compare_exchange) or [`entry`](Self::entry).
     ///
     /// ```

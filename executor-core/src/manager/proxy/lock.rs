@@ -149,8 +149,8 @@ macro_rules! locks {
                 { self.reference.request(Operation::LockIsHeld) => |answer| Ok(answer.is_yes()) }
             }
 
-            /// Waits until the lock is free, and acquires it. Those that wait get it in the order in
-            /// which they came.
+            /// Waits until the lock is free, and acquires it. Those that wait get it in the order
+            /// in which they came.
             pub fn acquire(&self) -> Result<$guard<'_>, ManagerError> {
                 // A call without a deadline that waits always gets the lock, or an error.
                 let held = Held::acquire(&self.reference, true, None)?;

@@ -84,7 +84,9 @@ macro_rules! handle {
 
 /// Defines methods in two forms: one that waits, and one that is awaited.
 ///
-/// `fn name / name_async [generics](&self, arguments) -> T where [bounds] { request => |answer| T }`
+/// ```text
+/// fn name / name_async [generics](&self, arguments) -> T where [bounds] { request => |answer| T }
+/// ```
 macro_rules! calls {
     ($(
         $(#[$doc:meta])*

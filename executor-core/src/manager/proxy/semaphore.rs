@@ -15,8 +15,8 @@ use crate::manager::{
 handle! {
     /// A number of permits that processes share. It corresponds to `manager.Semaphore()`.
     ///
-    /// [`Manager::semaphore`] makes it. [`Semaphore`](crate::Semaphore) at the root of the crate does
-    /// the same without a server. The permits of a process that dies come back.
+    /// [`Manager::semaphore`] makes it. [`Semaphore`](crate::Semaphore) at the root of the crate
+    /// does the same without a server. The permits of a process that dies come back.
     ///
     /// ```
     /// use executor::manager::Manager;

@@ -80,13 +80,13 @@ impl TaskArgs<ServerSetup> for Serve {
 fn call(bytes: &[u8], context: &mut CallContext) -> CallResult {
     let mut arguments = Arguments::<Postcard>::new(bytes, context);
     let way_in = way::<Postcard, ServerSetup, AsSerde, ServerSetup>(AsSerde);
-    let setup = match arguments.next(way_in, "setup").and_then(|setup| {
-        arguments.finish()?;
-        Ok(setup)
-    }) {
+    let setup = match arguments.next(way_in, "setup") {
         Ok(setup) => setup,
         Err(failed) => return failed,
     };
+    if let Err(failed) = arguments.finish() {
+        return failed;
+    }
     context.run_begins();
     let served = run(setup);
     context.run_ends();

@@ -15,8 +15,8 @@
 //! What happens when somebody dies:
 //!
 //! - **A client.** Its socket says so: references, waits and locks end.
-//! - **A process that an object was sent to.** The object's pipe is closed when the last copy of its
-//!   end is: the kernel counts, whoever has it, and whether or not a message was ever received.
+//! - **A process that an object was sent to.** The object's pipe is closed when the last copy of
+//!   its end is: the kernel counts, whoever has it, and whether or not a message was ever received.
 //! - **The owner** (the process that has the `Manager`). Its socket is closed, and this process's
 //!   watcher ends it as well.
 //!

@@ -116,8 +116,8 @@ impl Ring {
         }
     }
 
-    /// Consumer: announces a sleep somewhere else than on the word. The caller must look at the ring
-    /// once more after this, and call [`end_sleep`](Self::end_sleep) in the end.
+    /// Consumer: announces a sleep somewhere else than on the word. The caller must look at the
+    /// ring once more after this, and call [`end_sleep`](Self::end_sleep) in the end.
     pub(super) fn announce_sleep(&self) {
         self.asleep.0.swap(WAITS, Ordering::SeqCst);
         full_fence();
