@@ -200,6 +200,45 @@ from! {
     Vec<Any> => List, BTreeMap<Any, Any> => Map,
 }
 
+impl From<usize> for Any {
+    fn from(value: usize) -> Self {
+        Any::Int(value as i128)
+    }
+}
+
+impl From<isize> for Any {
+    fn from(value: isize) -> Self {
+        Any::Int(value as i128)
+    }
+}
+
+impl Any {
+    /// Returns the integer, if it is one.
+    pub fn as_int(&self) -> Option<i128> {
+        if let Any::Int(value) = self { Some(*value) } else { None }
+    }
+
+    /// Returns the float, if it is one.
+    pub fn as_float(&self) -> Option<f64> {
+        if let Any::Float(Float(value)) = self { Some(*value) } else { None }
+    }
+
+    /// Returns the text, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        if let Any::Text(value) = self { Some(value) } else { None }
+    }
+
+    /// Returns the bytes, if they are.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        if let Any::Bytes(value) = self { Some(value) } else { None }
+    }
+
+    /// Whether it is [`None`](Self::None).
+    pub fn is_none(&self) -> bool {
+        matches!(self, Any::None)
+    }
+}
+
 impl From<f32> for Any {
     fn from(value: f32) -> Self {
         f64::from(value).into()

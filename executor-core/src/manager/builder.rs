@@ -185,6 +185,10 @@ impl ManagerBuilder {
                 _ => error,
             },
             error => error,
+        });
+        let server = server.inspect_err(|_| {
+            // Without a manager, nobody would end it.
+            let _ = child.kill();
         })?;
         Ok(Manager {
             child,

@@ -12,9 +12,9 @@
 use std::{fmt, marker::PhantomData, sync::Arc};
 
 use super::{
-    client::{Door, naming, taking_in_server},
+    client::{Door, taking_in_server},
     error::ManagerError,
-    protocol::{Fields, ObjectId, put_bytes, put_number},
+    protocol::{Fields, put_bytes, put_number},
 };
 use crate::{
     error::{self, TaskError},
@@ -49,8 +49,9 @@ use crate::{
 /// }
 /// ```
 ///
-/// While the function runs, all other calls of the same object wait, and no call of any other
-/// object does. If it returns an error or panics, the value stays as it was.
+/// While the function runs, all other calls of the same object wait. Calls of other objects are
+/// served, after a millisecond or two at most. If the function returns an error or panics, the
+/// value stays as it was. It cannot send or return objects of its manager.
 pub struct Step<F, A> {
     rest: A,
     marker: PhantomData<fn() -> F>,
@@ -114,9 +115,9 @@ pub(super) struct Application<'a> {
 const TASK: TaskId = TaskId::from_raw(2);
 
 impl Application<'_> {
-    /// Runs the function, in the server. Returns the new value and the objects that it names, or
-    /// the body of a reply that says why there is none.
-    pub(super) fn run(self, door: &Arc<Door>) -> Result<(Vec<u8>, Vec<ObjectId>), Vec<u8>> {
+    /// Runs the function, in the server. Returns the new value, or the body of a reply that says
+    /// why there is none.
+    pub(super) fn run(self, door: &Arc<Door>) -> Result<Vec<u8>, Vec<u8>> {
         let mut arguments = Vec::new();
         if self.optional {
             let mut none = Buffer::new();
@@ -139,9 +140,8 @@ impl Application<'_> {
                 kind => Err((kind, bytes.to_vec())),
             })
         };
-        let (result, names) = naming(door.id, || taking_in_server(door, call));
-        match result {
-            Ok(value) => Ok((value, names)),
+        match taking_in_server(door, call) {
+            Ok(value) => Ok(value),
             Err((kind, bytes)) => {
                 let mut body = Vec::new();
                 put_number(&mut body, kind as u64);

@@ -101,7 +101,7 @@ use client::Reference;
 use protocol::Operation;
 
 use crate::{
-    os::{fork::Creator, std_or_model::lock},
+    os::{fork::Creator, socket, std_or_model::lock},
     process::Child,
 };
 
@@ -185,7 +185,10 @@ impl Manager {
         if self.creator.is_elsewhere() {
             return;
         }
-        drop(lock(&self.owner).take());
+        if let Some(owner) = lock(&self.owner).take() {
+            // Closing it is not enough: a child that this process has forked may have a copy.
+            let _ = socket::send_now(&owner, b"!", &[]);
+        }
         if self.child.join_timeout(self.shutdown_timeout).is_none() {
             // It was stopped, or is in a system call that does not end.
             let _ = self.child.kill();

@@ -189,6 +189,8 @@ bytes! {
         /// Field: owner. `Refused` if it is not held, or for a lock that can be taken again, if it
         /// is held by another.
         LockRelease,
+        /// Field: owner. `Refused` unless this owner holds it.
+        LockReleaseOwn,
         /// `number`: 1 if it is held.
         LockIsHeld,
         /// Field: 1 to wait. Or `NotNow`.

@@ -213,9 +213,8 @@ pub(crate) fn recv_whole_now(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<Owne
         return Err(io::Error::from_raw_os_error(libc::EMFILE));
     }
     bytes.truncate(len);
-    if len > 0 {
-        remove_now(socket)?;
-    }
+    // An empty message is removed as well. At the end there is nothing to remove.
+    remove_now(socket)?;
     Ok((bytes, fds))
 }
 

@@ -146,6 +146,11 @@ pub(crate) fn offer<R>(attachments: &[Attachment], decode: impl FnOnce() -> R) -
     decode()
 }
 
+/// Returns how many encodings this thread is inside of.
+pub(crate) fn depth() -> u32 {
+    local::get(&DEPTH)
+}
+
 /// Returns whether descriptors can travel with the value that a serializer of type `S` encodes.
 pub(crate) fn is_for<S>() -> bool {
     // Another serializer writes its bytes somewhere else, where the index means nothing. Type names

@@ -20,6 +20,19 @@ pub(crate) struct Undo {
     pub(crate) owner: u64,
 }
 
+impl Undo {
+    /// Whether the reply may bring something that has to be given back to the object.
+    pub(crate) fn keeps_object(&self) -> bool {
+        matches!(
+            self.operation,
+            Operation::QueueGet
+                | Operation::LockAcquire
+                | Operation::ConditionWait
+                | Operation::SemaphoreAcquire
+        )
+    }
+}
+
 /// Who waits for the reply to a call.
 pub(crate) enum Waiting {
     /// A thread, on its own seat.
@@ -34,7 +47,11 @@ pub(crate) enum Waiting {
 #[derive(Default)]
 pub(crate) struct Calls {
     last: u32,
-    pub(crate) waiting: HashMap<CallId, Waiting>,
+    threads: HashMap<CallId, Arc<Seat>>,
+    /// The calls for which no thread waits.
+    others: HashMap<CallId, Waiting>,
+    /// The call of the thread that receives, if it is not in the table.
+    pub(crate) unrecorded: Option<CallId>,
 }
 
 impl Calls {
@@ -44,16 +61,42 @@ impl Calls {
             // The count wraps after four thousand million calls. One of then may still wait.
             self.last = self.last.wrapping_add(1);
             let id = CallId(self.last);
-            if id != CallId::NONE && !self.waiting.contains_key(&id) {
+            let used = self.threads.contains_key(&id) || self.others.contains_key(&id);
+            if id != CallId::NONE && self.unrecorded != Some(id) && !used {
                 return id;
             }
         }
     }
 
+    /// Records who waits for a call, in place of who did so before.
+    pub(crate) fn insert(&mut self, call: CallId, waiting: Waiting) {
+        self.remove(call);
+        match waiting {
+            Waiting::Thread(seat) => drop(self.threads.insert(call, seat)),
+            other => drop(self.others.insert(call, other)),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, call: CallId) -> Option<Waiting> {
+        match self.threads.remove(&call) {
+            Some(seat) => Some(Waiting::Thread(seat)),
+            None => self.others.remove(&call),
+        }
+    }
+
+    pub(crate) fn take_all(&mut self) -> Vec<Waiting> {
+        let threads = std::mem::take(&mut self.threads).into_values().map(Waiting::Thread);
+        threads.chain(std::mem::take(&mut self.others).into_values()).collect()
+    }
+
+    /// Returns the seat of any thread that waits.
+    pub(crate) fn any_thread(&self) -> Option<Arc<Seat>> {
+        self.threads.values().next().cloned()
+    }
+
     /// Whether only the reader can serve the calls that wait: no thread waits for any.
     pub(crate) fn need_reader(&self) -> bool {
-        !self.waiting.is_empty()
-            && !self.waiting.values().any(|waiting| matches!(waiting, Waiting::Thread(_)))
+        self.threads.is_empty() && !self.others.is_empty()
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -144,6 +144,11 @@ impl Connection {
         self.gone.get().is_some()
     }
 
+    /// Whether the server has closed the connection, noticed or not.
+    pub(super) fn has_ended(&self) -> bool {
+        self.is_gone() || self.socket.get().is_none_or(socket::is_hung_up)
+    }
+
     fn gone_error(&self) -> ManagerError {
         ManagerError::Gone(self.gone.get().cloned().unwrap_or_else(|| "it has ended".into()))
     }
@@ -164,49 +169,64 @@ impl Connection {
         let Some(mut receiving) = self.try_receiving() else {
             let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
             let sent = self.send(call, undo.operation, object, body);
-            return self
-                .finish(sent.and_then(|()| self.wait_in(&seat, call, undo, deadline)), call);
+            let received = sent.and_then(|()| self.wait_in(&seat, call, Some(undo), deadline));
+            return self.finish(received, call);
         };
         // Nobody receives, so this thread does, and need not even record that it waits.
-        let call = lock(&self.calls).new_id();
+        let call = {
+            let mut calls = lock(&self.calls);
+            let call = calls.new_id();
+            calls.unrecorded = Some(call);
+            call
+        };
         let received = self
             .send(call, undo.operation, object, body)
             .and_then(|()| self.receive(&mut receiving, Some(call), Patience::Until(deadline)));
         // Recorded before anybody else can receive.
         let waiting = match received {
-            Ok(Received::Nothing) => Some(Waiting::Nobody(undo)),
+            Ok(Received::Nothing) => {
+                self.keep_object(undo);
+                Some(Waiting::Nobody(undo))
+            }
             Ok(Received::Interrupted) => Some(Waiting::Thread(Arc::clone(&seat))),
             _ => None,
         };
-        if let Some(waiting) = waiting {
-            lock(&self.calls).waiting.insert(call, waiting);
+        {
+            let mut calls = lock(&self.calls);
+            calls.unrecorded = None;
+            if let Some(waiting) = waiting {
+                calls.insert(call, waiting);
+            }
         }
         self.unlock(receiving);
         match received {
             Ok(Received::Interrupted) => {
-                self.finish(self.wait_in(&seat, call, undo, deadline), call)
+                self.finish(self.wait_in(&seat, call, Some(undo), deadline), call)
             }
             received => self.finish(received, call),
         }
     }
 
-    /// Makes a call. At the deadline, asks the server to answer at once, and waits for that.
+    /// Makes a call. At the deadline, asks the server to answer at once, and waits for that, for
+    /// `grace` at most. So it is known whether the call was done.
     pub(super) fn call_then_give_up(
         self: &Arc<Self>,
         undo: Undo,
         object: ObjectId,
         body: &[u8],
         deadline: Option<Instant>,
+        grace: Option<Duration>,
     ) -> Result<Message, ManagerError> {
         self.check_size(body)?;
         let seat = Arc::new(Seat::default());
         let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
-        self.send(call, undo.operation, object, body)?;
-        let mut received = self.wait_in(&seat, call, undo, deadline);
+        let mut received = self
+            .send(call, undo.operation, object, body)
+            .and_then(|()| self.wait_in(&seat, call, None, deadline));
         if matches!(received, Ok(Received::Nothing)) {
-            lock(&self.calls).waiting.insert(call, Waiting::Thread(Arc::clone(&seat)));
             self.ask_to_give_up(call);
-            received = self.wait_in(&seat, call, undo, None);
+            let end = grace.and_then(|grace| Instant::now().checked_add(grace));
+            received = self.wait_in(&seat, call, Some(undo), end);
         }
         self.finish(received, call)
     }
@@ -215,8 +235,42 @@ impl Connection {
     fn enter(&self, waiting: Waiting) -> CallId {
         let mut calls = lock(&self.calls);
         let call = calls.new_id();
-        calls.waiting.insert(call, waiting);
+        calls.insert(call, waiting);
         call
+    }
+
+    /// Keeps the object of a call that is abandoned, until its reply has come. Otherwise what the
+    /// reply brings could not be given back to it. Called before the call is recorded as abandoned,
+    /// since the reply gives up this reference.
+    fn keep_object(self: &Arc<Self>, undo: Undo) {
+        if undo.keeps_object() {
+            self.tell_quietly(Operation::Claim, undo.object, &[]);
+        }
+    }
+
+    /// Gives up what [`keep_object`](Self::keep_object) has kept.
+    fn leave_object(self: &Arc<Self>, undo: Undo) {
+        if undo.keeps_object() {
+            self.tell_quietly(Operation::Release, undo.object, &ONE);
+        }
+    }
+
+    /// Records that nobody waits for a call any more. Returns `false` if its reply has come, or is
+    /// just being passed on.
+    fn abandon(self: &Arc<Self>, call: CallId, undo: Undo) -> bool {
+        self.keep_object(undo);
+        let waited = {
+            let mut calls = lock(&self.calls);
+            let waited = calls.remove(call).is_some();
+            if waited {
+                calls.insert(call, Waiting::Nobody(undo));
+            }
+            waited
+        };
+        if !waited {
+            self.leave_object(undo);
+        }
+        waited
     }
 
     /// Ends a call that this thread has waited for.
@@ -225,6 +279,9 @@ impl Connection {
         received: Result<Received, ManagerError>,
         call: CallId,
     ) -> Result<Message, ManagerError> {
+        if received.is_err() {
+            lock(&self.calls).remove(call);
+        }
         self.wake_all();
         // This thread may have been called to receive, and has not.
         self.leave();
@@ -252,12 +309,13 @@ impl Connection {
         }
     }
 
-    /// Waits on a seat until the reply is there, and receives when nobody else does.
+    /// Waits on a seat until the reply is there, and receives when nobody else does. At the
+    /// deadline, the call is abandoned if there is an `undo`, and otherwise goes on.
     fn wait_in(
         self: &Arc<Self>,
         seat: &Seat,
         call: CallId,
-        undo: Undo,
+        undo: Option<Undo>,
         deadline: Option<Instant>,
     ) -> Result<Received, ManagerError> {
         loop {
@@ -268,12 +326,10 @@ impl Connection {
                 }
                 let received = self.receive(&mut receiving, Some(call), Patience::Until(deadline));
                 let interrupted = matches!(received, Ok(Received::Interrupted));
-                if !interrupted {
-                    let mut calls = lock(&self.calls);
-                    calls.waiting.remove(&call);
-                    if matches!(received, Ok(Received::Nothing)) {
-                        calls.waiting.insert(call, Waiting::Nobody(undo));
-                    }
+                match (&received, undo) {
+                    (Ok(Received::Interrupted), _) | (Ok(Received::Nothing), None) => {}
+                    (Ok(Received::Nothing), Some(undo)) => drop(self.abandon(call, undo)),
+                    _ => drop(lock(&self.calls).remove(call)),
                 }
                 self.unlock(receiving);
                 if interrupted {
@@ -289,13 +345,10 @@ impl Connection {
                 return Err(self.gone_error());
             }
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                let mut calls = lock(&self.calls);
                 // The reply may have come in between.
-                if calls.waiting.remove(&call).is_some() {
-                    calls.waiting.insert(call, Waiting::Nobody(undo));
+                if undo.is_none_or(|undo| self.abandon(call, undo)) {
                     return Ok(Received::Nothing);
                 }
-                drop(calls);
                 // It is being put onto the seat at this moment, or the connection has ended.
                 seat.wait(None);
             }
@@ -316,19 +369,29 @@ impl Connection {
             PendingCall { connection: Arc::clone(self), call, slot, undo, over: false };
         if let Err(error) = self.send(call, undo.operation, object, body) {
             pending.over = true;
-            lock(&self.calls).waiting.remove(&call);
+            lock(&self.calls).remove(call);
             self.wake_all();
             return Err(error);
         }
         Ok(pending)
     }
 
-    /// Sends a request that gets no reply.
-    pub(super) fn tell(&self, operation: Operation, object: ObjectId, body: &[u8]) {
+    /// Sends a request that gets no reply. No lock may be held.
+    pub(super) fn tell(self: &Arc<Self>, operation: Operation, object: ObjectId, body: &[u8]) {
+        self.tell_quietly(operation, object, body);
+        self.wake_all();
+    }
+
+    /// Sends a request that gets no reply, while the receiving end or the table is held.
+    fn tell_quietly(self: &Arc<Self>, operation: Operation, object: ObjectId, body: &[u8]) {
         // If the server is gone, there is nobody to tell.
-        let _ = self.send(CallId::NONE, operation, object, body);
-        // A failed connection is noticed by the next call as well, so no future waits in vain:
-        // those that were to be woken are woken by it, or by the thread that receives.
+        if self.send(CallId::NONE, operation, object, body).is_ok()
+            && self.unsent.load(Ordering::Relaxed)
+        {
+            // Somebody has to send the rest when there is room. Without a thread for it, the next
+            // call does.
+            let _ = self.reader.wake(self);
+        }
     }
 
     /// Keeps an object alive while the other end of this pipe is open anywhere.
@@ -337,6 +400,7 @@ impl Connection {
         message[0] = LEASE;
         message[1..].copy_from_slice(&object.0.to_le_bytes());
         let socket = self.socket.get().ok_or(io::ErrorKind::NotConnected)?;
+        // It waits only if the server has left many bytes unread.
         socket::send(socket, &message, &[end.as_fd()])
     }
 
@@ -361,6 +425,9 @@ impl Connection {
     ) -> Result<(), ManagerError> {
         if self.is_gone() {
             return Err(self.gone_error());
+        }
+        if self.is_elsewhere() {
+            return Err(forked());
         }
         let request = Request { call, operation, object, len: body.len() as u64 };
         let (sent, wake) = {
@@ -411,13 +478,19 @@ impl Connection {
     /// Receives, and passes on the replies of others, until the reply to `own` is there or the
     /// patience is at its end. Without `own`, until anything was passed on.
     fn receive(
-        &self,
+        self: &Arc<Self>,
         receiving: &mut Receiving,
         own: Option<CallId>,
         patience: Patience,
     ) -> Result<Received, ManagerError> {
         let mut hung_up = false;
         loop {
+            if self.is_gone() {
+                return Err(self.gone_error());
+            }
+            if self.is_elsewhere() {
+                return Err(forked());
+            }
             let mut interrupts = false;
             loop {
                 let Receiving { lane, message, .. } = receiving;
@@ -443,7 +516,7 @@ impl Connection {
                 self.wake_server();
             }
             self.send_rest()?;
-            if interrupts {
+            if interrupts || own.is_none() && !self.reader_is_needed() {
                 return Ok(Received::Interrupted);
             }
             if hung_up {
@@ -508,8 +581,8 @@ impl Connection {
     }
 
     /// Passes a reply on to whoever waits for it. Returns whether a future has to be woken.
-    fn deliver(&self, reply: Reply, message: Message) -> bool {
-        let waiting = lock(&self.calls).waiting.remove(&reply.call);
+    fn deliver(self: &Arc<Self>, reply: Reply, message: Message) -> bool {
+        let waiting = lock(&self.calls).remove(reply.call);
         match waiting {
             Some(Waiting::Thread(seat)) => seat.put(message),
             Some(Waiting::Task(slot)) => {
@@ -518,7 +591,10 @@ impl Connection {
                     return true;
                 }
             }
-            Some(Waiting::Nobody(undo)) => self.give_back(undo, reply, &message),
+            Some(Waiting::Nobody(undo)) => {
+                self.give_back(undo, reply, &message);
+                self.leave_object(undo);
+            }
             // The server answers each call once, so this is none of ours.
             None => tracing::error!(call = reply.call.0, "a manager has answered a call twice"),
         }
@@ -526,7 +602,7 @@ impl Connection {
     }
 
     /// Gives back what the reply to an abandoned call has brought.
-    pub(super) fn give_back(&self, undo: Undo, reply: Reply, message: &[u8]) {
+    pub(super) fn give_back(self: &Arc<Self>, undo: Undo, reply: Reply, message: &[u8]) {
         let body = message.get(HEADER_BYTES..).unwrap_or_default();
         let done = reply.status == Status::Done;
         let takes_anyway =
@@ -534,27 +610,23 @@ impl Connection {
         if !done && !takes_anyway {
             return;
         }
-        let numbers = |numbers: &[u64]| {
-            let mut body = Vec::new();
-            numbers.iter().for_each(|number| put_number(&mut body, *number));
-            body
-        };
         match undo.operation {
-            Operation::QueueGet => self.tell(Operation::QueuePutBack, undo.object, body),
+            Operation::QueueGet => self.tell_quietly(Operation::QueuePutBack, undo.object, body),
             Operation::LockAcquire | Operation::ConditionWait => {
-                self.tell(Operation::LockRelease, undo.object, &numbers(&[undo.owner]));
+                let owner = undo.owner.to_le_bytes();
+                self.tell_quietly(Operation::LockReleaseOwn, undo.object, &owner);
             }
             Operation::SemaphoreAcquire => {
-                self.tell(Operation::SemaphoreRelease, undo.object, &numbers(&[1]));
+                self.tell_quietly(Operation::SemaphoreRelease, undo.object, &ONE);
             }
             Operation::Create => {
-                self.tell(Operation::Release, ObjectId(reply.number), &numbers(&[1]));
+                self.tell_quietly(Operation::Release, ObjectId(reply.number), &ONE);
             }
-            Operation::Claim => self.tell(Operation::Release, undo.object, &numbers(&[1])),
+            Operation::Claim => self.tell_quietly(Operation::Release, undo.object, &ONE),
             _ => {}
         }
         for name in names_in_reply(undo.operation, Fields::new(body)) {
-            self.tell(Operation::Release, name, &numbers(&[1]));
+            self.tell_quietly(Operation::Release, name, &ONE);
         }
     }
 
@@ -564,7 +636,7 @@ impl Connection {
         self.leave_to_reader();
     }
 
-    fn ask_to_give_up(&self, call: CallId) {
+    fn ask_to_give_up(self: &Arc<Self>, call: CallId) {
         let mut body = Vec::new();
         put_number(&mut body, u64::from(call.0));
         self.tell(Operation::GiveUp, ObjectId::NONE, &body);
@@ -572,15 +644,7 @@ impl Connection {
 
     /// Lets somebody else receive who waits. Called after the receiving end was given up.
     fn leave(self: &Arc<Self>) {
-        let calls = lock(&self.calls);
-        if calls.waiting.is_empty() {
-            return;
-        }
-        let thread = calls.waiting.values().find_map(|waiting| match waiting {
-            Waiting::Thread(seat) => Some(Arc::clone(seat)),
-            _ => None,
-        });
-        drop(calls);
+        let thread = lock(&self.calls).any_thread();
         match thread {
             Some(seat) => seat.call(),
             None => self.leave_to_reader(),
@@ -589,16 +653,26 @@ impl Connection {
 
     /// Lets the reader receive if no thread waits.
     fn leave_to_reader(self: &Arc<Self>) {
-        if lock(&self.calls).need_reader() {
-            self.reader.wake(self);
+        if self.reader_is_needed()
+            && let Err(error) = self.reader.wake(self)
+        {
+            // Nobody would receive the replies of futures.
+            self.end(format!("this process got no thread that receives its replies: {error}"));
+            self.wake_all();
         }
+    }
+
+    /// Whether nobody but the reader can serve what waits.
+    fn reader_is_needed(&self) -> bool {
+        let unsent = self.unsent.load(Ordering::Relaxed);
+        !self.is_gone() && (unsent || lock(&self.calls).need_reader())
     }
 
     /// The reader's turn: receives as long as only futures wait.
     fn read(self: &Arc<Self>) {
         loop {
             let mut receiving = lock(&self.receiving);
-            let needed = lock(&self.calls).need_reader();
+            let needed = self.reader_is_needed();
             let received =
                 needed.then(|| self.receive(&mut receiving, None, Patience::Until(None)));
             self.unlock(receiving);
@@ -613,8 +687,12 @@ impl Connection {
     /// [`wake_all`](Self::wake_all) when it holds no lock.
     fn end(&self, why: String) -> ManagerError {
         let _ = self.gone.set(why.into());
-        let waiting = std::mem::take(&mut lock(&self.calls).waiting);
-        for waiting in waiting.into_values() {
+        if let Some(socket) = self.socket.get() {
+            // The server ends what this process had, and a thread that sleeps wakes up.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
+        let waiting = lock(&self.calls).take_all();
+        for waiting in waiting {
             match waiting {
                 Waiting::Thread(seat) => seat.call(),
                 Waiting::Task(slot) => lock(&self.to_wake).extend(slot.end()),
@@ -653,22 +731,20 @@ struct ReaderState {
 }
 
 impl ReaderSignal {
-    fn wake(self: &Arc<Self>, connection: &Arc<Connection>) {
+    /// Wakes the reader. Starts it if it does not run.
+    fn wake(self: &Arc<Self>, connection: &Arc<Connection>) -> io::Result<()> {
         let mut state = lock(&self.state);
         state.wanted = true;
         if !state.runs {
             let (signal, connection) = (Arc::clone(self), Arc::downgrade(connection));
-            let started = std::thread::Builder::new()
+            std::thread::Builder::new()
                 .name("executor-manager".to_owned())
-                .spawn(move || signal.run(&connection));
-            match started {
-                Ok(_) => state.runs = true,
-                // The next call tries again, and a thread that makes a call receives for all.
-                Err(error) => tracing::error!(%error, "the reader of a manager's replies"),
-            }
+                .spawn(move || signal.run(&connection))?;
+            state.runs = true;
         }
         drop(state);
         self.changed.notify_one();
+        Ok(())
     }
 
     fn end(&self) {
@@ -711,6 +787,10 @@ impl Future for PendingCall {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         assert!(!this.over, "polled after it had completed");
+        if this.connection.is_elsewhere() {
+            this.over = true;
+            return Poll::Ready(Err(forked()));
+        }
         // The reply may be there in a moment: then no other thread has to be woken.
         if let Some(mut receiving) = this.connection.try_receiving() {
             let own = match this.slot.take() {
@@ -718,7 +798,7 @@ impl Future for PendingCall {
                 _ => this.connection.receive(&mut receiving, Some(this.call), Patience::Moment),
             };
             if matches!(own, Ok(Received::Own(_))) {
-                lock(&this.connection.calls).waiting.remove(&this.call);
+                lock(&this.connection.calls).remove(this.call);
             }
             this.connection.unlock(receiving);
             this.connection.leave();
@@ -746,21 +826,22 @@ impl Drop for PendingCall {
         if self.over || self.connection.is_elsewhere() {
             return;
         }
-        let waited = {
-            let mut calls = lock(&self.connection.calls);
-            let waited = calls.waiting.remove(&self.call);
-            if waited.is_some() {
-                calls.waiting.insert(self.call, Waiting::Nobody(self.undo));
-            }
-            waited.is_some()
-        };
-        if waited {
+        if self.connection.abandon(self.call, self.undo) {
             self.connection.give_up(self.call);
         } else if let (Some(message), _) = self.slot.take()
             && let Some(reply) = message.first_chunk().and_then(Reply::from_bytes)
         {
             // The reply had come, and nobody has seen it.
             self.connection.give_back(self.undo, reply, &message);
+            self.connection.wake_all();
         }
     }
 }
+
+/// The error of a call that a forked process makes through the connection of its parent.
+fn forked() -> ManagerError {
+    ManagerError::Gone("this process is a fork of the one that began the call".into())
+}
+
+/// The body of a request that gives back one reference or permit.
+const ONE: [u8; 8] = 1_u64.to_le_bytes();

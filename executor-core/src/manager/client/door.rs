@@ -4,12 +4,7 @@
 //! travels with the object's handle. So no name exists that others could find, and nothing is left
 //! behind. A process connects by sending the other end of a pair of its own, and memory for a lane.
 
-use std::{
-    io,
-    os::fd::AsFd,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, os::fd::AsFd, sync::Arc, time::Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -34,10 +29,6 @@ pub(crate) const KNOCK_BYTES: usize = 16;
 pub(crate) const WELCOME_BYTES: usize = 9;
 pub(crate) const WELCOME: u8 = b'W';
 pub(crate) const REFUSED: u8 = b'R';
-
-/// How long a server may take to let a client in. A server that is stopped, or whose program is
-/// being started on a busy machine, answers late.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns what a client says at the door.
 fn knock() -> [u8; KNOCK_BYTES] {
@@ -72,8 +63,12 @@ pub(crate) struct Door {
 
 impl Door {
     /// Connects to the server.
-    pub(super) fn connect(self: &Arc<Self>) -> Result<Arc<Connection>, ManagerError> {
-        let deadline = Instant::now() + CONNECT_TIMEOUT;
+    ///
+    /// Without a deadline it waits as long as the server lives.
+    pub(super) fn connect(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Connection>, ManagerError> {
         let (memory, descriptor) =
             lane::create().map_err(ManagerError::os("memory for a connection to a manager"))?;
         let mut theirs = None;
@@ -113,7 +108,8 @@ impl Door {
             None => Err(ManagerError::Gone("it ended, or has too many open files".into())),
             Some((&WELCOME, rest)) if answer.len() == WELCOME_BYTES => {
                 let max = rest.first_chunk().map_or(0, |max| u64::from_le_bytes(*max));
-                let ends = lane::ends(&memory, LaneSide::Client, max);
+                // The server decides how long an answer is. Memory grows with what arrives.
+                let ends = lane::ends(&memory, LaneSide::Client, u64::MAX);
                 Ok(Connection::new(Arc::clone(self), ours, ends, max))
             }
             Some((&REFUSED, text)) => {
@@ -126,17 +122,20 @@ impl Door {
 }
 
 /// Waits until a socket is ready, at most until the deadline.
-fn wait(socket: &impl AsFd, flags: PollFlags, deadline: Instant) -> Result<(), ManagerError> {
+fn wait(
+    socket: &impl AsFd,
+    flags: PollFlags,
+    deadline: Option<Instant>,
+) -> Result<(), ManagerError> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let text = format!("it has not answered for {CONNECT_TIMEOUT:?}; it may be stopped");
-            return Err(ManagerError::Gone(text.into()));
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(ManagerError::TimedOut);
         }
-        let timeout =
-            Timespec::try_from(left).expect("a minute is a length of time for the system");
+        // A timeout that is too long for the system is waited for again.
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         let mut fds = [PollFd::new(socket, flags)];
-        match poll(&mut fds, Some(&timeout)) {
+        match poll(&mut fds, timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) | Ok(0) => {}
             Err(error) => return Err(ManagerError::os("to wait for a manager")(error.into())),
             Ok(_) => return Ok(()),

@@ -26,4 +26,4 @@ mod value;
 
 pub(super) use door::{Door, ServerId};
 pub(super) use reference::{Answer, Reference, Request, Values};
-pub(super) use value::{naming, taking_in_server};
+pub(super) use value::taking_in_server;

@@ -1,10 +1,12 @@
 //! A reference to an object of a server, as every handle has one, and the calls made through it.
 
 use std::{
+    any::type_name,
+    cell::Cell,
     fmt,
     os::fd::AsFd,
     sync::{Arc, Mutex, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -14,7 +16,8 @@ use super::{
     super::{
         error::ManagerError,
         protocol::{
-            Fields, HEADER_BYTES, ObjectId, Operation, Reply, Status, put_bytes, put_number,
+            Fields, HEADER_BYTES, ObjectId, Operation, Reply, Status, names_in_reply, put_bytes,
+            put_number,
         },
     },
     calls::{Message, Undo},
@@ -75,6 +78,12 @@ impl PartialEq for Reference {
 
 impl Eq for Reference {}
 
+impl std::hash::Hash for Reference {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (self.door.id, self.object).hash(state);
+    }
+}
+
 impl Reference {
     fn new(door: Arc<Door>, object: ObjectId, hold: Option<Arc<Connection>>) -> Self {
         let held = OnceLock::new();
@@ -92,7 +101,8 @@ impl Reference {
 
     /// Returns a reference to a server itself. It is for calls that concern no object.
     pub(crate) fn to_server(door: Arc<Door>) -> Result<Self, ManagerError> {
-        let connection = table::connection_to(&door)?;
+        // It waits as long as the server lives: its initializer may take any time.
+        let connection = table::connection_to(&door, None)?;
         Ok(Reference::new(door, ObjectId::NONE, Some(connection)))
     }
 
@@ -102,27 +112,30 @@ impl Reference {
 
     /// Returns the connection for calls about this object. Connects and claims the object if this
     /// process has not done so yet.
-    fn connection(&self) -> Result<Arc<Connection>, ManagerError> {
+    fn connection(&self, deadline: Option<Instant>) -> Result<Arc<Connection>, ManagerError> {
         if let Some(hold) = self.hold.get()
             && !hold.connection.is_elsewhere()
         {
             return Ok(Arc::clone(&hold.connection));
         }
-        let mut of_fork = lock(&self.hold_of_fork);
-        if let Some(hold) = &*of_fork
+        if let Some(hold) = &*lock(&self.hold_of_fork)
             && !hold.connection.is_elsewhere()
         {
             return Ok(Arc::clone(&hold.connection));
         }
-        let connection = table::connection_to(&self.door)?;
+        let connection = table::connection_to(&self.door, deadline)?;
         if self.object != ObjectId::NONE {
             let undo = Undo { operation: Operation::Claim, object: self.object, owner: 0 };
-            let answer = connection.call(undo, self.object, &[], None)?;
-            Answer::new(answer, Arc::clone(&connection))?;
+            let answer = connection.call(undo, self.object, &[], deadline)?;
+            Answer::new(answer, Arc::clone(&connection), undo.operation)?;
         }
         let hold = Hold { connection: Arc::clone(&connection), object: self.object };
-        if let Err(hold) = self.hold.set(hold) {
-            *of_fork = Some(Arc::new(hold));
+        // Two threads may have claimed it. The hold that is too many gives its reference back.
+        if let Err(hold) = self.hold.set(hold)
+            && self.hold.get().is_some_and(|first| first.connection.is_elsewhere())
+        {
+            let before = lock(&self.hold_of_fork).replace(Arc::new(hold));
+            drop(before);
         }
         Ok(connection)
     }
@@ -144,7 +157,7 @@ impl Reference {
         if let Some(lease) = self.lease.get() {
             return Ok(Arc::clone(lease));
         }
-        let connection = self.connection()?;
+        let connection = self.connection(None)?;
         let (watched, held) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|error| ManagerError::os("a pipe for a managed object")(error.into()))?;
         let held = above_stdio(held).map_err(ManagerError::os("a pipe for a managed object"))?;
@@ -154,7 +167,7 @@ impl Reference {
         // The server answers when it has the pipe. From then on the object may lose this reference.
         let undo = Undo { operation: Operation::Lease, object: self.object, owner: 0 };
         let answer = connection.call(undo, self.object, &[], None)?;
-        Answer::new(answer, connection)?;
+        Answer::new(answer, connection, undo.operation)?;
         Ok(Arc::clone(self.lease.get_or_init(|| Arc::new(held))))
     }
 }
@@ -163,6 +176,12 @@ impl Serialize for Reference {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Reference { door, object, .. } = self;
         let server = door.id.0.to_le_bytes();
+        if value::decoding_in(door.id) {
+            // To send it, the server would have to call itself, while it runs the function.
+            return Err(ser::Error::custom(
+                "a function of an update cannot send or return objects of its own manager",
+            ));
+        }
         if let Some(other) = value::encoding_for() {
             if other != door.id {
                 return Err(ser::Error::custom(
@@ -170,7 +189,7 @@ impl Serialize for Reference {
                 ));
             }
             // The server counts it for this process, so this process must have it.
-            self.connection().map_err(ser::Error::custom)?;
+            self.connection(None).map_err(ser::Error::custom)?;
             value::name(*object);
             return (server, object.0, None::<(u8, u8)>).serialize(serializer);
         }
@@ -241,6 +260,19 @@ impl Request<'_> {
         self
     }
 
+    /// Adds an encoded key. The server finds it by its bytes, so it cannot name an object.
+    pub(crate) fn key<T: Serialize + ?Sized>(self, key: &T) -> Self {
+        let before = self.body.len();
+        let mut request = self.value(key);
+        let names =
+            Fields::new(&request.body[before..]).value().is_ok_and(|key| key.names().len() > 0);
+        if names && request.failed.is_none() {
+            let text = format!("a {} as a key: it contains managed objects", type_name::<T>());
+            request.failed = Some(ManagerError::Encode(text.into()));
+        }
+        request
+    }
+
     /// Adds all values of an iterator.
     pub(crate) fn values<T: Serialize>(self, values: impl IntoIterator<Item = T>) -> Self {
         values.into_iter().fold(self, |request, value| request.value(&value))
@@ -263,23 +295,26 @@ impl Request<'_> {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        let connection = self.reference.connection()?;
+        let connection = self.reference.connection(deadline)?;
         let message = connection.call(self.undo, self.reference.object, &self.body, deadline)?;
-        Answer::new(message, connection)
+        Answer::new(message, connection, self.undo.operation)
     }
 
-    /// Makes the call. At the deadline, asks the server to answer, and waits for that.
+    /// Makes the call. At the deadline, asks the server to answer, and waits for that, for `grace`
+    /// at most. So it is known whether the call was done.
     pub(crate) fn call_then_give_up(
         self,
         deadline: Option<Instant>,
+        grace: Option<Duration>,
     ) -> Result<Answer, ManagerError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        let connection = self.reference.connection()?;
+        let connection = self.reference.connection(deadline)?;
         let object = self.reference.object;
-        let message = connection.call_then_give_up(self.undo, object, &self.body, deadline)?;
-        Answer::new(message, connection)
+        let message =
+            connection.call_then_give_up(self.undo, object, &self.body, deadline, grace)?;
+        Answer::new(message, connection, self.undo.operation)
     }
 
     /// Makes the call, and awaits the answer. Nothing happens before it is polled.
@@ -287,15 +322,15 @@ impl Request<'_> {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        let connection = self.reference.connection()?;
+        let connection = self.reference.connection(None)?;
         let pending = connection.begin(self.undo, self.reference.object, &self.body)?;
-        Answer::new(pending.await?, connection)
+        Answer::new(pending.await?, connection, self.undo.operation)
     }
 
     /// Sends a request that gets no answer.
     pub(crate) fn tell(self) {
         if self.failed.is_none()
-            && let Ok(connection) = self.reference.connection()
+            && let Ok(connection) = self.reference.connection(None)
         {
             connection.tell(self.undo.operation, self.reference.object, &self.body);
         }
@@ -307,13 +342,28 @@ pub(crate) struct Answer {
     reply: Reply,
     message: Message,
     connection: Arc<Connection>,
+    operation: Operation,
+    /// Whether the values were read, so that the objects that they name have handles.
+    read: Cell<bool>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.read.get() {
+            self.give_back(self.body());
+        }
+    }
 }
 
 impl Answer {
-    fn new(message: Message, connection: Arc<Connection>) -> Result<Self, ManagerError> {
+    fn new(
+        message: Message,
+        connection: Arc<Connection>,
+        operation: Operation,
+    ) -> Result<Self, ManagerError> {
         let reply = message.first_chunk().and_then(Reply::from_bytes);
         let reply = reply.ok_or_else(|| ManagerError::Protocol("a reply without a head".into()))?;
-        let answer = Answer { reply, message, connection };
+        let answer = Answer { reply, message, connection, operation, read: Cell::new(false) };
         match reply.status {
             Status::Done
             | Status::Missing
@@ -328,6 +378,14 @@ impl Answer {
             Status::Malformed => Err(ManagerError::Protocol(answer.text())),
             Status::Limit => Err(ManagerError::Limit(answer.text())),
             Status::Failed => Err(answer.failure()),
+        }
+    }
+
+    /// Gives back the references that came with values which nobody reads.
+    fn give_back(&self, fields: Fields<'_>) {
+        let brings = matches!(self.reply.status, Status::Done | Status::Missing);
+        if brings && !fields.is_empty() {
+            value::release(&self.connection, names_in_reply(self.operation, fields));
         }
     }
 
@@ -368,6 +426,7 @@ impl Answer {
     pub(crate) fn value<T: DeserializeOwned>(&self) -> Result<T, ManagerError> {
         let mut fields = self.body();
         let value = fields.value().map_err(short)?;
+        self.read.set(true);
         value::decode(&self.connection, value)
     }
 
@@ -387,13 +446,14 @@ impl Answer {
         mut each: impl FnMut(&mut Values<'_>) -> Result<R, ManagerError>,
     ) -> Result<Vec<R>, ManagerError> {
         let mut values = Values { fields: self.body(), connection: &self.connection };
+        self.read.set(true);
         let mut all = Vec::new();
         while !values.fields.is_empty() {
             match each(&mut values) {
                 Ok(one) => all.push(one),
                 Err(error) => {
                     // Nobody will read the others.
-                    while values.skip().is_ok() {}
+                    self.give_back(values.fields);
                     return Err(error);
                 }
             }
@@ -432,7 +492,7 @@ impl Values<'_> {
     /// Passes over a value. The objects that it names are given back.
     pub(crate) fn skip(&mut self) -> Result<(), ManagerError> {
         let value = self.fields.value().map_err(short)?;
-        value::give_back(self.connection, value);
+        value::release(self.connection, value.names());
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use super::{
@@ -14,27 +15,35 @@ use crate::os::{fork::PerProcess, std_or_model::lock};
 
 /// A place for a connection. Its lock is held while the connection is made, so that threads that
 /// want the same one wait for it.
-type Place = Arc<Mutex<Weak<Connection>>>;
+type Place = Arc<Mutex<Option<Arc<Connection>>>>;
 
 static TABLE: PerProcess<Mutex<HashMap<ServerId, Place>>> = PerProcess::new(Mutex::default);
 
 /// Returns this process's connection to a server. Makes it if there is none.
-pub(super) fn connection_to(door: &Arc<Door>) -> Result<Arc<Connection>, ManagerError> {
+///
+/// A connection stays until its server ends. What a process has of a server, such as a lock whose
+/// guard it has leaked, belongs to the process and not to a handle. And a worker that gets a handle
+/// with each task does not connect with each task.
+pub(super) fn connection_to(
+    door: &Arc<Door>,
+    deadline: Option<Instant>,
+) -> Result<Arc<Connection>, ManagerError> {
     let place = {
         let mut table = lock(TABLE.get());
-        // Places of servers that nothing connects to any more.
-        table.retain(|id, place| {
-            *id == door.id
-                || Arc::strong_count(place) > 1
-                || place.try_lock().is_ok_and(|place| place.strong_count() > 0)
-        });
+        if !table.contains_key(&door.id) {
+            // A good moment to forget the servers that have ended.
+            table.retain(|_, place| match place.try_lock() {
+                Ok(place) => place.as_ref().is_none_or(|connection| !connection.has_ended()),
+                Err(_) => true,
+            });
+        }
         Arc::clone(table.entry(door.id).or_default())
     };
     let mut place = lock(&place);
-    if let Some(connection) = place.upgrade().filter(|connection| !connection.is_gone()) {
-        return Ok(connection);
+    if let Some(connection) = place.as_ref().filter(|connection| !connection.is_gone()) {
+        return Ok(Arc::clone(connection));
     }
-    let connection = door.connect()?;
-    *place = Arc::downgrade(&connection);
+    let connection = door.connect(deadline)?;
+    *place = Some(Arc::clone(&connection));
     Ok(connection)
 }

@@ -36,6 +36,8 @@ use crate::{
 /// An encoding of a value for a server.
 struct Naming {
     server: ServerId,
+    /// How deep encodings are nested. Deeper ones are of other messages, which a `Serialize` sends.
+    depth: u32,
     names: Vec<ObjectId>,
 }
 
@@ -62,7 +64,11 @@ fn replace_taking(taking: Option<Taking>) -> Option<Taking> {
 
 /// Returns the server for which a value is being encoded on this thread, if there is one.
 pub(super) fn encoding_for() -> Option<ServerId> {
-    local::with(&NAMING, |place| (**place.borrow()).as_ref().map(|naming| naming.server))
+    local::with(&NAMING, |place| {
+        let place = place.borrow();
+        let naming = (**place).as_ref()?;
+        (naming.depth == attachment::depth()).then_some(naming.server)
+    })
 }
 
 /// Names an object in the value that is being encoded for its server.
@@ -72,6 +78,14 @@ pub(super) fn name(object: ObjectId) {
             naming.names.push(object);
         }
     });
+}
+
+/// Whether this thread runs a function of an update, in this server.
+pub(super) fn decoding_in(server: ServerId) -> bool {
+    local::with(
+        &TAKING,
+        |place| matches!(&**place.borrow(), Some(Taking::Server(door)) if door.id == server),
+    )
 }
 
 /// Who has a reference to an object that a decoded value names.
@@ -96,15 +110,16 @@ pub(super) fn take(server: ServerId, object: ObjectId) -> Option<Taken> {
     })
 }
 
-/// Runs code that encodes for a server. Returns the objects that it named.
-pub(crate) fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Vec<ObjectId>) {
+/// Runs one encoding for a server. Returns the objects that it named.
+fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Vec<ObjectId>) {
     struct Restore(Option<Naming>);
     impl Drop for Restore {
         fn drop(&mut self) {
             replace_naming(self.0.take());
         }
     }
-    let _restore = Restore(replace_naming(Some(Naming { server, names: Vec::new() })));
+    let depth = attachment::depth() + 1;
+    let _restore = Restore(replace_naming(Some(Naming { server, depth, names: Vec::new() })));
     let result = encode();
     let names = replace_naming(None).map(|naming| naming.names).unwrap_or_default();
     (result, names)
@@ -125,15 +140,11 @@ fn taking<R>(taking: Taking, decode: impl FnOnce() -> R) -> R {
     decode()
 }
 
-fn release(connection: &Connection, objects: impl IntoIterator<Item = ObjectId>) {
+/// Gives back references that came with a reply, and that nobody wants.
+pub(super) fn release(connection: &Arc<Connection>, objects: impl IntoIterator<Item = ObjectId>) {
     let mut one = Vec::new();
     put_number(&mut one, 1);
     objects.into_iter().for_each(|object| connection.tell(Operation::Release, object, &one));
-}
-
-/// Gives back the references that came with a value which nobody wants.
-pub(super) fn give_back(connection: &Connection, value: ValueField<'_>) {
-    release(connection, value.names());
 }
 
 /// Runs code that decodes, in the server, a value that the server keeps.

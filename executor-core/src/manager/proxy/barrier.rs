@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{calls, create, handle};
+use super::{GRACE, calls, create, handle};
 use crate::{
     manager::{
         Manager, ManagerError,
@@ -28,9 +28,8 @@ handle! {
     ///     let barrier = manager.barrier(2)?;
     ///     let other = barrier.clone();
     ///     let thread = std::thread::spawn(move || other.wait());
-    ///     let mut places = [barrier.wait()?, thread.join().unwrap()?];
-    ///     places.sort();
-    ///     assert_eq!(places, [Ok(0), Ok(1)]);
+    ///     let places = [barrier.wait()??, thread.join().unwrap()??];
+    ///     assert_eq!(places[0] + places[1], 1, "one is 0, the other 1");
     ///     Ok(())
     /// }
     /// ```
@@ -52,7 +51,7 @@ impl Manager {
 
 fn place(answer: &Answer) -> Result<usize, BarrierError> {
     match answer.status() {
-        Status::Broken | Status::GivenUp => Err(BarrierError::Broken),
+        Status::Broken => Err(BarrierError::Broken),
         _ => Ok(answer.number() as usize),
     }
 }
@@ -99,14 +98,22 @@ impl Barrier {
     }
 
     /// Waits at most for `timeout`. If the others have not come by then, the barrier is broken.
+    ///
+    /// # Errors
+    /// [`ManagerError::TimedOut`] if the server does not answer for a second after that, for
+    /// example because it was stopped. Then it is unknown whether the others have passed.
     pub fn wait_timeout(
         &self,
         timeout: Duration,
     ) -> Result<Result<usize, BarrierError>, ManagerError> {
         let deadline = Instant::now().checked_add(timeout);
-        match self.reference.request(Operation::BarrierWait).call_until(deadline) {
-            Err(ManagerError::TimedOut) => Ok(Err(BarrierError::TimedOut)),
-            answer => answer.map(|answer| place(&answer)),
+        let answer = self
+            .reference
+            .request(Operation::BarrierWait)
+            .call_then_give_up(deadline, Some(GRACE))?;
+        if answer.status() == Status::GivenUp {
+            return Ok(Err(BarrierError::TimedOut));
         }
+        Ok(place(&answer))
     }
 }

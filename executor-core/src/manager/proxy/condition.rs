@@ -43,7 +43,7 @@ use crate::manager::{
 ///     Ok(())
 /// }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Condition {
     reference: std::sync::Arc<Reference>,
     lock: Lock,
@@ -98,22 +98,19 @@ impl Condition {
         answer: Result<Answer, ManagerError>,
         mut guard: LockGuard<'a>,
     ) -> Result<(LockGuard<'a>, bool), ManagerError> {
-        match answer.and_then(|answer| answer.unless_refused(NOT_HELD)) {
-            Ok(answer) => {
-                if answer.number() == 1 {
-                    guard.set_owner_died();
-                }
-                Ok((guard, answer.status() == Status::Done))
-            }
-            Err(error) => {
-                // The lock is not held: it was given up, or never was.
-                guard.leak();
-                Err(error)
-            }
+        // After an error the guard is dropped: it releases the lock if it is held by it.
+        let answer = answer?.unless_refused(NOT_HELD)?;
+        if answer.number() == 1 {
+            guard.set_owner_died();
         }
+        Ok((guard, answer.status() == Status::Done))
     }
 
     /// Gives up the lock, waits to be notified, and acquires the lock again.
+    ///
+    /// # Errors
+    /// [`ManagerError::Refused`] if the guard is of another lock, or the lock was released. After
+    /// any error, the lock is not held by this thread.
     ///
     /// As with every condition, check after that what was waited for: another process may have
     /// changed it meanwhile.
@@ -130,7 +127,7 @@ impl Condition {
         timeout: Duration,
     ) -> Result<(LockGuard<'a>, bool), ManagerError> {
         let deadline = Instant::now().checked_add(timeout);
-        let answer = self.waiting(&guard).call_then_give_up(deadline);
+        let answer = self.waiting(&guard).call_then_give_up(deadline, None);
         Self::check(answer, guard)
     }
 

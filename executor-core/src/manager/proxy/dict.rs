@@ -75,33 +75,33 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         /// Returns a copy of the value of a key.
         fn get / get_async [Q](&self, key: &Q) -> Option<V>
         where [K: Borrow<Q>, Q: Serialize + ?Sized]
-        { self.reference.request(Operation::MapGet).value(key) => |answer| answer.optional() }
+        { self.reference.request(Operation::MapGet).key(key) => |answer| answer.optional() }
 
         /// Sets the value of a key. Returns the previous value. An existing key keeps its place in
         /// the order.
         fn insert / insert_async [Q, W](&self, key: &Q, value: &W) -> Option<V>
         where [K: Borrow<Q>, Q: Serialize + ?Sized, V: Borrow<W>, W: Serialize + ?Sized]
         {
-            self.reference.request(Operation::MapInsert).value(key).value(value)
+            self.reference.request(Operation::MapInsert).key(key).value(value)
                 => |answer| answer.optional()
         }
 
         /// Removes a key. Returns its value.
         fn remove / remove_async [Q](&self, key: &Q) -> Option<V>
         where [K: Borrow<Q>, Q: Serialize + ?Sized]
-        { self.reference.request(Operation::MapRemove).value(key) => |answer| answer.optional() }
+        { self.reference.request(Operation::MapRemove).key(key) => |answer| answer.optional() }
 
         /// Returns whether a key is there.
         fn contains_key / contains_key_async [Q](&self, key: &Q) -> bool
         where [K: Borrow<Q>, Q: Serialize + ?Sized]
-        { self.reference.request(Operation::MapContains).value(key) => |answer| Ok(answer.is_yes()) }
+        { self.reference.request(Operation::MapContains).key(key) => |answer| Ok(answer.is_yes()) }
 
         /// Returns the value of a key. If it is not there, inserts this one first. Python's
         /// `setdefault`.
         fn get_or_insert / get_or_insert_async [Q, W](&self, key: &Q, value: &W) -> V
         where [K: Borrow<Q>, Q: Serialize + ?Sized, V: Borrow<W>, W: Serialize + ?Sized]
         {
-            self.reference.request(Operation::MapGetOrInsert).value(key).value(value)
+            self.reference.request(Operation::MapGetOrInsert).key(key).value(value)
                 => |answer| answer.value()
         }
 
@@ -134,7 +134,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         where [K: Borrow<Q>, Q: Serialize + ?Sized]
         {
             [expected, new].into_iter().fold(
-                self.reference.request(Operation::MapCompareExchange).value(key),
+                self.reference.request(Operation::MapCompareExchange).key(key),
                 |request, value| match value {
                     Some(value) => request.flag(true).value(value),
                     None => request.flag(false),
@@ -172,7 +172,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         {
             {
                 let (function, rest) = step.encode()?;
-                let request = self.reference.request(Operation::MapUpdate).value(key);
+                let request = self.reference.request(Operation::MapUpdate).key(key);
                 request.number(function.0).flag(false).bytes(&rest)
             } => |answer| answer.optional()
         }
@@ -190,7 +190,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         {
             {
                 let (function, rest) = step.encode()?;
-                let request = self.reference.request(Operation::MapUpdate).value(key);
+                let request = self.reference.request(Operation::MapUpdate).key(key);
                 request.number(function.0).flag(true).bytes(&rest)
             } => |answer| answer.value()
         }
@@ -204,7 +204,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         {
             keys.into_iter().fold(
                 self.reference.request(Operation::MapGetMany),
-                |request, key| request.value(key),
+                |request, key| request.key(key),
             ) => |answer| answer.each(|values: &mut Values<'_>| values.optional())
         }
 
@@ -271,7 +271,7 @@ impl<K: Serialize, V: Serialize> Dict<K, V> {
         let request = entries
             .into_iter()
             .fold(self.reference.request(Operation::MapExtend), |request, (key, value)| {
-                request.value(&key).value(&value)
+                request.key(&key).value(&value)
             });
         request.call().map(drop)
     }

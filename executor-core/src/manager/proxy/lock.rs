@@ -13,7 +13,7 @@ use crate::{
         client::{Answer, Reference},
         protocol::{Kind, Operation, Status},
     },
-    os::local,
+    os::{fork::Creator, local},
 };
 
 /// Returns the number under which this thread owns locks.
@@ -91,11 +91,17 @@ struct Held<'a> {
     owner: u64,
     owner_died: bool,
     released: bool,
+    /// A fork of this process has a copy of the guard, and must not release the lock.
+    creator: Creator,
 }
 
 impl<'a> Held<'a> {
+    fn new(lock: &'a Reference, owner: u64, owner_died: bool) -> Self {
+        Held { lock, owner, owner_died, released: false, creator: Creator::here() }
+    }
+
     fn of(lock: &'a Reference, owner: u64, answer: &Answer) -> Self {
-        Held { lock, owner, owner_died: answer.number() == 1, released: false }
+        Held::new(lock, owner, answer.number() == 1)
     }
 
     fn acquire(
@@ -121,21 +127,25 @@ impl<'a> Held<'a> {
     }
 
     fn release(mut self) -> Result<(), ManagerError> {
+        if self.creator.is_elsewhere() {
+            return Err(ManagerError::Refused("a guard that was copied by `fork` holds no lock"));
+        }
         self.released = true;
-        release(self.lock, self.owner)
+        release(self.lock, Operation::LockReleaseOwn, self.owner)
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if !self.released {
-            self.lock.request(Operation::LockRelease).number(self.owner).tell();
+        if !self.released && !self.creator.is_elsewhere() {
+            // It has no effect if somebody else has released the lock meanwhile.
+            self.lock.request(Operation::LockReleaseOwn).number(self.owner).tell();
         }
     }
 }
 
-fn release(lock: &Reference, owner: u64) -> Result<(), ManagerError> {
-    let answer = lock.request(Operation::LockRelease).number(owner).call()?;
+fn release(lock: &Reference, operation: Operation, owner: u64) -> Result<(), ManagerError> {
+    let answer = lock.request(operation).number(owner).call()?;
     answer.unless_refused("a lock that is not held, or by another thread, cannot be released")?;
     Ok(())
 }
@@ -220,7 +230,7 @@ impl Lock {
     /// # Errors
     /// [`ManagerError::Refused`] if the lock is not held.
     pub fn release(&self) -> Result<(), ManagerError> {
-        release(&self.reference, this_thread())
+        release(&self.reference, Operation::LockRelease, this_thread())
     }
 
     pub(super) fn reference(&self) -> &Reference {
@@ -242,7 +252,7 @@ impl<'a> LockGuard<'a> {
     }
 
     pub(super) fn from_parts((lock, owner, owner_died): (&'a Reference, u64, bool)) -> Self {
-        LockGuard(Held { lock, owner, owner_died, released: false })
+        LockGuard(Held::new(lock, owner, owner_died))
     }
 
     pub(super) fn owner(&self) -> u64 {

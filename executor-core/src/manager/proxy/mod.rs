@@ -68,6 +68,12 @@ macro_rules! handle {
 
         impl $(<$($parameter),+>)? Eq for $name $(<$($parameter),+>)? {}
 
+        impl $(<$($parameter),+>)? std::hash::Hash for $name $(<$($parameter),+>)? {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                self.reference.hash(state);
+            }
+        }
+
         impl $(<$($parameter),+>)? serde::Serialize for $name $(<$($parameter),+>)? {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 self.reference.serialize(serializer)
@@ -136,6 +142,11 @@ impl super::Manager {
 fn create(request: Request<'_>) -> Result<Reference, ManagerError> {
     Ok(Reference::created(&request.call()?))
 }
+
+/// How long the server may take to say whether a call was done whose timeout has passed. With a
+/// lower value, calls on a busy machine end without knowing. With a higher one, a stopped server
+/// delays them for longer.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How many bytes of items an iterator asks for at a time.
 const PAGE_BYTES: u64 = 64 * 1024;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{calls, create, handle};
+use super::{GRACE, calls, create, handle};
 use crate::manager::{
     Manager, ManagerError,
     client::{Answer, Reference, Request},
@@ -49,7 +49,7 @@ handle! {
     /// #[executor::main]
     /// fn main() -> Result<(), Box<dyn std::error::Error>> {
     ///     let manager = Manager::start()?;
-    ///     let queue = manager.joinable_queue(Some(10))?;
+    ///     let queue = manager.joinable_queue::<i64>(Some(10))?;
     ///     queue.put(&1)?;
     ///     assert_eq!(queue.get()?, 1);
     ///     queue.task_done()?;
@@ -91,10 +91,7 @@ fn creation(
 
 /// Returns what a put that may have waited has come to: whether the item is in the queue.
 fn was_put(answer: Result<Answer, ManagerError>) -> Result<bool, ManagerError> {
-    match answer {
-        Err(ManagerError::TimedOut) => Ok(false),
-        answer => Ok(answer?.status() == Status::Done),
-    }
+    Ok(answer?.status() == Status::Done)
 }
 
 /// Returns the item of a get that may have waited.
@@ -144,12 +141,17 @@ macro_rules! queues {
             }
 
             /// Puts an item, and waits for room at most for `timeout`. Returns whether it was put.
+            ///
+            /// # Errors
+            /// [`ManagerError::TimedOut`] if the server does not answer for a second after that,
+            /// for example because it was stopped. Then it is unknown whether the item was put.
             pub fn put_timeout<Q>(&self, item: &Q, timeout: Duration) -> Result<bool, ManagerError>
             where
                 T: std::borrow::Borrow<Q>,
                 Q: Serialize + ?Sized,
             {
-                was_put(putting(&self.reference, true, item).call_until(in_time(timeout)))
+                let request = putting(&self.reference, true, item);
+                was_put(request.call_then_give_up(in_time(timeout), Some(GRACE)))
             }
 
             /// Puts an item without blocking the thread. If the future is dropped early, the item

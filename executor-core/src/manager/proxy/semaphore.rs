@@ -6,10 +6,13 @@ use std::{
 };
 
 use super::{calls, create, handle};
-use crate::manager::{
-    Manager, ManagerError,
-    client::Reference,
-    protocol::{Kind, Operation, Status},
+use crate::{
+    manager::{
+        Manager, ManagerError,
+        client::Reference,
+        protocol::{Kind, Operation, Status},
+    },
+    os::fork::Creator,
 };
 
 handle! {
@@ -60,6 +63,8 @@ impl Manager {
 pub struct Permit<'a> {
     semaphore: &'a Reference,
     kept: bool,
+    /// A fork of this process has a copy of the permit, and must not give it back.
+    creator: Creator,
 }
 
 impl Permit<'_> {
@@ -72,7 +77,7 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if !self.kept {
+        if !self.kept && !self.creator.is_elsewhere() {
             self.semaphore.request(Operation::SemaphoreRelease).number(1).tell();
         }
     }
@@ -93,7 +98,7 @@ fn acquire(
         Err(ManagerError::TimedOut) => Ok(None),
         Err(error) => Err(error),
         Ok(answer) if answer.status() == Status::NotNow => Ok(None),
-        Ok(_) => Ok(Some(Permit { semaphore, kept: false })),
+        Ok(_) => Ok(Some(Permit { semaphore, kept: false, creator: Creator::here() })),
     }
 }
 
@@ -143,7 +148,7 @@ macro_rules! semaphores {
             pub async fn acquire_async(&self) -> Result<Permit<'_>, ManagerError> {
                 let request = self.reference.request(Operation::SemaphoreAcquire).flag(true);
                 request.call_async().await?;
-                Ok(Permit { semaphore: &self.reference, kept: false })
+                Ok(Permit { semaphore: &self.reference, kept: false, creator: Creator::here() })
             }
 
             /// Gives back a permit, or adds one. See [`release_many`](Self::release_many).

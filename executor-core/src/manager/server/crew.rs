@@ -24,7 +24,7 @@ use std::{
 };
 
 use super::{
-    super::{client::Door, function::Application, protocol::ObjectId},
+    super::{client::Door, function::Application},
     core::{Job, JobId},
     serve::{Server, Turn},
 };
@@ -35,9 +35,8 @@ use crate::os::{eventfd::EventFd, std_or_model::lock};
 /// up more often while there are updates.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// What a function has given: the new value and the objects that it names, or the body of a reply
-/// that says why there is none.
-pub(super) type Outcome = Result<(Vec<u8>, Vec<ObjectId>), Vec<u8>>;
+/// What a function has given: the new value, or the body of a reply that says why there is none.
+pub(super) type Outcome = Result<Vec<u8>, Vec<u8>>;
 
 /// The results of functions whose threads do not lead any more.
 pub(super) struct Late {
@@ -91,7 +90,7 @@ pub(super) fn run(server: Server) -> io::Result<()> {
     let first = Arc::clone(&crew);
     spawn(move || {
         if first.lead(Box::new(server)) {
-            first.stand_by();
+            first.return_to_stand_by();
         }
     })?;
     let mut state = lock(&crew.state);
@@ -110,6 +109,16 @@ fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
 impl Crew {
     /// Serves, until the end or until another thread leads. Returns whether the server goes on.
     fn lead(self: &Arc<Self>, mut server: Box<Server>) -> bool {
+        /// A leader that panics would leave a process that nobody serves.
+        struct Guard<'a>(&'a Crew);
+        impl Drop for Guard<'_> {
+            fn drop(&mut self) {
+                if thread::panicking() {
+                    self.0.end(Err(io::Error::other("its thread panicked")));
+                }
+            }
+        }
+        let _guard = Guard(self);
         loop {
             match server.turn() {
                 Ok(Turn::Served) => {}
@@ -171,15 +180,21 @@ impl Crew {
         }
     }
 
-    /// Waits until a leader has to be relieved, and leads. Returns when the server has ended, or
-    /// when enough other threads stand by.
-    fn stand_by(self: &Arc<Self>) {
+    /// Stands by, if no other thread does.
+    fn return_to_stand_by(self: &Arc<Self>) {
         let mut state = lock(&self.state);
-        // The thread that starts this one has counted it already, if it was none.
-        if state.standing_by > 1 {
+        if state.standing_by > 0 {
             return;
         }
         state.standing_by = 1;
+        drop(state);
+        self.stand_by();
+    }
+
+    /// Waits until a leader has to be relieved, and leads. The caller has counted this thread.
+    /// Returns when the server has ended, or when another thread stands by.
+    fn stand_by(self: &Arc<Self>) {
+        let mut state = lock(&self.state);
         while state.over.is_none() {
             let begun = state.begun;
             state = self.wait(state);

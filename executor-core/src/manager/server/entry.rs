@@ -96,8 +96,23 @@ fn call(bytes: &[u8], context: &mut CallContext) -> CallResult {
     }
 }
 
+/// Allows this process as many open files as the system does. Each client and each handle that was
+/// sent needs one.
+///
+/// Returns how many of them the handles that one client has sent may use.
+fn allow_many_files() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // If that is refused, the limit stays.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
+    let limit = if raised { maximum } else { current };
+    // Half of them are for the other clients.
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit / 2).unwrap_or(usize::MAX))
+}
+
 /// Runs the initializer, then serves.
 fn run(setup: ServerSetup) -> Result<(), String> {
+    let client_leases_max = allow_many_files();
     if let Some((function, arguments)) = setup.initializer {
         initialize(FnId(function), &arguments)?;
     }
@@ -117,6 +132,7 @@ fn run(setup: ServerSetup) -> Result<(), String> {
         limits,
         message_bytes_max: setup.message_bytes_max,
         unread_bytes_max: setup.unread_bytes_max,
+        client_leases_max,
     };
     Server::new(setup)
         .and_then(crew::run)

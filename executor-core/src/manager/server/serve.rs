@@ -34,7 +34,18 @@ const TURN: usize = 32;
 /// are made.
 const TURNS_BETWEEN_LOOKS: u32 = 64;
 /// Maximum number of pipes that one client has sent and not asked for.
-const LEASES_WAITING_MAX: usize = 64;
+const LEASES_WAITING_MAX: usize = 1024;
+/// Maximum number of functions that run at the same time. Each that takes long has a thread. With a
+/// lower value, functions that hang keep those of other objects from being run sooner.
+const FUNCTIONS_MAX: usize = 256;
+/// Maximum number of messages over one client's socket that are read at a time.
+const SOCKET_TURN: usize = 256;
+/// Number of turns in which everything is served that a client can have asked for before its end:
+/// more requests do not fit into its ring.
+const LAST_TURNS: usize = 256;
+/// Bytes of a buffer that is kept for the next request. With a higher value, one large request
+/// costs memory for ever. With a lower value, each large request allocates.
+const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// What a descriptor of the loop is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,6 +89,8 @@ struct Guest {
     hot: bool,
     /// Whether replies were sent that the client has not been woken for.
     touched: bool,
+    /// Number of handles that it has sent to other processes and that are still there.
+    leases_held: usize,
     /// Pipes that have come, and were not asked for yet.
     leases: VecDeque<(ObjectId, OwnedFd)>,
 }
@@ -94,6 +107,9 @@ pub(super) struct Setup {
     pub(super) message_bytes_max: u64,
     /// Maximum number of bytes of replies that wait for a client.
     pub(super) unread_bytes_max: u64,
+    /// Maximum number of objects of which one client has handles elsewhere. Each needs a descriptor
+    /// of this process.
+    pub(super) client_leases_max: usize,
 }
 
 type Guests = HashMap<ClientId, Guest, IdHasher>;
@@ -107,9 +123,11 @@ pub(super) struct Server {
     hot: Vec<ClientId>,
     /// Clients that are to be cut off.
     condemned: Vec<(ClientId, String)>,
-    leases: HashMap<LeaseId, OwnedFd>,
+    leases: HashMap<LeaseId, (ClientId, OwnedFd)>,
     /// Functions that are to be run.
     functions: VecDeque<Job>,
+    /// Number of functions that run.
+    running: usize,
     late: Arc<Late>,
     /// Number of turns since the last look at the descriptors.
     turns: u32,
@@ -148,6 +166,7 @@ impl Server {
             condemned: Vec::new(),
             leases: HashMap::new(),
             functions: VecDeque::new(),
+            running: 0,
             late,
             turns: 0,
             actions: Actions::default(),
@@ -167,8 +186,9 @@ impl Server {
 
     /// Takes the result of a function.
     pub(super) fn applied(&mut self, job: JobId, outcome: &Outcome) {
+        self.running -= 1;
         let outcome = match outcome {
-            Ok((value, names)) => Ok((&value[..], &names[..])),
+            Ok(value) => Ok((&value[..], &[][..])),
             Err(body) => Err(&body[..]),
         };
         self.core.ran(job, outcome, &mut self.actions);
@@ -177,20 +197,34 @@ impl Server {
 
     /// Serves all clients once, and waits if there is nothing to do.
     pub(super) fn turn(&mut self) -> io::Result<Turn> {
-        if let Some(job) = self.functions.pop_front() {
-            return Ok(Turn::Function(job));
-        }
         let busy = self.serve_hot();
         self.cut_off();
         self.turns += 1;
-        if busy && self.turns < TURNS_BETWEEN_LOOKS || !self.functions.is_empty() {
-            return Ok(Turn::Served);
+        let due = self.turns >= TURNS_BETWEEN_LOOKS || self.running > 0;
+        if due || !busy && self.functions.is_empty() {
+            self.turns = 0;
+            if self.look_and_wait(busy)? {
+                return Ok(Turn::Over);
+            }
         }
-        self.turns = 0;
-        let wait = !busy && !self.spins() && self.announce_sleep();
+        // One function between two looks at the clients: many that are slow hold up nobody.
+        match self.functions.pop_front_if(|_| self.running < FUNCTIONS_MAX) {
+            None => Ok(Turn::Served),
+            Some(job) => {
+                self.running += 1;
+                Ok(Turn::Function(job))
+            }
+        }
+    }
+
+    /// Looks at the descriptors, and waits if there is nothing to do. Returns whether the owner is
+    /// gone.
+    fn look_and_wait(&mut self, busy: bool) -> io::Result<bool> {
+        let idle = !busy && (self.functions.is_empty() || self.running >= FUNCTIONS_MAX);
+        let wait = idle && !self.spins() && self.announce_sleep();
         let over = self.look(wait)?;
         self.cut_off();
-        Ok(if over { Turn::Over } else { Turn::Served })
+        Ok(over)
     }
 
     /// Looks at the lanes for a moment, if that has paid off so far. Returns whether there is
@@ -260,6 +294,9 @@ impl Server {
             }
             self.perform();
         }
+        if self.message.capacity() > KEPT_BYTES_MAX {
+            self.message = Vec::new();
+        }
         if let Some(guest) = self.guests.get_mut(&client)
             && guest.receiver.must_wake()
         {
@@ -278,12 +315,13 @@ impl Server {
         let mut others = Vec::new();
         for (client, reply, body) in actions.replies() {
             let Some(guest) = guests.get_mut(&client) else { continue };
-            if let Err(error) = guest.sender.send(&reply.to_bytes(), body) {
-                condemned.push((client, error.to_string()));
-                continue;
-            }
+            // One reply of any length is sent, to a client that takes its replies.
             if guest.sender.waiting_bytes() as u64 > setup.unread_bytes_max {
                 condemned.push((client, "it does not take its replies".to_owned()));
+                continue;
+            }
+            if let Err(error) = guest.sender.send(&reply.to_bytes(), body) {
+                condemned.push((client, error.to_string()));
                 continue;
             }
             if !std::mem::replace(&mut guest.touched, true) {
@@ -311,7 +349,9 @@ impl Server {
         let Some(guest) = self.guests.get_mut(&client) else { return };
         let at = guest.leases.iter().position(|(object, _)| *object == request.object);
         let pipe = at.and_then(|at| guest.leases.remove(at)).map(|(_, pipe)| pipe);
+        let too_many = guest.leases_held >= self.setup.client_leases_max;
         let status = match pipe {
+            Some(_) if too_many => Status::Limit,
             // The pipe was lost on the way: this process has too many open files.
             None => Status::Limit,
             Some(pipe) => match self.core.lease(client, request.object) {
@@ -320,7 +360,8 @@ impl Server {
                     let data = Source::Lease(lease).to_data();
                     match epoll::add(&self.poll, &pipe, data, epoll::EventFlags::empty()) {
                         Ok(()) => {
-                            self.leases.insert(lease, pipe);
+                            self.leases.insert(lease, (client, pipe));
+                            guest.leases_held += 1;
                             Status::Done
                         }
                         Err(_) => {
@@ -370,7 +411,12 @@ impl Server {
                 }
                 Source::Lease(lease) => {
                     if flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
-                        self.leases.remove(&lease);
+                        if let Some((client, pipe)) = self.leases.remove(&lease) {
+                            let _ = epoll::delete(&self.poll, &pipe);
+                            if let Some(guest) = self.guests.get_mut(&client) {
+                                guest.leases_held -= 1;
+                            }
+                        }
                         self.core.lease_ended(lease, &mut self.actions);
                         self.perform();
                     }
@@ -385,7 +431,7 @@ impl Server {
     fn drain_socket(&mut self, client: ClientId) -> bool {
         let Some(guest) = self.guests.get_mut(&client) else { return false };
         let mut bytes = [0; 16];
-        loop {
+        for _ in 0..SOCKET_TURN {
             match socket::recv_short_now(&guest.socket, &mut bytes) {
                 Ok((0, _)) => return false,
                 Ok((9, mut descriptors)) if bytes[0] == LEASE => {
@@ -402,6 +448,8 @@ impl Server {
                 Err(_) => return false,
             }
         }
+        // The poll will report the rest.
+        true
     }
 
     /// A client has sent a byte, or is gone.
@@ -419,7 +467,11 @@ impl Server {
         }
         if !lives {
             // What it had asked for before its end is still done.
-            while self.serve_one(client) {}
+            for _ in 0..LAST_TURNS {
+                if !self.serve_one(client) {
+                    break;
+                }
+            }
             self.condemned.push((client, String::new()));
         }
     }
@@ -473,8 +525,15 @@ impl Server {
             self.core.disconnect(client, &mut self.actions);
             return Err(error.to_string());
         }
-        let guest =
-            Guest { socket, sender, receiver, hot: true, touched: false, leases: VecDeque::new() };
+        let guest = Guest {
+            socket,
+            sender,
+            receiver,
+            hot: true,
+            touched: false,
+            leases_held: 0,
+            leases: VecDeque::new(),
+        };
         self.guests.insert(client, guest);
         self.hot.push(client);
         Ok(())
@@ -483,10 +542,11 @@ impl Server {
     /// Ends the connections of clients that are gone, or that break the protocol.
     fn cut_off(&mut self) {
         while let Some((client, why)) = self.condemned.pop() {
-            // Closing the socket takes it out of the poll, and tells the client.
-            if self.guests.remove(&client).is_none() {
-                continue;
-            }
+            let Some(guest) = self.guests.remove(&client) else { continue };
+            // Closing it is not enough: a child that a user's function has forked may have a copy.
+            let _ = epoll::delete(&self.poll, &guest.socket);
+            let _ = rustix::net::shutdown(&guest.socket, rustix::net::Shutdown::Both);
+            drop(guest);
             if !why.is_empty() {
                 tracing::warn!(client = client.0, %why, "a manager has cut off a client");
             }

@@ -102,3 +102,69 @@ impl Barrier {
         assert!(!self.broken || self.line.is_empty(), "waits at a broken barrier: {self:?}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Answer, Body, Desk, number};
+    use crate::manager::protocol::{Fields, Kind, ObjectId, Operation as O, Status};
+
+    fn state(answer: &Answer) -> (u64, u64, bool) {
+        let mut fields = Fields::new(&answer.body);
+        (fields.number().unwrap(), fields.number().unwrap(), fields.flag().unwrap())
+    }
+
+    #[test]
+    fn all_go_on_when_the_last_one_arrives() {
+        let (mut desk, a, b) = Desk::with_two();
+        let none =
+            desk.refused(a, O::Create, ObjectId::NONE, number(Kind::Barrier as u64).number(0));
+        assert_eq!(none, Status::Malformed);
+        let barrier = desk.create(a, Kind::Barrier, number(3));
+        desk.share(b, barrier);
+        for _ in 0..2 {
+            let first = desk.waits(b, O::BarrierWait, barrier, Body::new());
+            let second = desk.waits(a, O::BarrierWait, barrier, Body::new());
+            let there = desk.ask(a, O::BarrierState, barrier, Body::new());
+            assert_eq!(state(&there), (3, 2, false));
+            assert_eq!(desk.ask(a, O::BarrierWait, barrier, Body::new()).done(), 2);
+            assert_eq!([first, second].map(|call| desk.outcome(call)), [Ok(0), Ok(1)]);
+        }
+        let alone = desk.create(a, Kind::Barrier, number(1));
+        assert_eq!(desk.ask(a, O::BarrierWait, alone, Body::new()).done(), 0);
+    }
+
+    #[test]
+    fn a_barrier_breaks_when_one_of_them_leaves() {
+        let (mut desk, a, b) = Desk::with_two();
+        let barrier = desk.create(a, Kind::Barrier, number(4));
+        desk.share(b, barrier);
+        let given_up = desk.waits(a, O::BarrierWait, barrier, Body::new());
+        let other = desk.waits(b, O::BarrierWait, barrier, Body::new());
+        desk.give_up(given_up);
+        assert_eq!(desk.outcome(given_up), Err(Status::GivenUp));
+        assert_eq!(desk.outcome(other), Err(Status::Broken));
+        assert_eq!(desk.refused(a, O::BarrierWait, barrier, Body::new()), Status::Broken);
+        desk.ask(a, O::BarrierReset, barrier, Body::new()).done();
+        // Both calls of the client that dies end, and neither is answered.
+        desk.waits(b, O::BarrierWait, barrier, Body::new());
+        desk.waits(b, O::BarrierWait, barrier, Body::new());
+        let alive = desk.waits(a, O::BarrierWait, barrier, Body::new());
+        desk.disconnect(b);
+        assert_eq!(desk.outcome(alive), Err(Status::Broken));
+        let there = desk.ask(a, O::BarrierState, barrier, Body::new());
+        assert_eq!(state(&there), (4, 0, true));
+    }
+
+    #[test]
+    fn reset_and_abort_end_the_waits() {
+        let (mut desk, a, _) = Desk::with_two();
+        let barrier = desk.create(a, Kind::Barrier, number(2));
+        for (operation, broken) in [(O::BarrierReset, false), (O::BarrierAbort, true)] {
+            let waiting = desk.waits(a, O::BarrierWait, barrier, Body::new());
+            desk.ask(a, operation, barrier, Body::new()).done();
+            assert_eq!(desk.outcome(waiting), Err(Status::Broken));
+            let there = desk.ask(a, O::BarrierState, barrier, Body::new());
+            assert_eq!(state(&there), (2, 0, broken));
+        }
+    }
+}

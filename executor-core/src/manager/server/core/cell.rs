@@ -81,3 +81,22 @@ impl Cell {
         &self.value.names
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Desk};
+    use crate::manager::protocol::{Kind, Operation as O};
+
+    #[test]
+    fn a_value_is_exchanged_if_its_bytes_are_as_expected() {
+        let (mut desk, a, _) = Desk::with_two();
+        let cell = desk.create(a, Kind::Cell, Body::new().value("1"));
+        assert_eq!(desk.ask(a, O::CellSwap, cell, Body::new().value("2")).texts(), ["1"]);
+        let exchange = Body::new().value("1").value("3");
+        let there = desk.ask(a, O::CellCompareExchange, cell, exchange);
+        assert_eq!((there.done(), there.texts()), (0, vec!["2"]));
+        let exchange = Body::new().value("2").value("3");
+        assert_eq!(desk.ask(a, O::CellCompareExchange, cell, exchange).done(), 1);
+        assert_eq!(desk.ask(a, O::CellGet, cell, Body::new()).texts(), ["3"]);
+    }
+}

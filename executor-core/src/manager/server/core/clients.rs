@@ -106,10 +106,10 @@ impl Clients {
         self.table.get(&client).is_some_and(|client| client.references.contains_key(&object))
     }
 
-    pub(super) fn add_reference(&mut self, client: ClientId, object: ObjectId) {
-        if let Some(client) = self.table.get_mut(&client) {
-            *client.references.entry(object).or_default() += 1;
-        }
+    /// Gives a client one more reference. Returns whether there is such a client.
+    pub(super) fn add_reference(&mut self, client: ClientId, object: ObjectId) -> bool {
+        let client = self.table.get_mut(&client);
+        client.map(|client| *client.references.entry(object).or_default() += 1).is_some()
     }
 
     /// Takes references away. Returns how many: a client cannot give back more than it has.
@@ -194,5 +194,71 @@ impl Clients {
     #[cfg(test)]
     pub(super) fn iter(&self) -> impl Iterator<Item = (ClientId, &Client)> {
         self.table.iter().map(|(id, client)| (*id, client))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Core,
+            testing::{Body, Desk, LARGE, number, text},
+        },
+        *,
+    };
+    use crate::manager::protocol::{Kind, Operation as O};
+
+    #[test]
+    fn limits_refuse_what_is_too_much() {
+        let limits = Limits { clients: 2, objects: 2, calls_per_client: 2, bytes_per_client: 10 };
+        let mut desk = Desk::with(limits);
+        let (a, b) = (desk.client(), desk.client());
+        assert_eq!(desk.core.connect(), Err(LimitReached));
+        let event = desk.create(a, Kind::Event, Body::new());
+        let queue = desk.create(a, Kind::Queue, number(1).number(0));
+        desk.share(b, queue);
+        let full = desk.ask(a, O::Create, ObjectId::NONE, number(Kind::Event as u64));
+        assert_eq!((full.status, text(&full)), (Status::Limit, "the manager has too many objects"));
+
+        desk.ask(a, O::QueuePut, queue, number(0).value("1")).done();
+        let put = |len| number(1).value(vec![b'x'; len]);
+        assert_eq!(desk.refused(a, O::QueuePut, queue, put(11)), Status::Limit);
+        let first = desk.waits(a, O::QueuePut, queue, put(6));
+        assert_eq!(desk.refused(a, O::QueuePut, queue, put(5)), Status::Limit);
+        desk.give_up(first);
+        desk.waits(a, O::QueuePut, queue, put(10));
+        desk.waits(a, O::EventWait, event, Body::new());
+        assert_eq!(desk.refused(a, O::EventWait, event, Body::new()), Status::Limit);
+        // It is the limit of one client.
+        desk.waits(b, O::QueuePut, queue, put(10));
+        desk.disconnect(b);
+        desk.client();
+    }
+
+    #[test]
+    fn a_call_without_a_number_does_not_wait() {
+        let mut desk = Desk::with(LARGE);
+        let a = desk.client();
+        let queue = desk.create(a, Kind::Queue, number(1).number(0));
+        desk.tell(a, O::QueueGet, queue, number(1));
+        desk.tell(a, O::QueuePut, queue, number(1).value("1"));
+        desk.tell(a, O::QueuePut, queue, number(1).value("2"));
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["1"]);
+        assert_eq!(desk.refused(a, O::QueueGet, queue, number(0)), Status::NotNow);
+        // And requests without a reply have no number.
+        assert_eq!(desk.refused(a, O::Release, queue, number(1)), Status::Malformed);
+        assert!(desk.exists(queue));
+    }
+
+    #[test]
+    fn a_number_of_a_call_that_waits_is_not_used_again() {
+        let mut core = Core::new(LARGE);
+        let client = core.connect().unwrap();
+        let caller = Caller { client, call: CallId(1) };
+        assert!(core.clients.begin_wait(caller, ObjectId(1), 0).is_ok());
+        let again = core.clients.begin_wait(caller, ObjectId(2), 0);
+        assert_eq!(again.unwrap_err().status, Status::Malformed);
+        assert!(core.clients.end_wait(caller));
+        assert!(!core.clients.end_wait(caller));
     }
 }

@@ -67,3 +67,29 @@ impl Event {
         assert!(!self.set || self.line.is_empty(), "waits for what has happened: {self:?}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Desk};
+    use crate::manager::protocol::{Kind, Operation as O, Status};
+
+    #[test]
+    fn all_who_wait_go_on_when_the_event_is_set() {
+        let (mut desk, a, b) = Desk::with_two();
+        let event = desk.create(a, Kind::Event, Body::new());
+        desk.share(b, event);
+        let calls = [a, b].map(|client| desk.waits(client, O::EventWait, event, Body::new()));
+        let given_up = desk.waits(a, O::EventWait, event, Body::new());
+        desk.give_up(given_up);
+        assert_eq!(desk.outcome(given_up), Err(Status::GivenUp));
+        assert_eq!(desk.ask(a, O::EventIsSet, event, Body::new()).done(), 0);
+        desk.ask(a, O::EventSet, event, Body::new()).done();
+        assert_eq!(calls.map(|call| desk.outcome(call)), [Ok(0), Ok(0)]);
+        assert_eq!(desk.ask(a, O::EventIsSet, event, Body::new()).done(), 1);
+        desk.ask(a, O::EventWait, event, Body::new()).done();
+        desk.ask(a, O::EventClear, event, Body::new()).done();
+        desk.waits(a, O::EventWait, event, Body::new());
+        desk.disconnect(a);
+        desk.ask(b, O::EventSet, event, Body::new()).done();
+    }
+}

@@ -218,3 +218,60 @@ impl List {
         self.items.iter().for_each(|value| each(&value.names));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Desk, number};
+    use crate::manager::protocol::{Kind, Operation as O, Status};
+
+    #[test]
+    fn indices_behind_the_end_are_missing() {
+        let (mut desk, a, _) = Desk::with_two();
+        let list = desk.create(a, Kind::List, number(0).value("a").value("b"));
+        let mut missing = |operation, body| {
+            assert_eq!(desk.refused(a, operation, list, body), Status::Missing, "{operation:?}");
+        };
+        for index in [2, u64::MAX - 1] {
+            missing(O::ListGet, number(index));
+            missing(O::ListSet, number(index).value("x"));
+            missing(O::ListInsert, number(index + 1).value("x"));
+            missing(O::ListRemove, number(index));
+            missing(O::ListUpdate, number(index).number(1).bytes(""));
+        }
+        missing(O::ListGet, number(u64::MAX));
+        missing(O::ListRange, number(0).number(3));
+        missing(O::ListRange, number(2).number(1));
+        missing(O::ListSplice, number(3).number(3).value("x"));
+        missing(O::ListFind, Body::new().value("c").number(0).number(u64::MAX));
+        missing(O::ListFind, Body::new().value("a").number(5).number(u64::MAX));
+        assert_eq!(desk.ask(a, O::Snapshot, list, Body::new()).texts(), ["a", "b"]);
+        assert_eq!(desk.ask(a, O::ListRemove, list, number(u64::MAX)).texts(), ["b"]);
+    }
+
+    #[test]
+    fn an_array_keeps_its_length() {
+        let (mut desk, a, _) = Desk::with_two();
+        let array = desk.create(a, Kind::List, number(1).value("a").value("b"));
+        let version = desk.ask(a, O::Snapshot, array, Body::new()).done();
+        for (operation, body) in [
+            (O::ListExtend, Body::new().value("x")),
+            (O::ListInsert, number(0).value("x")),
+            (O::ListRemove, number(0)),
+            (O::Clear, Body::new()),
+            (O::ListSplice, number(0).number(1)),
+            (O::ListReplace, number(version).value("x")),
+        ] {
+            assert_eq!(desk.refused(a, operation, array, body), Status::Refused, "{operation:?}");
+        }
+        desk.ask(a, O::ListSplice, array, number(0).number(1).value("c")).done();
+        desk.ask(a, O::ListReverse, array, Body::new()).done();
+        assert_eq!(desk.ask(a, O::ListSet, array, number(0).value("d")).texts(), ["b"]);
+        let snapshot = desk.ask(a, O::Snapshot, array, Body::new());
+        assert_eq!(snapshot.texts(), ["d", "c"]);
+        let replace = number(snapshot.number).value("y").value("z");
+        assert_eq!(desk.ask(a, O::ListReplace, array, replace.clone()).done(), 1);
+        // The version is another one by now.
+        assert_eq!(desk.ask(a, O::ListReplace, array, replace).done(), 0);
+        assert_eq!(desk.ask(a, O::Snapshot, array, Body::new()).texts(), ["y", "z"]);
+    }
+}

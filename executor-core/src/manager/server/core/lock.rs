@@ -94,12 +94,13 @@ impl Lock {
                 self.line.push(turn.wait(0)?, turn.caller, claim);
                 Ok(Progress::Waits)
             }
-            Operation::LockRelease => {
+            Operation::LockRelease | Operation::LockReleaseOwn => {
                 let number = fields.number()?;
                 fields.end()?;
                 let releaser = Owner { client: turn.caller.client, number };
                 let owner = self.owner.ok_or(Status::Refused)?;
-                if self.reentrant && owner != releaser {
+                let own = self.reentrant || operation == Operation::LockReleaseOwn;
+                if own && owner != releaser {
                     return Err(Status::Refused.into());
                 }
                 if self.count > 1 {
@@ -185,5 +186,97 @@ impl Lock {
         assert_eq!(self.owner.is_some(), self.count > 0, "{self:?}");
         assert!(self.reentrant || self.count <= 1, "{self:?}");
         assert!(self.owner.is_some() || self.line.is_empty(), "waits for a free lock: {self:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Desk, number};
+    use crate::manager::protocol::{Kind, Operation as O, Status};
+
+    #[test]
+    fn a_plain_lock_is_passed_on_in_order_and_released_by_anybody() {
+        let (mut desk, a, b) = Desk::with_two();
+        let lock = desk.create(a, Kind::Lock, number(0));
+        desk.share(b, lock);
+        assert_eq!(desk.refused(a, O::LockRelease, lock, number(1)), Status::Refused);
+        assert_eq!(desk.ask(a, O::LockAcquire, lock, number(1).number(0)).done(), 0);
+        // Even its owner cannot take it again.
+        let again = desk.refused(a, O::LockAcquire, lock, number(1).number(0));
+        assert_eq!(again, Status::NotNow);
+        let given_up = desk.waits(b, O::LockAcquire, lock, number(1).number(1));
+        let first = desk.waits(b, O::LockAcquire, lock, number(1).number(1));
+        let second = desk.waits(a, O::LockAcquire, lock, number(2).number(1));
+        desk.give_up(given_up);
+        assert_eq!(desk.outcome(given_up), Err(Status::GivenUp));
+        assert_eq!(desk.refused(b, O::LockReleaseOwn, lock, number(9)), Status::Refused);
+        desk.ask(b, O::LockRelease, lock, number(9)).done();
+        assert_eq!(desk.outcome(first), Ok(0));
+        assert_eq!(desk.answer(second), None);
+        desk.ask(b, O::LockRelease, lock, number(1)).done();
+        assert_eq!(desk.outcome(second), Ok(0));
+        assert_eq!(desk.ask(b, O::LockIsHeld, lock, Body::new()).done(), 1);
+        desk.ask(a, O::LockRelease, lock, number(2)).done();
+        assert_eq!(desk.ask(b, O::LockIsHeld, lock, Body::new()).done(), 0);
+    }
+
+    #[test]
+    fn a_reentrant_lock_counts_and_belongs_to_one_thread() {
+        let (mut desk, a, b) = Desk::with_two();
+        let lock = desk.create(a, Kind::Lock, number(1));
+        desk.share(b, lock);
+        desk.ask(a, O::LockAcquire, lock, number(1).number(0)).done();
+        let waiting = desk.waits(b, O::LockAcquire, lock, number(1).number(1));
+        desk.ask(a, O::LockAcquire, lock, number(1).number(1)).done();
+        let other = desk.refused(a, O::LockAcquire, lock, number(2).number(0));
+        assert_eq!(other, Status::NotNow);
+        assert_eq!(desk.refused(a, O::LockRelease, lock, number(2)), Status::Refused);
+        assert_eq!(desk.refused(b, O::LockRelease, lock, number(1)), Status::Refused);
+        desk.ask(a, O::LockRelease, lock, number(1)).done();
+        assert_eq!(desk.answer(waiting), None);
+        desk.ask(a, O::LockRelease, lock, number(1)).done();
+        assert_eq!(desk.outcome(waiting), Ok(0));
+        assert_eq!(desk.refused(a, O::LockRelease, lock, number(1)), Status::Refused);
+    }
+
+    #[test]
+    fn the_next_owner_and_only_that_one_is_told_of_the_death_of_the_last() {
+        let (mut desk, a, b) = Desk::with_two();
+        let c = desk.client();
+        for reentrant in [0, 1] {
+            let lock = desk.create(a, Kind::Lock, number(reentrant));
+            let dead = desk.client();
+            [b, c, dead].into_iter().for_each(|client| desk.share(client, lock));
+            desk.ask(dead, O::LockAcquire, lock, number(1).number(0)).done();
+            // The calls of the client that dies end before its locks are passed on.
+            desk.waits(dead, O::LockAcquire, lock, number(2).number(1));
+            let first = desk.waits(a, O::LockAcquire, lock, number(1).number(1));
+            let second = desk.waits(b, O::LockAcquire, lock, number(1).number(1));
+            desk.disconnect(dead);
+            assert_eq!(desk.outcome(first), Ok(1));
+            desk.ask(a, O::LockRelease, lock, number(1)).done();
+            assert_eq!(desk.outcome(second), Ok(0));
+            desk.ask(b, O::LockRelease, lock, number(1)).done();
+
+            let dead = desk.client();
+            desk.share(dead, lock);
+            desk.ask(dead, O::LockAcquire, lock, number(1).number(0)).done();
+            desk.disconnect(dead);
+            assert_eq!(desk.ask(c, O::LockIsHeld, lock, Body::new()).done(), 0);
+            assert_eq!(desk.ask(c, O::LockAcquire, lock, number(1).number(0)).done(), 1);
+            desk.ask(c, O::LockRelease, lock, number(1)).done();
+            assert_eq!(desk.ask(c, O::LockAcquire, lock, number(1).number(0)).done(), 0);
+        }
+    }
+
+    #[test]
+    fn calls_that_wait_for_a_lock_that_is_dropped_are_answered() {
+        let (mut desk, a, _) = Desk::with_two();
+        let lock = desk.create(a, Kind::Lock, number(0));
+        desk.ask(a, O::LockAcquire, lock, number(1).number(0)).done();
+        let waiting = desk.waits(a, O::LockAcquire, lock, number(2).number(1));
+        desk.release(a, lock, 1);
+        assert_eq!(desk.outcome(waiting), Err(Status::NoObject));
+        desk.disconnect(a);
     }
 }

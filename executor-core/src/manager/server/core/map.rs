@@ -209,3 +209,107 @@ impl Map {
         self.entries.iter().for_each(|(_, value)| each(&value.names));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Desk, number};
+    use crate::manager::protocol::{Kind, Operation as O, Status};
+
+    #[test]
+    fn a_value_that_is_overwritten_keeps_its_place() {
+        let (mut desk, a, _) = Desk::with_two();
+        let map = desk.create(a, Kind::Map, Body::new());
+        let insert = |key: &str, value: &str| Body::new().bytes(key).value(value);
+        assert_eq!(desk.refused(a, O::MapInsert, map, insert("x", "1")), Status::Missing);
+        assert_eq!(desk.refused(a, O::MapInsert, map, insert("y", "2")), Status::Missing);
+        let previous = desk.ask(a, O::MapInsert, map, insert("x", "3"));
+        assert_eq!(previous.texts(), ["1"]);
+        assert_eq!(desk.ask(a, O::Snapshot, map, Body::new()).texts(), ["x", "3", "y", "2"]);
+        assert_eq!(desk.ask(a, O::MapPop, map, Body::new()).texts(), ["y", "2"]);
+        let key = |key: &str| Body::new().bytes(key);
+        assert_eq!(desk.ask(a, O::MapContains, map, key("y")).done(), 0);
+        assert_eq!(desk.refused(a, O::MapGet, map, key("y")), Status::Missing);
+        assert_eq!(desk.ask(a, O::MapGet, map, key("x")).texts(), ["3"]);
+        assert_eq!(desk.ask(a, O::MapRemove, map, key("x")).texts(), ["3"]);
+        assert_eq!(desk.refused(a, O::MapRemove, map, key("x")), Status::Missing);
+        assert_eq!(desk.refused(a, O::MapPop, map, Body::new()), Status::Missing);
+        assert_eq!(desk.ask(a, O::Len, map, Body::new()).done(), 0);
+    }
+
+    #[test]
+    fn values_of_several_keys_come_in_the_order_of_the_keys() {
+        let (mut desk, a, _) = Desk::with_two();
+        let map = desk.create(a, Kind::Map, Body::new());
+        let pairs = Body::new().bytes("x").value("1").bytes("y").value("2").bytes("x").value("3");
+        desk.ask(a, O::MapExtend, map, pairs).done();
+        let keys = Body::new().bytes("y").bytes("z").bytes("x");
+        let expected = number(1).value("2").number(0).number(1).value("3");
+        assert_eq!(desk.ask(a, O::MapGetMany, map, keys).body, expected.0);
+        let there = desk.ask(a, O::MapGetOrInsert, map, Body::new().bytes("x").value("4"));
+        assert_eq!((there.done(), there.texts()), (0, vec!["3"]));
+        let inserted = desk.ask(a, O::MapGetOrInsert, map, Body::new().bytes("z").value("4"));
+        assert_eq!((inserted.done(), inserted.texts()), (1, vec!["4"]));
+    }
+
+    #[test]
+    fn an_exchange_happens_only_if_the_expected_value_is_there() {
+        let (mut desk, a, _) = Desk::with_two();
+        let map = desk.create(a, Kind::Map, Body::new());
+        let exchange = |expected: Option<&str>, value: Option<&str>| {
+            [expected, value].into_iter().fold(Body::new().bytes("k"), |body, value| match value {
+                None => body.number(0),
+                Some(value) => body.number(1).value(value),
+            })
+        };
+        let mut ask = |expected, value| {
+            let answer = desk.ask(a, O::MapCompareExchange, map, exchange(expected, value));
+            (answer.status, answer.number, answer.texts().concat())
+        };
+        let done = |number, there: &str| (Status::Done, number, there.to_owned());
+        assert_eq!(ask(Some("1"), Some("2")), (Status::Missing, 0, String::new()));
+        assert_eq!(ask(None, Some("1")), done(1, ""));
+        assert_eq!(ask(None, Some("2")), done(0, "1"));
+        assert_eq!(ask(Some("2"), None), done(0, "1"));
+        assert_eq!(ask(Some("1"), Some("2")), done(1, ""));
+        assert_eq!(ask(Some("2"), None), done(1, ""));
+        assert_eq!(ask(None, None), done(1, ""));
+    }
+
+    #[test]
+    fn a_request_for_another_kind_or_garbage_changes_nothing() {
+        let (mut desk, a, b) = Desk::with_two();
+        let map = desk.create(a, Kind::Map, Body::new());
+        desk.send(a, O::MapInsert, map, Body::new().bytes("k").value("v"));
+        assert_eq!(desk.refused(a, O::ListGet, map, number(0)), Status::WrongKind);
+        assert_eq!(desk.refused(a, O::CellUpdate, map, Body::new()), Status::WrongKind);
+        assert_eq!(desk.refused(a, O::MapInsert, map, Body::new().bytes("k")), Status::Malformed);
+        let half = Body::new().bytes("k").value("w").bytes("l");
+        assert_eq!(desk.refused(a, O::MapExtend, map, half), Status::Malformed);
+        assert_eq!(desk.refused(b, O::MapGet, map, Body::new().bytes("k")), Status::NoObject);
+        assert_eq!(desk.ask(a, O::Snapshot, map, Body::new()).texts(), ["k", "v"]);
+    }
+
+    #[test]
+    fn the_version_changes_with_each_change() {
+        let (mut desk, a, _) = Desk::with_two();
+        let map = desk.create(a, Kind::Map, Body::new());
+        let mut last = desk.ask(a, O::Snapshot, map, Body::new()).done();
+        for (operation, body) in [
+            (O::MapInsert, Body::new().bytes("k").value("v")),
+            (O::MapInsert, Body::new().bytes("k").value("w")),
+            (O::MapExtend, Body::new().bytes("l").value("w")),
+            (O::MapRemove, Body::new().bytes("k")),
+            (O::MapPop, Body::new()),
+            (O::MapGetOrInsert, Body::new().bytes("k").value("v")),
+            (O::MapCompareExchange, Body::new().bytes("k").number(1).value("v").number(0)),
+            (O::Clear, Body::new()),
+        ] {
+            desk.ask(a, operation, map, body);
+            let version = desk.ask(a, O::Snapshot, map, Body::new()).done();
+            assert!(version > last, "{operation:?}");
+            last = version;
+        }
+        desk.ask(a, O::MapContains, map, Body::new().bytes("k"));
+        assert_eq!(desk.ask(a, O::Snapshot, map, Body::new()).done(), last);
+    }
+}

@@ -40,6 +40,8 @@ mod event;
 mod list;
 mod lock;
 mod map;
+#[cfg(test)]
+mod models;
 mod ordered;
 mod queue;
 mod references;
@@ -166,7 +168,7 @@ impl Core {
                 out.answer(caller, outcome);
             }
             Operation::CountObjects => {
-                let count = self.objects.len() as u64;
+                let count = self.objects() as u64;
                 out.answer(caller, fields.end().map(|()| count).map_err(Refusal::from));
             }
             _ => self.on_object(caller, operation, object, body, out),

@@ -141,3 +141,41 @@ pub(super) fn write_page<T>(
     }
     0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> Arc<[u8]> {
+        Arc::from(number.to_le_bytes())
+    }
+
+    #[test]
+    fn empty_slots_do_not_pile_up() {
+        let mut table = Ordered::default();
+        table.push(key(0), 0);
+        for number in 1..10_000 {
+            table.push(key(number), number);
+            // Not the last one, whose slot goes with it.
+            table.remove(&number.saturating_sub(3).max(1).to_le_bytes());
+            assert!(table.slots.len() <= 2 * EMPTY_SLOTS_MIN + 8, "{}", table.slots.len());
+        }
+        assert_eq!(table.iter().map(|(_, value)| *value).collect::<Vec<_>>()[0], 0);
+        assert_eq!(table.get(&9_999_u64.to_le_bytes()), Some(&9_999));
+    }
+
+    #[test]
+    fn sequence_numbers_are_not_used_again() {
+        let mut table = Ordered::default();
+        table.push(key(1), ());
+        table.push(key(2), ());
+        let (behind, _) = table.from(0).nth(1).unwrap();
+        assert!(table.pop().is_some());
+        table.push(key(3), ());
+        assert!(table.from(0).nth(1).unwrap().0 > behind);
+        table.clear();
+        table.push(key(4), ());
+        // A reader that began before goes on with what is new.
+        assert_eq!(table.from(behind).count(), 1);
+    }
+}

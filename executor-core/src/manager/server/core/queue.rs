@@ -91,6 +91,10 @@ impl Queue {
                 }
                 Ok(Progress::Done(0))
             }
+            Operation::QueueIsFull => {
+                fields.end()?;
+                Ok(Progress::Done(u64::from(!self.has_room())))
+            }
             Operation::QueueTaskDone => {
                 fields.end()?;
                 self.task_done(turn).map(Progress::Done)
@@ -105,10 +109,6 @@ impl Queue {
                 }
                 self.joiners.push(turn.wait(0)?, turn.caller, ());
                 Ok(Progress::Waits)
-            }
-            Operation::QueueIsFull => {
-                fields.end()?;
-                Ok(Progress::Done(u64::from(!self.has_room())))
             }
             Operation::Len => {
                 fields.end()?;
@@ -190,5 +190,138 @@ impl Queue {
         assert!(self.items.is_empty() || self.getters.is_empty(), "waits for an item: {self:?}");
         assert!(!self.has_room() || self.putters.is_empty(), "waits for room: {self:?}");
         assert!(self.unfinished > 0 || self.joiners.is_empty(), "waits for no item: {self:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Call, Desk, number};
+    use crate::manager::protocol::{Kind, ObjectId, Operation as O, Status};
+
+    fn texts(desk: &mut Desk, call: Call) -> String {
+        desk.answer(call).expect("the call waits").texts().concat()
+    }
+
+    #[test]
+    fn items_go_to_getters_in_the_order_of_arrival() {
+        let (mut desk, a, b) = Desk::with_two();
+        let queue = desk.create(a, Kind::Queue, number(0).number(0));
+        desk.share(b, queue);
+        assert_eq!(desk.refused(a, O::QueueGet, queue, number(0)), Status::NotNow);
+        let first = desk.waits(b, O::QueueGet, queue, number(1));
+        let second = desk.waits(a, O::QueueGet, queue, number(1));
+        for text in ["1", "2", "3"] {
+            desk.ask(a, O::QueuePut, queue, number(0).value(text)).done();
+        }
+        assert_eq!(texts(&mut desk, first), "1");
+        assert_eq!(texts(&mut desk, second), "2");
+        assert_eq!(desk.ask(a, O::Len, queue, Body::new()).done(), 1);
+        assert_eq!(desk.ask(b, O::QueueGet, queue, number(1)).texts(), ["3"]);
+    }
+
+    #[test]
+    fn a_full_queue_lets_putters_wait_in_line() {
+        let (mut desk, a, b) = Desk::with_two();
+        let queue = desk.create(a, Kind::Queue, number(1).number(0));
+        desk.share(b, queue);
+        desk.ask(a, O::QueuePut, queue, number(1).value("1")).done();
+        assert_eq!(desk.ask(a, O::QueueIsFull, queue, Body::new()).done(), 1);
+        let full = desk.refused(a, O::QueuePut, queue, number(0).value("x"));
+        assert_eq!(full, Status::NotNow);
+        let dead = desk.waits(b, O::QueuePut, queue, number(1).value("dead"));
+        let given_up = desk.waits(a, O::QueuePut, queue, number(1).value("given up"));
+        let put = desk.waits(a, O::QueuePut, queue, number(1).value("2"));
+        desk.give_up(given_up);
+        assert_eq!(desk.outcome(given_up), Err(Status::GivenUp));
+        desk.disconnect(b);
+        assert_eq!(desk.answer(dead), None);
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["1"]);
+        assert_eq!(desk.outcome(put), Ok(0));
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["2"]);
+        assert_eq!(desk.ask(a, O::QueueIsFull, queue, Body::new()).done(), 0);
+        assert_eq!(desk.refused(a, O::QueueGet, queue, number(0)), Status::NotNow);
+    }
+
+    #[test]
+    fn a_dead_getter_takes_no_item() {
+        let (mut desk, a, b) = Desk::with_two();
+        let queue = desk.create(a, Kind::Queue, number(0).number(0));
+        desk.share(b, queue);
+        desk.waits(b, O::QueueGet, queue, number(1));
+        let given_up = desk.waits(a, O::QueueGet, queue, number(1));
+        let alive = desk.waits(a, O::QueueGet, queue, number(1));
+        desk.disconnect(b);
+        desk.give_up(given_up);
+        desk.ask(a, O::QueuePut, queue, number(1).value("1")).done();
+        assert_eq!(texts(&mut desk, alive), "1");
+    }
+
+    #[test]
+    fn an_item_that_is_put_back_comes_first_and_is_not_new() {
+        let (mut desk, a, _) = Desk::with_two();
+        let queue = desk.create(a, Kind::Queue, number(1).number(1));
+        desk.ask(a, O::QueuePut, queue, number(0).value("1")).done();
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["1"]);
+        desk.ask(a, O::QueuePut, queue, number(0).value("2")).done();
+        // More than the capacity.
+        desk.tell(a, O::QueuePutBack, queue, Body::new().value("1"));
+        assert_eq!(desk.ask(a, O::Len, queue, Body::new()).done(), 2);
+        let put = desk.waits(a, O::QueuePut, queue, number(1).value("3"));
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["1"]);
+        assert_eq!(desk.answer(put), None);
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["2"]);
+        assert_eq!(desk.outcome(put), Ok(0));
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["3"]);
+        let getter = desk.waits(a, O::QueueGet, queue, number(1));
+        desk.tell(a, O::QueuePutBack, queue, Body::new().value("3"));
+        assert_eq!(texts(&mut desk, getter), "3");
+        for _ in 0..3 {
+            desk.ask(a, O::QueueTaskDone, queue, Body::new()).done();
+        }
+        assert_eq!(desk.refused(a, O::QueueTaskDone, queue, Body::new()), Status::Refused);
+    }
+
+    #[test]
+    fn join_waits_until_all_items_are_done() {
+        let (mut desk, a, b) = Desk::with_two();
+        let plain = desk.create(a, Kind::Queue, number(0).number(0));
+        desk.ask(a, O::QueuePut, plain, number(0).value("1")).done();
+        assert_eq!(desk.refused(a, O::QueueJoin, plain, Body::new()), Status::Refused);
+        assert_eq!(desk.refused(a, O::QueueTaskDone, plain, Body::new()), Status::Refused);
+
+        let queue = desk.create(a, Kind::Queue, number(1).number(1));
+        desk.share(b, queue);
+        desk.ask(b, O::QueueJoin, queue, Body::new()).done();
+        desk.ask(a, O::QueuePut, queue, number(0).value("1")).done();
+        let putter = desk.waits(a, O::QueuePut, queue, number(1).value("2"));
+        let join = desk.waits(b, O::QueueJoin, queue, Body::new());
+        desk.ask(b, O::QueueGet, queue, number(0)).done();
+        assert_eq!(desk.outcome(putter), Ok(0));
+        desk.ask(b, O::QueueTaskDone, queue, Body::new()).done();
+        assert_eq!(desk.answer(join), None);
+        desk.ask(b, O::QueueTaskDone, queue, Body::new()).done();
+        assert_eq!(desk.outcome(join), Ok(0));
+    }
+
+    #[test]
+    fn an_item_keeps_what_it_names_alive_on_its_way() {
+        let (mut desk, a, b) = Desk::with_two();
+        let queue = desk.create(a, Kind::Queue, number(1).number(0));
+        desk.share(b, queue);
+        let event = desk.create(a, Kind::Event, Body::new());
+        let item = || number(1).naming("item", &[event]);
+        desk.ask(a, O::QueuePut, queue, item()).done();
+        let waiting = desk.waits(a, O::QueuePut, queue, item());
+        desk.release(a, event, 1);
+        let got = desk.ask(b, O::QueueGet, queue, number(0));
+        assert_eq!(got.texts(), ["item"]);
+        desk.give_up(waiting);
+        assert_eq!(desk.outcome(waiting), Ok(0));
+        desk.release(b, event, 1);
+        assert!(desk.exists(event));
+        // Nobody gets the item, so nobody gets a reference.
+        desk.tell(b, O::QueueGet, queue, number(0));
+        assert!(!desk.exists(event));
+        assert_eq!(desk.refused(b, O::EventSet, ObjectId(event.0), Body::new()), Status::NoObject);
     }
 }

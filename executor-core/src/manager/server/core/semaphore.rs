@@ -134,3 +134,72 @@ impl Semaphore {
         assert!(self.held.values().all(|held| *held > 0), "{self:?}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Desk, number};
+    use crate::manager::protocol::{Kind, Operation as O, Status};
+
+    #[test]
+    fn permits_go_to_those_who_wait_in_order() {
+        let (mut desk, a, b) = Desk::with_two();
+        let semaphore = desk.create(a, Kind::Semaphore, number(1).number(0));
+        desk.share(b, semaphore);
+        desk.ask(a, O::SemaphoreAcquire, semaphore, number(0)).done();
+        assert_eq!(desk.refused(a, O::SemaphoreAcquire, semaphore, number(0)), Status::NotNow);
+        let first = desk.waits(b, O::SemaphoreAcquire, semaphore, number(1));
+        let given_up = desk.waits(b, O::SemaphoreAcquire, semaphore, number(1));
+        let second = desk.waits(a, O::SemaphoreAcquire, semaphore, number(1));
+        desk.give_up(given_up);
+        assert_eq!(desk.outcome(given_up), Err(Status::GivenUp));
+        desk.ask(a, O::SemaphoreRelease, semaphore, number(1)).done();
+        assert_eq!(desk.outcome(first), Ok(0));
+        // Without a bound, a client may release what it has not.
+        desk.ask(a, O::SemaphoreRelease, semaphore, number(3)).done();
+        assert_eq!(desk.outcome(second), Ok(0));
+        assert_eq!(desk.ask(a, O::SemaphoreValue, semaphore, Body::new()).done(), 2);
+        let too_many = desk.refused(a, O::SemaphoreRelease, semaphore, number(u64::MAX));
+        assert_eq!(too_many, Status::Refused);
+    }
+
+    #[test]
+    fn a_bounded_semaphore_never_has_more_than_at_first() {
+        let (mut desk, a, b) = Desk::with_two();
+        let semaphore = desk.create(a, Kind::Semaphore, number(2).number(1));
+        desk.share(b, semaphore);
+        assert_eq!(desk.refused(a, O::SemaphoreRelease, semaphore, number(1)), Status::Refused);
+        desk.ask(a, O::SemaphoreAcquire, semaphore, number(0)).done();
+        assert_eq!(desk.refused(a, O::SemaphoreRelease, semaphore, number(2)), Status::Refused);
+        // Another client may release it. Then nothing comes back when the first one dies.
+        desk.ask(b, O::SemaphoreRelease, semaphore, number(1)).done();
+        desk.disconnect(a);
+        assert_eq!(desk.ask(b, O::SemaphoreValue, semaphore, Body::new()).done(), 2);
+    }
+
+    #[test]
+    fn the_permits_of_a_dead_client_come_back() {
+        let (mut desk, a, b) = Desk::with_two();
+        let semaphore = desk.create(a, Kind::Semaphore, number(3).number(0));
+        desk.share(b, semaphore);
+        for _ in 0..3 {
+            desk.ask(b, O::SemaphoreAcquire, semaphore, number(0)).done();
+        }
+        desk.ask(b, O::SemaphoreRelease, semaphore, number(1)).done();
+        desk.ask(a, O::SemaphoreAcquire, semaphore, number(0)).done();
+        let of_the_dead = desk.waits(b, O::SemaphoreAcquire, semaphore, number(1));
+        let waiting = desk.waits(a, O::SemaphoreAcquire, semaphore, number(1));
+        desk.disconnect(b);
+        assert_eq!(desk.answer(of_the_dead), None);
+        assert_eq!(desk.outcome(waiting), Ok(0));
+        assert_eq!(desk.ask(a, O::SemaphoreValue, semaphore, Body::new()).done(), 1);
+    }
+
+    #[test]
+    fn a_client_forgets_the_permits_of_a_semaphore_that_is_gone() {
+        let (mut desk, a, _) = Desk::with_two();
+        let semaphore = desk.create(a, Kind::Semaphore, number(1).number(0));
+        desk.ask(a, O::SemaphoreAcquire, semaphore, number(0)).done();
+        desk.release(a, semaphore, 1);
+        assert_eq!(desk.core.objects(), 0);
+    }
+}

@@ -151,3 +151,43 @@ impl Set {
         self.entries.iter().for_each(|(_, names)| each(names));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Body, Desk};
+    use crate::manager::protocol::{Fields, Kind, Operation as O, Status};
+
+    #[test]
+    fn values_that_come_twice_count_once() {
+        let (mut desk, a, _) = Desk::with_two();
+        let values = |texts: &[&str]| texts.iter().fold(Body::new(), |body, text| body.value(text));
+        let set = desk.create(a, Kind::Set, values(&["a", "b", "a"]));
+        assert_eq!(desk.ask(a, O::Len, set, Body::new()).done(), 2);
+        assert_eq!(desk.ask(a, O::SetInsert, set, values(&["b"])).done(), 0);
+        desk.ask(a, O::SetToggle, set, values(&["a", "c", "c"])).done();
+        assert_eq!(desk.ask(a, O::Snapshot, set, Body::new()).texts(), ["b", "c"]);
+        let count = desk.ask(a, O::SetCount, set, values(&["a", "b"]));
+        assert_eq!((count.done(), Fields::new(&count.body).number()), (1, Ok(2)));
+        desk.ask(a, O::SetUnion, set, values(&["d", "b"])).done();
+        desk.ask(a, O::SetIntersect, set, values(&["d", "c", "z"])).done();
+        desk.ask(a, O::SetSubtract, set, values(&["c", "z"])).done();
+        assert_eq!(desk.ask(a, O::SetContains, set, values(&["d"])).done(), 1);
+        assert_eq!(desk.ask(a, O::SetPop, set, Body::new()).texts(), ["d"]);
+        assert_eq!(desk.refused(a, O::SetPop, set, Body::new()), Status::Missing);
+        assert_eq!(desk.ask(a, O::SetRemove, set, values(&["d"])).done(), 0);
+    }
+
+    #[test]
+    fn the_names_of_the_value_that_was_there_first_stay() {
+        let (mut desk, a, _) = Desk::with_two();
+        let (first, second) =
+            (desk.create(a, Kind::Event, Body::new()), desk.create(a, Kind::Event, Body::new()));
+        let set = desk.create(a, Kind::Set, Body::new().naming("v", &[first]));
+        desk.ask(a, O::SetInsert, set, Body::new().naming("v", &[second])).done();
+        desk.release(a, first, 1);
+        desk.release(a, second, 1);
+        assert_eq!((desk.exists(first), desk.exists(second)), (true, false));
+        desk.ask(a, O::Clear, set, Body::new()).done();
+        assert!(!desk.exists(first));
+    }
+}

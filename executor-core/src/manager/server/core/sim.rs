@@ -1,1 +1,620 @@
-//! Later.
+//! A seeded simulation: clients that ask for anything, give up calls, send garbage, and die.
+//!
+//! ```text
+//!  World ── clients: requests of all kinds, garbage, give-ups, disconnects ─┐
+//!    │ ─── the server's loop: leases end, functions end ────────────────────┤ event ──► Core
+//!    └─► after each event: Core::check, and the world's own record ◄── replies, jobs ◄───┘
+//! ```
+//!
+//! The world keeps its own record of the calls that are not answered, and of the references that
+//! each client got.
+//!
+//! `EXECUTOR_ROUNDS=10000` runs that many seeds. `EXECUTOR_SEED=17` runs one seed. A failure prints
+//! its seed and the last events.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use super::{
+    Actions, ClientId, Core, Job, LeaseId, Limits, State,
+    testing::{Body, Dice, LARGE, number_in},
+};
+use crate::manager::protocol::{CallId, Fields, Kind, ObjectId, Operation, Reply, Request, Status};
+
+const ROUNDS: u64 = 300;
+const STEPS: u64 = 400;
+const TRACE_LEN: usize = 30;
+
+struct World {
+    dice: Dice,
+    core: Core,
+    out: Actions,
+    clients: Vec<ClientId>,
+    /// All objects that there ever were.
+    known: Vec<(ObjectId, Kind)>,
+    /// Calls that are not answered.
+    calls: BTreeMap<(ClientId, CallId), (Operation, ObjectId, Option<Kind>)>,
+    references: BTreeMap<(ClientId, ObjectId), u64>,
+    leases: Vec<LeaseId>,
+    jobs: Vec<(Job, ObjectId)>,
+    last_call: u32,
+    trace: VecDeque<String>,
+    counts: BTreeMap<String, u64>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let limits = if dice.percent(20) {
+            Limits { clients: 4, objects: 12, calls_per_client: 3, bytes_per_client: 30 }
+        } else {
+            LARGE
+        };
+        World {
+            dice,
+            core: Core::new(limits),
+            out: Actions::default(),
+            clients: Vec::new(),
+            known: Vec::new(),
+            calls: BTreeMap::new(),
+            references: BTreeMap::new(),
+            leases: Vec::new(),
+            jobs: Vec::new(),
+            last_call: 0,
+            trace: VecDeque::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    fn note(&mut self, what: String) {
+        if self.trace.len() == TRACE_LEN {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(what);
+    }
+
+    fn count(&mut self, what: &str) {
+        *self.counts.entry(what.to_owned()).or_default() += 1;
+    }
+
+    // ---- what came out --------------------------------------------------------------------------
+
+    /// Takes over the replies and jobs, and checks everything.
+    fn collect(&mut self, busy: ObjectId) {
+        let out = std::mem::take(&mut self.out);
+        for (client, reply, body) in out.replies() {
+            self.replied(client, reply, body);
+        }
+        self.out = out;
+        for job in self.out.take_jobs() {
+            self.note(format!("  job {:?}", job.id));
+            self.jobs.push((job, busy));
+        }
+        self.out.clear();
+        self.core.check();
+        let waits = self.core.clients.iter().flat_map(|(id, client)| {
+            client.waits.keys().map(move |call| (id, *call)).collect::<Vec<_>>()
+        });
+        let mut waits: Vec<_> = waits.collect();
+        waits.sort_unstable();
+        let calls: Vec<_> = self.calls.keys().copied().collect();
+        assert_eq!(waits, calls, "each call waits, or is answered");
+        let mut held = BTreeMap::new();
+        for (id, client) in self.core.clients.iter() {
+            held.extend(client.references.iter().map(|(object, count)| ((id, *object), *count)));
+        }
+        assert_eq!(held, self.references, "the references of clients");
+    }
+
+    fn replied(&mut self, client: ClientId, reply: Reply, body: &[u8]) {
+        let asked = self.calls.remove(&(client, reply.call));
+        let (operation, object, kind) = asked.expect("a reply to a call that waits");
+        self.note(format!("  {client:?} {:?} {operation:?}: {:?}", reply.call, reply.status));
+        self.count(&format!("{:?}", reply.status));
+        if reply.status == Status::GivenUp {
+            self.count(&format!("{operation:?}: given up"));
+        }
+        if let (Operation::LockAcquire | Operation::ConditionWait, 1) = (operation, reply.number) {
+            self.count(&format!("{operation:?}: the last owner died"));
+        }
+        assert_eq!(reply.len, body.len() as u64);
+        if let Status::Malformed | Status::Limit = reply.status {
+            let mut fields = Fields::new(body);
+            assert!(!fields.bytes().unwrap().is_empty());
+            return fields.end().unwrap();
+        }
+        if reply.status == Status::Failed {
+            return assert_eq!(body, b"failure");
+        }
+        if reply.status != Status::Done {
+            return assert_eq!(body, b"");
+        }
+        self.count(&format!("{operation:?}"));
+        let mut fields = Fields::new(body);
+        match operation {
+            Operation::Create => {
+                let id = ObjectId(reply.number);
+                *self.references.entry((client, id)).or_default() += 1;
+                self.known.push((id, kind.unwrap()));
+            }
+            Operation::Claim => *self.references.entry((client, object)).or_default() += 1,
+            Operation::BarrierState | Operation::SetCount => {}
+            Operation::MapGetMany => {
+                while !fields.is_empty() {
+                    if fields.flag().unwrap() {
+                        self.received(client, fields.value().unwrap().names());
+                    }
+                }
+            }
+            _ => {
+                for value in fields.values().unwrap() {
+                    self.received(client, value.names());
+                }
+            }
+        }
+    }
+
+    fn received(&mut self, client: ClientId, names: impl Iterator<Item = ObjectId>) {
+        for name in names {
+            *self.references.entry((client, name)).or_default() += 1;
+            self.count("a reply names an object");
+        }
+    }
+
+    // ---- what goes in ---------------------------------------------------------------------------
+
+    fn step(&mut self) {
+        let dice = self.dice.below(100);
+        match dice {
+            0..4 => self.connect(),
+            4 => {
+                if self.dice.percent(50) {
+                    self.disconnect();
+                }
+            }
+            5..10 => self.give_up(),
+            10..12 => self.release(),
+            12 => self.lease(),
+            13 => self.lease_ended(),
+            14..21 => self.ran(),
+            21..27 => self.create(),
+            27..37 => self.claim(),
+            _ => self.ask(),
+        }
+    }
+
+    fn connect(&mut self) {
+        if self.clients.len() < 6
+            && let Ok(client) = self.core.connect()
+        {
+            self.note(format!("{client:?} connects"));
+            self.clients.push(client);
+        }
+    }
+
+    fn client(&mut self) -> Option<ClientId> {
+        (!self.clients.is_empty()).then(|| self.dice.pick(&self.clients))
+    }
+
+    /// Returns an object, most often one that was created lately.
+    fn object(&mut self) -> Option<(ObjectId, Kind)> {
+        let lately = self.known.len().saturating_sub(12);
+        let from = if self.dice.percent(90) { &self.known[lately..] } else { &self.known[..] };
+        (!from.is_empty()).then(|| self.dice.pick(from))
+    }
+
+    fn disconnect(&mut self) {
+        let Some(client) = self.client() else { return };
+        self.note(format!("{client:?} disconnects"));
+        self.count("disconnect");
+        if self.calls.keys().any(|(of, _)| *of == client) {
+            self.count("disconnect: while calls wait");
+        }
+        self.clients.retain(|other| *other != client);
+        self.calls.retain(|(of, _), _| *of != client);
+        self.references.retain(|(of, _), _| *of != client);
+        self.core.disconnect(client, &mut self.out);
+        self.collect(ObjectId::NONE);
+        let holds = self.core.objects.iter().flat_map(|(_, object)| object.state.holders());
+        assert!(holds.into_iter().all(|holder| holder != client), "a dead client holds a lock");
+    }
+
+    fn give_up(&mut self) {
+        let calls: Vec<_> = self.calls.keys().copied().collect();
+        let (client, call) = if !calls.is_empty() && self.dice.percent(95) {
+            self.dice.pick(&calls)
+        } else {
+            let Some(client) = self.client() else { return };
+            (client, CallId(self.last_call))
+        };
+        self.note(format!("{client:?} gives up {call:?}"));
+        self.count("give up");
+        let body = Body::new().number(u64::from(call.0));
+        self.tell(client, Operation::GiveUp, ObjectId::NONE, &body.0);
+    }
+
+    fn release(&mut self) {
+        let (Some(client), Some((object, _))) = (self.client(), self.object()) else { return };
+        let count = self.dice.pick(&[1, 1, 1, 2, u64::MAX]);
+        self.note(format!("{client:?} releases {count} of {object:?}"));
+        if let Some(held) = self.references.get_mut(&(client, object)) {
+            *held = held.saturating_sub(count);
+            if *held == 0 {
+                self.references.remove(&(client, object));
+            }
+        }
+        self.tell(client, Operation::Release, object, &Body::new().number(count).0);
+    }
+
+    fn lease(&mut self) {
+        let (Some(client), Some((object, _))) = (self.client(), self.object()) else { return };
+        let lease = self.core.lease(client, object);
+        self.note(format!("{client:?} leases {object:?}: {lease:?}"));
+        assert_eq!(lease.is_some(), self.references.contains_key(&(client, object)));
+        if let Some(lease) = lease {
+            self.count("lease");
+            self.leases.push(lease);
+        }
+        self.collect(ObjectId::NONE);
+    }
+
+    fn lease_ended(&mut self) {
+        if self.leases.is_empty() {
+            return;
+        }
+        let at = self.dice.below(self.leases.len() as u64) as usize;
+        let lease = self.leases.swap_remove(at);
+        self.note(format!("{lease:?} ends"));
+        self.core.lease_ended(lease, &mut self.out);
+        self.collect(ObjectId::NONE);
+    }
+
+    fn ran(&mut self) {
+        if self.jobs.is_empty() {
+            return;
+        }
+        let at = self.dice.below(self.jobs.len() as u64) as usize;
+        let (job, object) = self.jobs.swap_remove(at);
+        self.note(format!("{:?} of {object:?} has ended", job.id));
+        assert!(job.optional || job.current.is_some());
+        if self.dice.percent(20) {
+            self.core.ran(job.id, Err(b"failure"), &mut self.out);
+        } else {
+            // Values name older objects only, so that there are no cycles. Some are gone.
+            let older: Vec<_> =
+                self.known.iter().map(|(id, _)| *id).filter(|id| *id < object).collect();
+            let names = if older.is_empty() || self.dice.percent(70) {
+                Vec::new()
+            } else {
+                vec![self.dice.pick(&older)]
+            };
+            self.core.ran(job.id, Ok((b"new", &names)), &mut self.out);
+        }
+        self.collect(object);
+    }
+
+    fn tell(&mut self, client: ClientId, operation: Operation, object: ObjectId, body: &[u8]) {
+        let request = Request { call: CallId::NONE, operation, object, len: body.len() as u64 };
+        self.core.request(client, request, body, &mut self.out);
+        self.collect(object);
+    }
+
+    fn call(
+        &mut self,
+        client: ClientId,
+        operation: Operation,
+        object: ObjectId,
+        kind: Option<Kind>,
+        body: &[u8],
+    ) {
+        self.last_call += 1;
+        let call = CallId(self.last_call);
+        self.note(format!("{client:?} {call:?} {operation:?} {object:?}"));
+        self.calls.insert((client, call), (operation, object, kind));
+        let request = Request { call, operation, object, len: body.len() as u64 };
+        self.core.request(client, request, body, &mut self.out);
+        self.collect(object);
+    }
+
+    fn claim(&mut self) {
+        let (Some(client), Some((object, _))) = (self.client(), self.object()) else { return };
+        self.call(client, Operation::Claim, object, None, &[]);
+    }
+
+    fn create(&mut self) {
+        let Some(client) = self.client() else { return };
+        let kind = self.dice.pick(Kind::ALL);
+        let newest = ObjectId(u64::MAX);
+        let body = Body::new().number(kind as u64);
+        let body = match kind {
+            Kind::Map | Kind::Event => body,
+            Kind::List => {
+                let body = body.number(self.dice.below(2));
+                self.values(body, client, newest)
+            }
+            Kind::Set => self.values(body, client, newest),
+            Kind::Cell => self.value(body, client, newest),
+            Kind::Queue => body.number(self.dice.below(3)).number(self.dice.below(2)),
+            Kind::Lock => body.number(self.dice.below(2)),
+            Kind::Semaphore => body.number(self.dice.below(3)).number(self.dice.below(2)),
+            Kind::Condition => {
+                let locks = self.known.iter().filter(|(_, kind)| *kind == Kind::Lock);
+                let locks: Vec<_> = locks.map(|(id, _)| *id).rev().take(4).collect();
+                let lock = if locks.is_empty() { ObjectId(1) } else { self.dice.pick(&locks) };
+                body.number(lock.0)
+            }
+            Kind::Barrier => body.number(self.dice.below(4)),
+        };
+        self.call(client, Operation::Create, ObjectId::NONE, Some(kind), &body.0);
+    }
+
+    /// Appends a value. It names only objects that are older than the one that keeps it.
+    fn value(&mut self, body: Body, client: ClientId, keeper: ObjectId) -> Body {
+        let bytes = self.dice.pick(&["a", "b", "c", "d", "a longer value"]);
+        let mut names = Vec::new();
+        if self.dice.percent(40) {
+            let held = self.references.keys().filter(|(of, id)| *of == client && *id < keeper);
+            let held: Vec<_> = held.map(|(_, id)| *id).collect();
+            for _ in 0..self.dice.below(3) {
+                if !held.is_empty() {
+                    names.push(self.dice.pick(&held));
+                }
+            }
+            if self.dice.percent(5)
+                && let Some((any, _)) = self.object()
+                && any < keeper
+            {
+                names.push(any);
+            }
+        }
+        body.naming(bytes, &names)
+    }
+
+    fn values(&mut self, mut body: Body, client: ClientId, keeper: ObjectId) -> Body {
+        for _ in 0..self.dice.below(5) {
+            body = self.value(body, client, keeper);
+        }
+        body
+    }
+
+    /// Sends a request for an object.
+    fn ask(&mut self) {
+        let Some(client) = self.client() else { return };
+        let held = self
+            .known
+            .iter()
+            .rev()
+            .filter(|(object, _)| self.references.contains_key(&(client, *object)));
+        let held: Vec<_> = held.take(6).copied().collect();
+        let (object, kind) = if !held.is_empty() && self.dice.percent(95) {
+            self.dice.pick(&held)
+        } else {
+            let Some(any) = self.object() else { return };
+            any
+        };
+        let kind = if self.dice.percent(3) { self.dice.pick(Kind::ALL) } else { kind };
+        let operation = self.dice.pick(operations(kind));
+        let mut body = self.body(client, operation, object).0;
+        if self.dice.percent(2) {
+            let len = self.dice.below(body.len() as u64 + 1) as usize;
+            body.truncate(len);
+            self.count("garbage");
+        }
+        if operation == Operation::QueuePutBack || self.dice.percent(2) {
+            self.note(format!("{client:?} {operation:?} {object:?} without a reply"));
+            self.tell(client, operation, object, &body);
+        } else {
+            self.call(client, operation, object, None, &body);
+        }
+    }
+
+    fn body(&mut self, client: ClientId, operation: Operation, object: ObjectId) -> Body {
+        use Operation as O;
+        let body = Body::new();
+        let key = self.dice.pick(&["k", "l", "m"]);
+        let (index, flag) = (self.dice.below(4), self.dice.below(2));
+        match operation {
+            O::Page => body.number(index).number(self.dice.below(40)),
+            O::MapGet | O::MapRemove | O::MapContains => body.bytes(key),
+            O::MapInsert | O::MapGetOrInsert => self.value(body.bytes(key), client, object),
+            O::MapExtend => {
+                let body = self.value(body.bytes(key), client, object);
+                self.value(body.bytes("n"), client, object)
+            }
+            O::MapCompareExchange => {
+                let body = body.bytes(key);
+                let body = if flag == 0 { body.number(0) } else { body.number(1).value("a") };
+                if self.dice.percent(30) {
+                    body.number(0)
+                } else {
+                    self.value(body.number(1), client, object)
+                }
+            }
+            O::MapUpdate => body.bytes(key).number(7).number(flag).bytes("arguments"),
+            O::MapGetMany => body.bytes(key).bytes("n").bytes(key),
+            O::ListGet => body.number(index),
+            O::ListRemove => body.number(self.dice.pick(&[index, u64::MAX])),
+            O::ListSet | O::ListInsert => self.value(body.number(index), client, object),
+            O::ListExtend | O::SetUnion | O::SetToggle => self.values(body, client, object),
+            O::ListRange => body.number(index).number(index + flag),
+            O::ListSplice => self.values(body.number(index).number(index + flag), client, object),
+            O::ListFind => body.value("a").number(index).number(10),
+            O::ListCount => body.value("a"),
+            O::ListReplace => self.values(body.number(index), client, object),
+            O::ListUpdate => body.number(index).number(7).bytes("arguments"),
+            O::SetInsert => self.value(body, client, object),
+            O::SetRemove | O::SetContains => body.value("a"),
+            O::SetSubtract | O::SetIntersect | O::SetCount => body.value("a").value("b"),
+            O::CellSwap => self.value(body, client, object),
+            O::CellCompareExchange => self.value(body.value("a"), client, object),
+            O::CellUpdate => body.number(7).bytes("arguments"),
+            O::QueuePut => self.value(body.number(flag), client, object),
+            O::QueueGet | O::SemaphoreAcquire => body.number(flag),
+            O::QueuePutBack => self.value(body, client, object),
+            O::LockAcquire => body.number(index / 3).number(flag),
+            O::LockRelease | O::LockReleaseOwn => body.number(index / 3),
+            O::SemaphoreRelease => body.number(index),
+            O::ConditionWait | O::ConditionNotify => {
+                let number = self.owner_number(object).unwrap_or(index / 3);
+                let body = body.number(number);
+                if operation == O::ConditionWait { body } else { body.number(index) }
+            }
+            _ => body,
+        }
+    }
+
+    /// Returns which thread holds the lock of a condition.
+    fn owner_number(&self, condition: ObjectId) -> Option<u64> {
+        let State::Condition(condition) = &self.core.objects.get(condition)?.state else {
+            return None;
+        };
+        let State::Lock(lock) = &self.core.objects.get(condition.lock)?.state else { return None };
+        lock.owner().map(|owner| owner.number)
+    }
+
+    /// Everything ends: nothing is left.
+    fn end(&mut self) {
+        let mut todo = self.clients.len() + self.jobs.len() + self.leases.len();
+        while todo > 0 {
+            match self.dice.below(3) {
+                0 => self.disconnect(),
+                1 => self.ran(),
+                _ => self.lease_ended(),
+            }
+            todo = self.clients.len() + self.jobs.len() + self.leases.len();
+        }
+        assert_eq!(self.core.objects(), 0, "{:?}", self.core.objects);
+        assert!(self.calls.is_empty() && self.references.is_empty());
+    }
+}
+
+/// Returns the requests for objects of a kind.
+fn operations(kind: Kind) -> &'static [Operation] {
+    use Operation as O;
+    match kind {
+        Kind::Map => &[
+            O::Len,
+            O::Clear,
+            O::Page,
+            O::Snapshot,
+            O::MapGet,
+            O::MapInsert,
+            O::MapExtend,
+            O::MapRemove,
+            O::MapContains,
+            O::MapGetOrInsert,
+            O::MapPop,
+            O::MapCompareExchange,
+            O::MapUpdate,
+            O::MapGetMany,
+        ],
+        Kind::List => &[
+            O::Len,
+            O::Clear,
+            O::Page,
+            O::Snapshot,
+            O::ListGet,
+            O::ListSet,
+            O::ListExtend,
+            O::ListInsert,
+            O::ListRemove,
+            O::ListRange,
+            O::ListSplice,
+            O::ListFind,
+            O::ListCount,
+            O::ListReverse,
+            O::ListReplace,
+            O::ListUpdate,
+        ],
+        Kind::Set => &[
+            O::Len,
+            O::Clear,
+            O::Page,
+            O::Snapshot,
+            O::SetInsert,
+            O::SetRemove,
+            O::SetContains,
+            O::SetPop,
+            O::SetUnion,
+            O::SetSubtract,
+            O::SetIntersect,
+            O::SetToggle,
+            O::SetCount,
+        ],
+        Kind::Cell => &[O::CellGet, O::CellSwap, O::CellCompareExchange, O::CellUpdate],
+        Kind::Queue => &[
+            O::Len,
+            O::QueueIsFull,
+            O::QueuePut,
+            O::QueueGet,
+            O::QueuePutBack,
+            O::QueueTaskDone,
+            O::QueueJoin,
+        ],
+        // Conditions need held locks.
+        Kind::Lock => {
+            &[O::LockAcquire, O::LockAcquire, O::LockRelease, O::LockReleaseOwn, O::LockIsHeld]
+        }
+        Kind::Semaphore => &[O::SemaphoreAcquire, O::SemaphoreRelease, O::SemaphoreValue],
+        Kind::Event => &[O::EventSet, O::EventClear, O::EventIsSet, O::EventWait],
+        Kind::Condition => &[O::ConditionWait, O::ConditionWait, O::ConditionNotify],
+        Kind::Barrier => &[
+            O::BarrierWait,
+            O::BarrierWait,
+            O::BarrierWait,
+            O::BarrierReset,
+            O::BarrierAbort,
+            O::BarrierState,
+        ],
+    }
+}
+
+fn run_seed(seed: u64) -> World {
+    let mut world = World::new(seed);
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        world.connect();
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.end();
+    }));
+    if let Err(panic) = ran {
+        let message = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default();
+        let trace: Vec<_> = world.trace.into_iter().collect();
+        panic!("EXECUTOR_SEED={seed}: {message}\nwhat happened last:\n{}", trace.join("\n"));
+    }
+    world
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "the table is what `--nocapture` asks for")]
+fn promises_hold_whatever_clients_do() {
+    if let Some(seed) = number_in("EXECUTOR_SEED") {
+        run_seed(seed);
+        return;
+    }
+    let rounds = number_in("EXECUTOR_ROUNDS").unwrap_or(ROUNDS);
+    let mut counts = BTreeMap::<String, u64>::new();
+    for seed in 0..rounds {
+        for (what, count) in run_seed(seed).counts {
+            *counts.entry(what).or_default() += count;
+        }
+    }
+    counts.iter().for_each(|(what, count)| println!("{count:>12}  {what}"));
+    if rounds >= ROUNDS {
+        let operations = Kind::ALL.iter().flat_map(|kind| operations(*kind));
+        let operations = operations
+            .filter(|operation| **operation != Operation::QueuePutBack)
+            .map(|operation| format!("{operation:?}"));
+        let statuses = Status::ALL.iter().map(|status| format!("{status:?}"));
+        let missing: Vec<_> =
+            operations.chain(statuses).filter(|what| !counts.contains_key(what)).collect();
+        assert!(missing.is_empty(), "never happened: {missing:?}");
+    }
+}

@@ -129,9 +129,12 @@ impl Turn<'_> {
         self.clients.begin_wait(self.caller, self.object, bytes as u64)
     }
 
-    /// Answers a call that has waited.
-    pub(super) fn answer(&mut self, to: Caller, outcome: Outcome) {
-        self.clients.end_wait(to);
+    /// Answers a call that has waited. A client that is gone gets no answer: it may have waited
+    /// twice at the same barrier, which its first call breaks when it leaves.
+    pub(super) fn answer(&mut self, mut to: Caller, outcome: Outcome) {
+        if !self.clients.end_wait(to) {
+            to.call = CallId::NONE;
+        }
         self.out.answer(to, outcome);
     }
 }

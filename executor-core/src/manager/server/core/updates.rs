@@ -230,3 +230,118 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Body, Desk, number},
+        *,
+    };
+    use crate::manager::protocol::Kind;
+
+    fn update(key: &str, optional: u64) -> Body {
+        Body::new().bytes(key).number(7).number(optional).bytes("arguments")
+    }
+
+    #[test]
+    fn requests_for_a_busy_object_are_done_in_order_when_the_function_has_ended() {
+        let (mut desk, a, b) = Desk::with_two();
+        let map = desk.create(a, Kind::Map, Body::new());
+        let other = desk.create(a, Kind::Cell, Body::new().value("free"));
+        desk.share(b, map);
+        desk.send(a, Operation::MapInsert, map, Body::new().bytes("k").value("1"));
+        let first = desk.waits(a, Operation::MapUpdate, map, update("k", 0));
+        let job = desk.jobs.pop().unwrap();
+        assert_eq!((job.function, job.optional), (7, false));
+        assert_eq!(
+            (job.current.as_deref(), &job.arguments[..]),
+            (Some(&b"1"[..]), &b"arguments"[..])
+        );
+
+        let get = desk.waits(b, Operation::MapGet, map, Body::new().bytes("k"));
+        let second = desk.waits(b, Operation::MapUpdate, map, update("k", 1));
+        let len = desk.waits(a, Operation::Len, map, Body::new());
+        let given_up = desk.waits(a, Operation::Clear, map, Body::new());
+        desk.give_up(given_up);
+        assert_eq!(desk.outcome(given_up), Err(Status::GivenUp));
+        // That function runs already.
+        desk.give_up(first);
+        assert_eq!(desk.answer(first), None);
+        assert_eq!(desk.ask(a, Operation::CellGet, other, Body::new()).texts(), ["free"]);
+
+        desk.ran(job.id, Ok((b"2", &[])));
+        assert_eq!(desk.answer(first).unwrap().texts(), ["2"]);
+        assert_eq!(desk.answer(get).unwrap().texts(), ["2"]);
+        assert_eq!(desk.answer(len), None);
+        let job = desk.jobs.pop().unwrap();
+        assert_eq!(job.current.as_deref(), Some(&b"2"[..]));
+        desk.ran(job.id, Err(b"failure"));
+        let failed = desk.answer(second).unwrap();
+        assert_eq!((failed.status, &failed.body[..]), (Status::Failed, &b"failure"[..]));
+        assert_eq!(desk.outcome(len), Ok(1));
+        // An end that was reported already changes nothing.
+        desk.ran(job.id, Ok((b"3", &[])));
+        let get = desk.ask(a, Operation::MapGet, map, Body::new().bytes("k"));
+        assert_eq!(get.texts(), ["2"]);
+    }
+
+    #[test]
+    fn only_a_function_of_an_option_gets_a_missing_key() {
+        let (mut desk, a, _) = Desk::with_two();
+        let map = desk.create(a, Kind::Map, Body::new());
+        assert_eq!(desk.refused(a, Operation::MapUpdate, map, update("k", 0)), Status::Missing);
+        let call = desk.waits(a, Operation::MapUpdate, map, update("k", 1));
+        let job = desk.jobs.pop().unwrap();
+        assert_eq!((job.current, job.optional), (None, true));
+        desk.ran(job.id, Ok((b"1", &[])));
+        assert_eq!(desk.answer(call).unwrap().texts(), ["1"]);
+    }
+
+    #[test]
+    fn an_update_that_has_begun_ends_without_its_client() {
+        let (mut desk, a, b) = Desk::with_two();
+        let list = desk.create(a, Kind::List, number(0).value("1"));
+        desk.share(b, list);
+        let update = || number(0).number(7).bytes("");
+        let first = desk.waits(a, Operation::ListUpdate, list, update());
+        let queued = desk.waits(a, Operation::ListUpdate, list, update());
+        let get = desk.waits(b, Operation::ListGet, list, number(0));
+        let job = desk.jobs.pop().unwrap();
+        desk.disconnect(a);
+        desk.ran(job.id, Ok((b"2", &[])));
+        assert_eq!((desk.answer(first), desk.answer(queued)), (None, None));
+        assert_eq!(desk.answer(get).unwrap().texts(), ["2"]);
+        assert_eq!(desk.jobs, []);
+    }
+
+    #[test]
+    fn an_object_may_be_dropped_while_its_function_runs() {
+        let (mut desk, a, _) = Desk::with_two();
+        let cell = desk.create(a, Kind::Cell, Body::new().value("1"));
+        let running = desk.waits(a, Operation::CellUpdate, cell, number(7).bytes(""));
+        let queued = desk.waits(a, Operation::CellGet, cell, Body::new());
+        desk.release(a, cell, 1);
+        assert_eq!(desk.outcome(queued), Err(Status::NoObject));
+        let job = desk.jobs.pop().unwrap();
+        desk.ran(job.id, Ok((b"2", &[])));
+        assert_eq!(desk.outcome(running), Err(Status::NoObject));
+        assert_eq!(desk.core.objects(), 0);
+    }
+
+    #[test]
+    fn the_new_value_may_name_what_exists() {
+        let (mut desk, a, b) = Desk::with_two();
+        let event = desk.create(b, Kind::Event, Body::new());
+        let cell = desk.create(a, Kind::Cell, Body::new().value("1"));
+        let call = desk.waits(a, Operation::CellUpdate, cell, number(7).bytes(""));
+        let job = desk.jobs.pop().unwrap();
+        desk.ran(job.id, Ok((b"2", &[event, event])));
+        assert_eq!(desk.outcome(call), Ok(0));
+        desk.ask(a, Operation::EventSet, event, Body::new()).done();
+        let call = desk.waits(a, Operation::CellUpdate, cell, number(7).bytes(""));
+        let job = desk.jobs.pop().unwrap();
+        desk.ran(job.id, Ok((b"3", &[ObjectId(99)])));
+        assert_eq!(desk.outcome(call), Err(Status::NoObject));
+        assert_eq!(desk.ask(a, Operation::CellGet, cell, Body::new()).texts(), ["2"]);
+    }
+}
