@@ -52,7 +52,7 @@ pub struct Target {
 const AHEAD: usize = 3 << 20;
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
     Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
@@ -73,6 +73,12 @@ pub const TARGETS: [Target; 13] = [
     Target { name: "message", run: message, bytes_max: crate::ipc::fuzzed::message_bytes_max },
     Target { name: "handshake", run: handshake, bytes_max: |_| 4096 },
     Target { name: "queue", run: queue, bytes_max: |_| crate::ipc::fuzzed::QUEUE_BYTES_MAX },
+    Target {
+        name: "requests",
+        run: requests,
+        bytes_max: crate::manager::fuzzed::requests_bytes_max,
+    },
+    Target { name: "replies", run: replies, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "place", run: place, bytes_max: |len| (1 << 16) + 64 * len },
 ];
 
@@ -168,6 +174,16 @@ pub fn queue(data: &[u8]) {
 /// Decodes the places of shared objects that a peer names, in memory that the peer has written.
 pub fn place(data: &[u8]) {
     crate::heap::block::fuzzed::place(data);
+}
+
+/// Gives a manager's server the requests of two clients.
+pub fn requests(data: &[u8]) {
+    crate::manager::fuzzed::requests(data);
+}
+
+/// Decodes a reply of a manager's server.
+pub fn replies(data: &[u8]) {
+    crate::manager::fuzzed::replies(data);
 }
 
 /// Decodes the first message that a worker reads.

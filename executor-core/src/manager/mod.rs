@@ -72,6 +72,8 @@ mod builder;
 mod client;
 mod error;
 pub(crate) mod function;
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
+pub(crate) mod fuzzed;
 mod protocol;
 mod proxy;
 mod server;

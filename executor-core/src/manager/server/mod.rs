@@ -23,7 +23,7 @@
 //! Nothing that a client sends is trusted. A client that breaks the protocol, or that takes no
 //! replies until too many bytes wait for it, is cut off.
 
-mod core;
+pub(super) mod core;
 mod crew;
 pub(super) mod entry;
 mod serve;

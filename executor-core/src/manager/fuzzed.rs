@@ -1,0 +1,171 @@
+//! The decoders of a manager's server and of its clients, as functions of bytes, for the fuzzer.
+
+use super::{
+    function,
+    protocol::{CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, names_in_reply},
+    server::core::{Actions, Core, Limits},
+};
+use crate::fuzz::Input;
+
+/// How much the server may have allocated after requests of `len` bytes in all.
+pub(crate) fn requests_bytes_max(len: usize) -> usize {
+    // An item of a list needs 4 bytes in a request. An entry of a map, and a call that waits, take
+    // some hundred bytes of memory, and a reply may repeat all that is stored.
+    (1 << 18) + 512 * len
+}
+
+/// Gives requests of two clients to a server. Each is a client, an operation, an object, the length
+/// of the body in two bytes, and the body. Jobs end at once, with the arguments as their value.
+pub(crate) fn requests(data: &[u8]) {
+    let mut input = Input::new(data);
+    let limits =
+        Limits { clients: 2, objects: 64, calls_per_client: 32, bytes_per_client: 1 << 16 };
+    let mut core = Core::new(limits);
+    let clients = [core.connect(), core.connect()].map(|client| client.expect("room for two"));
+    let mut actions = Actions::default();
+    let mut call = 0;
+    let mut answered = 0;
+    while !input.is_empty() {
+        let client = clients[usize::from(input.u8() & 1)];
+        let operation = usize::from(input.u8()) % Operation::ALL.len();
+        let object = ObjectId(u64::from(input.u8()));
+        let len = usize::from(input.u16());
+        let body = input.bytes(len);
+        call += 1;
+        let request = Request {
+            call: CallId(call),
+            operation: Operation::ALL[operation],
+            object,
+            len: body.len() as u64,
+        };
+        let bytes = request.to_bytes();
+        assert_eq!(Request::from_bytes(&bytes), Some(request), "a header survives");
+        core.request(client, request, body, &mut actions);
+        while !actions.is_empty() {
+            answered += actions.replies().len();
+            for (_, reply, body) in actions.replies() {
+                assert_eq!(reply.len, body.len() as u64, "a reply is as long as it says");
+            }
+            let jobs = actions.take_jobs();
+            actions.clear();
+            for job in jobs {
+                core.ran(job.id, Ok((&job.arguments, &[])), &mut actions);
+            }
+        }
+        assert!(answered <= call as usize, "more answers than calls");
+    }
+    for client in clients {
+        core.disconnect(client, &mut actions);
+        actions.clear();
+    }
+}
+
+/// Decodes a reply, as a client does: its header, the objects that it names, and its failure.
+pub(crate) fn replies(data: &[u8]) {
+    let (header, body) = data.split_at(data.len().min(HEADER_BYTES));
+    if let Some(reply) = header.first_chunk().and_then(Reply::from_bytes) {
+        let again = reply.to_bytes();
+        assert_eq!(Reply::from_bytes(&again), Some(reply), "a header survives");
+    }
+    for operation in Operation::ALL {
+        let names = names_in_reply(*operation, Fields::new(body));
+        assert!(names.len() * 8 <= body.len(), "more names than bytes for them");
+    }
+    let _ = function::failure(body).to_string();
+}
+
+/// Inputs for [`requests`] that use every operation with bodies that are often right.
+#[cfg(test)]
+pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
+    use super::protocol::{Kind, put_bytes, put_number, put_value};
+    let request = |client: u8, operation: Operation, object: u8, body: &[u8]| {
+        let head = [client, operation as u8, object];
+        [&head[..], &(body.len() as u16).to_le_bytes(), body].concat()
+    };
+    let bodies: [fn(&mut Vec<u8>); 7] = [
+        |_| {},
+        |body| put_number(body, 1),
+        |body| put_bytes(body, b"key"),
+        |body| [b"key", b"one"].iter().for_each(|value| put_value(body, *value, &[])),
+        |body| {
+            put_number(body, 0);
+            put_value(body, b"value", &[ObjectId(1)]);
+        },
+        |body| {
+            put_number(body, 0);
+            put_number(body, 1);
+            put_value(body, b"value", &[]);
+        },
+        |body| {
+            put_bytes(body, b"key");
+            put_number(body, 7);
+            put_number(body, 1);
+            put_bytes(body, b"rest");
+        },
+    ];
+    let mut seeds = Vec::new();
+    for kind in Kind::ALL {
+        let mut create = Vec::new();
+        put_number(&mut create, *kind as u64);
+        match kind {
+            Kind::List => put_number(&mut create, 0),
+            Kind::Cell => put_value(&mut create, b"cell", &[]),
+            Kind::Queue => [2, 1].iter().for_each(|number| put_number(&mut create, *number)),
+            Kind::Lock => put_number(&mut create, 1),
+            Kind::Semaphore => [1, 1].iter().for_each(|number| put_number(&mut create, *number)),
+            Kind::Condition => put_number(&mut create, 1),
+            Kind::Barrier => put_number(&mut create, 2),
+            Kind::Map | Kind::Set | Kind::Event => {}
+        }
+        let mut lock = Vec::new();
+        put_number(&mut lock, Kind::Lock as u64);
+        put_number(&mut lock, 0);
+        let mut seed = [
+            request(0, Operation::Create, 0, &lock),
+            request(0, Operation::Create, 0, &create),
+            request(1, Operation::Claim, 1, &[]),
+            request(1, Operation::Claim, 2, &[]),
+        ]
+        .concat();
+        for operation in Operation::ALL {
+            for body in bodies {
+                let mut bytes = Vec::new();
+                body(&mut bytes);
+                seed.extend(request(operation.to_owned() as u8, *operation, 2, &bytes));
+            }
+        }
+        seeds.push(seed);
+    }
+    seeds.push(vec![]);
+    seeds.push(vec![0xff; 64]);
+    seeds
+}
+
+/// Inputs for [`replies`].
+#[cfg(test)]
+pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {
+    use super::protocol::{Status, put_bytes, put_number, put_value};
+    let reply = |status, body: &[u8]| {
+        let reply = Reply { call: CallId(3), status, number: 1, len: body.len() as u64 };
+        [&reply.to_bytes()[..], body].concat()
+    };
+    let mut values = Vec::new();
+    put_value(&mut values, b"one", &[]);
+    put_value(&mut values, b"two", &[ObjectId(1), ObjectId(2)]);
+    let mut flags = Vec::new();
+    put_number(&mut flags, 1);
+    put_value(&mut flags, b"one", &[ObjectId(1)]);
+    put_number(&mut flags, 0);
+    let mut failure = Vec::new();
+    put_number(&mut failure, 7);
+    put_bytes(&mut failure, &postcard::to_stdvec(&crate::error::Failure::default()).expect("data"));
+    put_bytes(&mut failure, b"name");
+    vec![
+        vec![],
+        reply(Status::Done, &[]),
+        reply(Status::Done, &values),
+        reply(Status::Done, &flags),
+        reply(Status::Failed, &failure),
+        reply(Status::Missing, &[0xff; 40]),
+    ]
+}
