@@ -268,8 +268,11 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
 impl<K: Serialize, V: Serialize> Dict<K, V> {
     /// Inserts all these entries in one call. Python's `update`.
     pub fn extend(&self, entries: impl IntoIterator<Item = (K, V)>) -> Result<(), ManagerError> {
+        let mut entries = entries.into_iter().peekable();
+        if entries.peek().is_none() {
+            return Ok(());
+        }
         let request = entries
-            .into_iter()
             .fold(self.reference.request(Operation::MapExtend), |request, (key, value)| {
                 request.key(&key).value(&value)
             });

@@ -27,3 +27,5 @@ pub(super) mod core;
 mod crew;
 pub(super) mod entry;
 mod serve;
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests;

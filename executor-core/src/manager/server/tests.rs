@@ -1,0 +1,318 @@
+//! The server in a thread of the test: clients that do not keep to the protocol, after each of which
+//! an honest client is served as before, and many threads that share one connection.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{
+    super::{
+        client::{
+            Door, Reference, ServerId,
+            door::{REFUSED, WELCOME, knock},
+        },
+        protocol::{CallId, Kind, ObjectId, Operation, Request, put_number, put_value},
+    },
+    core::Limits,
+    crew,
+    serve::{Server, Setup},
+};
+use crate::{
+    os::{random, socket},
+    transport::ring::lane::{self, LaneReceiver, LaneSender, LaneSide},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Stage {
+    door: Arc<Door>,
+    owner: Option<OwnedFd>,
+    server: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let (inside, outside) = socket::pair().unwrap();
+        let (owner, theirs) = socket::pair().unwrap();
+        let id = ServerId(u128::from_le_bytes(random::bytes().unwrap()));
+        let door = Arc::new(Door { id, socket: Arc::new(outside) });
+        let limits =
+            Limits { clients: 8, objects: 1000, calls_per_client: 100, bytes_per_client: 1 << 20 };
+        let setup = Setup {
+            door: inside,
+            outside: Arc::clone(&door),
+            owner: theirs,
+            limits,
+            message_bytes_max: 1 << 20,
+            unread_bytes_max: 1 << 20,
+            client_leases_max: 10,
+        };
+        let server = Server::new(setup).unwrap();
+        let server = thread::spawn(move || crew::run(server));
+        Stage { door, owner: Some(owner), server: Some(server) }
+    }
+
+    /// Checks that an honest client, which is new to the server, is served.
+    fn is_well(&self) {
+        let copy = Arc::new(self.door.socket.try_clone().unwrap());
+        let own = Arc::new(Door { id: self.door.id, socket: copy });
+        let server = Reference::to_server(own).unwrap();
+        let request = server.request(Operation::Create).number(Kind::Cell as u64).value(&7);
+        let cell = Reference::created(&request.call().unwrap());
+        let answer = cell.request(Operation::CellGet).call().unwrap();
+        assert_eq!(answer.value::<i32>().unwrap(), 7);
+    }
+
+    /// Comes in as a client does, and returns its socket and its lane.
+    fn enter(&self) -> (OwnedFd, LaneSender, LaneReceiver) {
+        let (memory, descriptor) = lane::create().unwrap();
+        let (ours, theirs) = socket::pair().unwrap();
+        let fds = [theirs.as_fd(), descriptor.as_fd()];
+        socket::send(&*self.door.socket, &knock(), &fds).unwrap();
+        let (answer, _) = socket::recv(&ours).unwrap();
+        assert_eq!(answer[0], WELCOME);
+        let (sender, receiver) = lane::ends(&memory, LaneSide::Client, u64::MAX);
+        (ours, sender, receiver)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        drop(self.owner.take());
+        let ended = self.server.take().unwrap().join();
+        if !thread::panicking() {
+            ended.unwrap().unwrap();
+        }
+    }
+}
+
+/// Waits until the server has closed this socket.
+fn is_cut_off(socket: &OwnedFd) {
+    let end = Instant::now() + PATIENCE;
+    while !socket::is_hung_up(socket.as_fd()) {
+        assert!(Instant::now() < end, "it is not cut off");
+        let mut fds = [PollFd::new(socket, PollFlags::empty())];
+        poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap();
+    }
+}
+
+fn create(kind: Kind) -> Vec<u8> {
+    let mut body = Vec::new();
+    put_number(&mut body, kind as u64);
+    if kind == Kind::Cell {
+        put_value(&mut body, &[1; 200_000], &[]);
+    }
+    body
+}
+
+fn send(socket: &OwnedFd, lane: &mut LaneSender, call: u32, operation: Operation, body: &[u8]) {
+    let object = if operation == Operation::Create { ObjectId::NONE } else { ObjectId(1) };
+    let len = body.len() as u64;
+    let request = Request { call: CallId(call), operation, object, len };
+    lane.send(&request.to_bytes(), body).unwrap();
+    while !lane.flush().unwrap() {
+        let _ = socket::send_now(socket, b"!", &[]);
+        thread::yield_now();
+    }
+    if lane.must_wake() {
+        socket::send_now(socket, b"!", &[]).unwrap();
+    }
+}
+
+#[test]
+fn odd_messages_at_the_door_keep_nobody_out() {
+    let stage = Stage::new();
+    let (ours, theirs) = socket::pair().unwrap();
+    let long = [7; 5000];
+    for message in [&b""[..], b"x", &knock(), &long] {
+        socket::send(&*stage.door.socket, message, &[]).unwrap();
+        socket::send(&*stage.door.socket, message, &[ours.as_fd()]).unwrap();
+        socket::send(&*stage.door.socket, message, &[ours.as_fd(), ours.as_fd()]).unwrap();
+    }
+    let file = std::fs::File::open("/proc/self/status").unwrap();
+    socket::send(&*stage.door.socket, &knock(), &[theirs.as_fd(), file.as_fd()]).unwrap();
+    drop(theirs);
+    let (answer, _) = socket::recv(&ours).unwrap();
+    assert_eq!(answer[0], REFUSED, "its memory is a file");
+    stage.is_well();
+}
+
+#[test]
+fn a_client_that_writes_garbage_is_cut_off() {
+    let stage = Stage::new();
+    for header in [[0xff; 24], {
+        // A request whose body is longer than the limit.
+        let len = u64::MAX;
+        let operation = Operation::CellSwap;
+        Request { call: CallId(1), operation, object: ObjectId(1), len }.to_bytes()
+    }] {
+        let (socket, mut lane, _receiver) = stage.enter();
+        lane.send(&header, b"").unwrap();
+        socket::send_now(&socket, b"!", &[]).unwrap();
+        is_cut_off(&socket);
+        stage.is_well();
+    }
+}
+
+#[test]
+fn a_client_that_takes_no_replies_is_cut_off() {
+    let stage = Stage::new();
+    let (socket, mut lane, _receiver) = stage.enter();
+    send(&socket, &mut lane, 1, Operation::Create, &create(Kind::Cell));
+    for call in 2..20 {
+        send(&socket, &mut lane, call, Operation::CellGet, &[]);
+    }
+    is_cut_off(&socket);
+    stage.is_well();
+}
+
+#[test]
+fn a_client_that_hangs_up_and_goes_on_writing_holds_up_nobody() {
+    let stage = Stage::new();
+    let (socket, mut lane, _receiver) = stage.enter();
+    send(&socket, &mut lane, 1, Operation::Create, &create(Kind::Event));
+    rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).unwrap();
+    let end = Instant::now() + Duration::from_millis(300);
+    let mut call = 2;
+    while Instant::now() < end {
+        let request = Request {
+            call: CallId(call),
+            operation: Operation::EventIsSet,
+            object: ObjectId(1),
+            len: 0,
+        };
+        call += 1;
+        // What finds no room any more is not sent.
+        if lane.is_flushed() {
+            lane.send(&request.to_bytes(), &[]).unwrap();
+        } else {
+            let _ = lane.flush();
+        }
+    }
+    is_cut_off(&socket);
+    stage.is_well();
+}
+
+#[test]
+fn a_client_that_sends_bytes_without_pause_holds_up_nobody() {
+    let stage = Stage::new();
+    let (socket, _lane, _receiver) = stage.enter();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = socket::send_now(&socket, b"!", &[]);
+            }
+        });
+        for _ in 0..20 {
+            stage.is_well();
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn handles_that_one_client_has_sent_are_limited() {
+    let stage = Stage::new();
+    let (socket, mut lane, mut receiver) = stage.enter();
+    send(&socket, &mut lane, 1, Operation::Create, &create(Kind::Event));
+    let mut pipes = Vec::new();
+    for call in 0..20 {
+        let (watched, held) = rustix::pipe::pipe().unwrap();
+        let mut message = [b'L'; 9];
+        message[1..].copy_from_slice(&1_u64.to_le_bytes());
+        socket::send(&socket, &message, &[watched.as_fd()]).unwrap();
+        pipes.push(held);
+        send(&socket, &mut lane, 2 + call, Operation::Lease, &[]);
+    }
+    let mut statuses = Vec::new();
+    let (mut message, end) = (Vec::new(), Instant::now() + PATIENCE);
+    while statuses.len() < 21 {
+        assert!(Instant::now() < end);
+        if receiver.receive(&mut message).unwrap() {
+            let reply = super::super::protocol::Reply::from_bytes(message.first_chunk().unwrap());
+            statuses.push(reply.unwrap().status);
+        }
+        thread::yield_now();
+    }
+    use super::super::protocol::Status::{Done, Limit};
+    assert_eq!(statuses[..11], [Done; 11], "the object, and ten handles");
+    assert_eq!(statuses[11..], [Limit; 10]);
+    stage.is_well();
+}
+
+/// Threads and futures that share one connection: some wait, some give up, some are dropped. No
+/// item is lost or doubled, and every call ends.
+#[test]
+fn threads_and_futures_share_a_connection() {
+    use std::{
+        future::Future,
+        pin::pin,
+        sync::atomic::{AtomicU64, Ordering},
+        task::{Context, Waker},
+    };
+    const ROUNDS: u64 = 600;
+    let stage = Stage::new();
+    let server = Reference::to_server(Arc::clone(&stage.door)).unwrap();
+    let mut request = server.request(Operation::Create).number(Kind::Queue as u64);
+    request = request.number(0).flag(false);
+    let queue = Reference::created(&request.call().unwrap());
+    let (put, got) = (AtomicU64::new(0), AtomicU64::new(0));
+    let got_one = |answer: super::super::client::Answer| {
+        if answer.status() == super::super::protocol::Status::Done {
+            got.fetch_add(answer.value::<u64>().unwrap(), Ordering::Relaxed);
+        }
+    };
+    thread::scope(|scope| {
+        for thread in 0..6_u64 {
+            let (queue, put, got_one) = (&queue, &put, &got_one);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let get = |waits| queue.request(Operation::QueueGet).flag(waits);
+                    match (round + thread) % 6 {
+                        0 | 1 => {
+                            let item = thread * ROUNDS + round + 1;
+                            put.fetch_add(item, Ordering::Relaxed);
+                            let request = queue.request(Operation::QueuePut).flag(false);
+                            request.value(&item).call().unwrap();
+                        }
+                        2 => got_one(get(false).call().unwrap()),
+                        3 => {
+                            let deadline = Instant::now() + Duration::from_micros(round % 40);
+                            if let Ok(answer) = get(true).call_until(Some(deadline)) {
+                                got_one(answer);
+                            }
+                        }
+                        4 => {
+                            // Polled once, and dropped.
+                            let mut future = pin!(get(true).call_async());
+                            let mut context = Context::from_waker(Waker::noop());
+                            if let std::task::Poll::Ready(answer) =
+                                future.as_mut().poll(&mut context)
+                            {
+                                got_one(answer.unwrap());
+                            }
+                        }
+                        _ => {
+                            let answer = futures::executor::block_on(get(false).call_async());
+                            got_one(answer.unwrap());
+                        }
+                    }
+                }
+            });
+        }
+    });
+    // What was on its way when a call was given up comes back.
+    let end = Instant::now() + PATIENCE;
+    while got.load(Ordering::Relaxed) != put.load(Ordering::Relaxed) {
+        assert!(Instant::now() < end, "{got:?} of {put:?}");
+        got_one(queue.request(Operation::QueueGet).flag(false).call().unwrap());
+    }
+    let answer = queue.request(Operation::Len).call().unwrap();
+    assert_eq!(answer.number(), 0);
+}
