@@ -1,5 +1,5 @@
-//! The server in a thread of the test: clients that do not keep to the protocol, after each of which
-//! an honest client is served as before, and many threads that share one connection.
+//! The server in a thread of the test: clients that do not keep to the protocol, after each of
+//! which an honest client is served as before, and many threads that share one connection.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
