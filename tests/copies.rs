@@ -15,7 +15,11 @@ use std::{
     thread,
 };
 
-use executor::{Context, Event, Fork, Lock, Process, StartMethod, Value, prelude::*};
+use executor::{
+    Context, Event, Fork, Lock, Process, StartMethod, Value,
+    manager::{Dict, List, Manager, ManagerError},
+    prelude::*,
+};
 use support::{Gate, alone, echo, eventually, hold, pid, pool, runs, watchdog};
 
 executor::test_support!();
@@ -492,4 +496,57 @@ fn a_guard_inherited_by_a_fork_does_nothing_and_the_parents_death_is_reported() 
     let died = lock.acquire().unwrap_err();
     drop(died.into_guard());
     go.set();
+}
+
+/// Forks. The copy uses the same handles, which make a connection of their own, and ends.
+#[task]
+fn uses_handles_in_a_copy(
+    dict: Dict<String, u32>,
+    lists: List<List<u32>>,
+) -> Result<u32, ManagerError> {
+    dict.insert("before", &1)?;
+    let own = lists.get(0)?.expect("one is there");
+    // SAFETY: the copy uses only its own memory, and this process has no other thread that could
+    // hold a lock of it.
+    match unsafe { executor::fork() }.expect("a copy can be made") {
+        Fork::Child => {
+            let used = (|| {
+                dict.insert("copy", &dict.get("before")?.expect("it was inserted"))?;
+                lists.get(0)?.expect("one is there").push(&1)?;
+                own.push(&2)?;
+                // What is dropped here does not end the handles of the original.
+                drop((dict, own, lists));
+                Ok::<_, ManagerError>(())
+            })();
+            // SAFETY: ends the copy, without the exit hooks of the original.
+            unsafe { libc::_exit(if used.is_ok() { 7 } else { 8 }) }
+        }
+        Fork::Parent(copy) => {
+            let mut status = 0;
+            // SAFETY: waits for the copy, which is a child of this process.
+            unsafe { libc::waitpid(copy as i32, &raw mut status, 0) };
+            assert_eq!(libc::WEXITSTATUS(status), 7, "the calls of the copy succeed");
+            own.push(&3)?;
+            dict.insert("after", &2)?;
+            Ok(copy)
+        }
+    }
+}
+
+#[test]
+fn a_copy_uses_the_managed_objects_of_the_original() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let dict = manager.dict([]).unwrap();
+    let inner = manager.list([0]).unwrap();
+    let lists = manager.list([inner.clone()]).unwrap();
+    let pool = pool(1);
+    let task = uses_handles_in_a_copy::task(dict.clone(), lists.clone());
+    let copy = pool.submit(task).result().unwrap();
+    assert_copy_ends(copy);
+    let all = [("before", 1), ("copy", 1), ("after", 2)].map(|(key, n)| (key.to_owned(), n));
+    assert_eq!(dict.snapshot().unwrap(), all);
+    assert_eq!(inner.snapshot().unwrap(), [0, 1, 2, 3]);
+    drop((dict, inner, lists));
+    eventually("no object is left", || manager.objects().unwrap() == 0);
 }

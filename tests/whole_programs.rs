@@ -21,7 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use executor::{BrokenCause, ExitStatus, TaskError, prelude::*};
+use executor::{
+    BrokenCause, ExitStatus, TaskError,
+    manager::{Manager, ManagerError},
+    prelude::*,
+};
 use plays::{PROGRAM, Play, argument, assert_nothing_left, harness, play, play_file, ready};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::{
@@ -39,6 +43,8 @@ list! { TESTS:
     workers_that_compute_end_when_their_parent_is_killed,
     workers_that_start_end_when_their_parent_is_killed,
     nested_workers_end_when_the_topmost_parent_is_killed,
+    mg27_a_managers_server_ends_when_its_parent_is_killed,
+    a_managers_server_ends_when_its_program_ends_in_any_way,
     many_pools_leave_no_process_thread_or_descriptor,
     many_pools_over_ipc_channel_leave_no_file,
     a_thousand_tasks_run_although_descriptors_run_out,
@@ -76,6 +82,8 @@ list! { PROGRAMS:
     computes,
     starts_many,
     nests_and_computes,
+    has_a_manager,
+    ends_with_a_manager,
     makes_pools,
     has_few_descriptors,
     cannot_connect,
@@ -271,6 +279,65 @@ fn computes() {
     ready();
     loop {
         thread::park();
+    }
+}
+
+fn mg27_a_managers_server_ends_when_its_parent_is_killed() {
+    let _watchdog = watchdog();
+    let (mut child, _stdout, tag) = play("has_a_manager").until_it_speaks();
+    eventually("a program, its manager's server and a worker", || tagged(&tag).len() == 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_nothing_left(&tag);
+}
+
+/// The worker waits for an item that nobody puts, and a function in the server never ends.
+fn has_a_manager() {
+    let gate = Gate::new();
+    let manager = Manager::start().unwrap();
+    let (queue, value) = (manager.queue(None).unwrap(), manager.value(1).unwrap());
+    let pool = pool(1);
+    let _future = pool.submit(get_from::task(queue.clone()));
+    thread::scope(|scope| {
+        scope.spawn(|| value.update(wait_in_server::with(gate.path())));
+        gate.wait_for(1);
+        ready();
+        loop {
+            thread::park();
+        }
+    });
+}
+
+#[task]
+fn get_from(queue: executor::manager::Queue<u32>) -> Result<u32, ManagerError> {
+    queue.get()
+}
+
+#[task]
+fn wait_in_server(value: u32, gate: &Path) -> u32 {
+    come_to(gate);
+    value
+}
+
+fn a_managers_server_ends_when_its_program_ends_in_any_way() {
+    for (end, code) in [("main", 0), ("exit", 3), ("leak", 0), ("panic", 101)] {
+        let mut play = play("ends_with_a_manager").argument(end);
+        let tag = play.tag.clone();
+        let status = play.command.output().unwrap().status;
+        assert_eq!(status.code(), Some(code), "{end}");
+        assert_nothing_left(&tag);
+    }
+}
+
+fn ends_with_a_manager() {
+    let manager = Manager::start().unwrap();
+    let list = manager.list([1]).unwrap();
+    assert_eq!(list.len().unwrap(), 1);
+    match argument().as_str() {
+        "exit" => std::process::exit(3),
+        "leak" => std::mem::forget((manager, list)),
+        "panic" => panic!("while it has a manager"),
+        _ => drop(manager),
     }
 }
 

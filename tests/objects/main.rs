@@ -5,6 +5,7 @@
 // Names of tasks, and of the tests that a filter selects, begin with these: `queue::qu01_…`.
 mod connection;
 mod listener;
+mod manager;
 mod named;
 mod queue;
 mod shared;

@@ -1,0 +1,290 @@
+//! Calls that are awaited, and futures that are dropped early.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    pin::pin,
+    sync::atomic::{AtomicU32, Ordering},
+    task::{Context, Poll, Waker},
+    thread,
+    time::Duration,
+};
+
+use executor::{
+    manager::{Dict, Manager, Queue},
+    prelude::*,
+};
+use futures::{
+    executor::block_on,
+    future::{join_all, select},
+};
+
+use super::{Done, has_objects, start};
+use crate::support::{LONG, eventually, rounds, watchdog};
+
+/// Polls a future some times, and drops it unless it is ready.
+fn poll_and_drop<T>(future: impl Future<Output = T>, times: usize) -> Option<T> {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..times {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[test]
+fn a_get_async_that_is_dropped_loses_no_item() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let queue = manager.queue::<u32>(None).unwrap();
+    let count = rounds() as u32;
+    let mut got = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| (0..count).for_each(|number| queue.put(&number).unwrap()));
+        let mut dropped = 0;
+        while got.len() < count as usize {
+            match poll_and_drop(queue.get_async(), dropped % 3) {
+                Some(item) => got.push(item.unwrap()),
+                None => dropped += 1,
+            }
+            // One call that is not dropped, so that the loop ends whatever the order of things.
+            if dropped % 10 == 9 {
+                got.extend(queue.get_timeout(Duration::from_millis(1)).unwrap());
+            }
+        }
+        println!("{dropped} dropped");
+    });
+    got.sort_unstable();
+    assert!(got.into_iter().eq(0..count), "each item once");
+    assert_eq!(queue.len().unwrap(), 0);
+}
+
+#[test]
+fn many_get_asyncs_dropped_at_once_lose_no_item() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let queue = manager.queue(None).unwrap();
+    let count = rounds() as u32 / 3;
+    {
+        let mut waiting: Vec<_> = (0..count).map(|_| Box::pin(queue.get_async())).collect();
+        let mut context = Context::from_waker(Waker::noop());
+        for future in &mut waiting {
+            assert!(future.as_mut().poll(&mut context).is_pending());
+        }
+        (0..count).for_each(|number| queue.put(&number).unwrap());
+        // Items are on their way to the futures, or have come. All of them are dropped.
+    }
+    let mut got = BTreeSet::new();
+    eventually("all are back", || {
+        while let Some(item) = queue.try_get().unwrap() {
+            assert!(got.insert(item), "{item} came twice");
+        }
+        got.len() == count as usize
+    });
+    assert_eq!(queue.len().unwrap(), 0);
+    // What never had an item has left the line.
+    for _ in 0..count {
+        assert!(poll_and_drop(queue.get_async(), 1).is_none());
+    }
+    queue.put(&1).unwrap();
+    assert_eq!(queue.get_timeout(LONG).unwrap(), Some(1));
+}
+
+#[test]
+fn a_dropped_acquire_async_leaves_the_lock_and_the_permit_free() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (lock, semaphore) = (manager.lock().unwrap(), manager.semaphore(1).unwrap());
+    for round in 0..rounds() {
+        let guard = (round % 2 == 0).then(|| lock.acquire().unwrap());
+        let permit = (round % 2 == 0).then(|| semaphore.acquire().unwrap());
+        drop(poll_and_drop(lock.acquire_async(), round % 3));
+        drop(poll_and_drop(semaphore.acquire_async(), round % 3));
+        if round % 4 == 0 {
+            let _other = poll_and_drop(lock.acquire_async(), 1);
+            drop((guard, permit));
+        }
+    }
+    drop(lock.acquire().unwrap());
+    drop(semaphore.acquire().unwrap());
+    eventually("the lock is free", || !lock.is_locked().unwrap());
+    eventually("the permit is back", || semaphore.value().unwrap() == 1);
+    // Many at once, while it is held, and then not.
+    let guard = lock.acquire().unwrap();
+    let mut context = Context::from_waker(Waker::noop());
+    let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(lock.acquire_async())).collect();
+    for future in &mut waiting {
+        assert!(future.as_mut().poll(&mut context).is_pending());
+    }
+    drop(guard);
+    drop(waiting);
+    assert!(lock.acquire_timeout(LONG).unwrap().is_some());
+    drop((lock, semaphore));
+    has_objects(&manager, 0);
+}
+
+#[test]
+fn a_dropped_wait_async_leaves_the_lock_of_its_condition_free() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let condition = manager.condition().unwrap();
+    for times in 0..5 {
+        let guard = condition.acquire().unwrap();
+        assert!(poll_and_drop(condition.wait_async(guard), times).is_none());
+        let guard = condition.get_lock().acquire_timeout(LONG).unwrap().expect("it is free");
+        drop(guard);
+    }
+    // The dropped ones consume no notification.
+    let waits = async {
+        let guard = condition.get_lock().acquire_async().await.unwrap();
+        condition.wait_async(guard).await.map(drop)
+    };
+    let notifies = async {
+        eventually("one is notified", || {
+            let guard = condition.acquire().unwrap();
+            condition.notify_one(&guard).unwrap()
+        });
+    };
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| block_on(waits).unwrap());
+        block_on(notifies);
+        waits.join().unwrap();
+    });
+}
+
+#[test]
+fn a_dropped_creation_leaves_no_object() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let inner = manager.list([1]).unwrap();
+    let list = manager.list([inner.clone()]).unwrap();
+    drop(inner);
+    for times in 0..20 {
+        drop(poll_and_drop(list.get_async(0), times % 3));
+        drop(poll_and_drop(list.snapshot_async(), times % 3));
+    }
+    list.clear().unwrap();
+    has_objects(&manager, 1);
+}
+
+#[task]
+fn answer(asks: Queue<Option<(u32, u32)>>, answers: Dict<u32, u32>) -> Done {
+    while let Some((key, value)) = asks.get()? {
+        answers.insert(&key, &(value + 1))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn threads_and_futures_of_one_process_call_at_once() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let counter = manager.dict([(0_u32, 0_u32)]).unwrap();
+    let queue = manager.queue::<u32>(Some(4)).unwrap();
+    let lock = manager.lock().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let each = rounds() as u32 / 3;
+    let within = AtomicU32::new(0);
+    let mut tasks = Vec::new();
+    for own in 0..10 {
+        let (counter, queue, lock) = (counter.clone(), queue.clone(), lock.clone());
+        tasks.push(runtime.spawn(async move {
+            for number in 0..each {
+                assert_eq!(
+                    counter.insert_async(&(1 + own), &number).await.unwrap(),
+                    number.checked_sub(1)
+                );
+                assert_eq!(counter.get_async(&(1 + own)).await.unwrap(), Some(number));
+                queue.put_async(&number).await.unwrap();
+                let guard = lock.acquire_async().await.unwrap();
+                let old = counter.get_async(&0).await.unwrap().unwrap();
+                counter.insert_async(&0, &(old + 1)).await.unwrap();
+                drop(guard);
+            }
+        }));
+    }
+    thread::scope(|scope| {
+        for own in 100..104 {
+            let (counter, queue, lock, within) = (&counter, &queue, &lock, &within);
+            scope.spawn(move || {
+                for number in 0..each {
+                    assert_eq!(counter.insert(&own, &number).unwrap(), number.checked_sub(1));
+                    assert_eq!(counter.get(&own).unwrap(), Some(number));
+                    let guard = lock.acquire().unwrap();
+                    assert_eq!(within.fetch_add(1, Ordering::SeqCst), 0);
+                    let old = counter.get(&0).unwrap().unwrap();
+                    counter.insert(&0, &(old + 1)).unwrap();
+                    within.fetch_sub(1, Ordering::SeqCst);
+                    drop(guard);
+                    let _ = queue.get_timeout(Duration::from_micros(50)).unwrap();
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !tasks.iter().all(tokio::task::JoinHandle::is_finished) {
+                let _ = queue.get_timeout(Duration::from_millis(1)).unwrap();
+            }
+        });
+    });
+    for task in tasks {
+        runtime.block_on(task).unwrap();
+    }
+    assert_eq!(counter.get(&0).unwrap(), Some(14 * each));
+}
+
+#[test]
+fn thousands_of_calls_are_awaited_together() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let dict = manager.dict::<u32, u32>([]).unwrap();
+    let asks = manager.queue(None).unwrap();
+    let child = start(answer::task(asks.clone(), dict.clone()));
+    let count = 10 * rounds() as u32;
+    block_on(async {
+        let puts = (0..count).map(|key| {
+            let asks = &asks;
+            async move { asks.put_async(&Some((key, key))).await.unwrap() }
+        });
+        join_all(puts).await;
+        asks.put_async(&None).await.unwrap();
+    });
+    child.join().unwrap();
+    let gets = (0..count).map(|key| {
+        let dict = &dict;
+        async move { dict.get_async(&key).await.unwrap() }
+    });
+    let values = block_on(join_all(gets));
+    assert!(values.into_iter().eq((1..=count).map(Some)));
+}
+
+#[test]
+fn the_future_that_loses_a_select_takes_no_item() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (a, b) = (manager.queue(None).unwrap(), manager.queue(None).unwrap());
+    let count = rounds() as u32;
+    let puts = [(&a, 0), (&b, 1)];
+    let mut got = [Vec::new(), Vec::new()];
+    thread::scope(|scope| {
+        for (queue, own) in puts {
+            scope.spawn(move || (0..count).for_each(|n| queue.put(&(2 * n + own)).unwrap()));
+        }
+        block_on(async {
+            while got[0].len() + got[1].len() < 2 * count as usize {
+                let (first, second) = (Box::pin(a.get_async()), Box::pin(b.get_async()));
+                match select(first, second).await {
+                    futures::future::Either::Left((item, _)) => got[0].push(item.unwrap()),
+                    futures::future::Either::Right((item, _)) => got[1].push(item.unwrap()),
+                }
+            }
+        });
+    });
+    for (own, items) in (0..).zip(got) {
+        let distinct: BTreeSet<u32> = items.iter().copied().collect();
+        assert_eq!(distinct.len(), items.len());
+        assert!(distinct.into_iter().eq((0..count).map(|n| 2 * n + own)));
+    }
+}
