@@ -315,6 +315,38 @@ fn se16_d28_queue_in_a_pool() {
 }
 
 #[test]
+fn se16_d28_manager_queue_in_a_pool() {
+    let all: Vec<(u32, u32)> = (0..10).map(|number| (number, number * number)).collect();
+    assert_eq!(run("d28_manager_queue_in_a_pool"), [format!("{all:?}")]);
+}
+
+#[test]
+fn se06_d08_manager_of_mixed_types() {
+    let expected = [r#"[(1, "1"), ("2", 2), (0.25, None)]"#, "[666]"];
+    assert_eq!(run("d08_manager_of_mixed_types"), expected);
+}
+
+#[test]
+fn d10_rlock_and_containers() {
+    let lines = run("d10_rlock_and_containers");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    // The processes come in any order, and a dict keeps the order of insertion.
+    let all = lines[0].trim_matches(['[', ']']).split("), ");
+    let entries: BTreeSet<&str> = all.map(|entry| entry.trim_end_matches(')')).collect();
+    let expected: Vec<String> = (0..10).map(|n| format!("(\"{n}\", {n}")).collect();
+    assert!(entries.into_iter().eq(&expected), "{}", lines[0]);
+    assert_eq!(lines[1], format!("{:?}", [-99; 10]));
+}
+
+#[test]
+fn d16_records() {
+    let before = ["Sam, Score: 10", "Adam, Score: 9", "Kevin, Score: 9", "Jeff, Score: 8"];
+    let lines = run("d16_records");
+    assert_eq!(lines[0], "New record added!");
+    assert_eq!(lines[1..], before.map(|record| format!("Name: {record}")));
+}
+
+#[test]
 fn se16_d29_look_before_get() {
     let got = (0..5).map(|item| format!("got {item}"));
     let rest = ["empty: true", "two consumers got 100 items, each once: true"].map(str::to_owned);
