@@ -84,7 +84,8 @@
 //! - Locks: [`Lock`], [`RLock`], [`Semaphore`], [`BoundedSemaphore`], [`Condition`], [`Event`],
 //!   [`Barrier`].
 //! - Shared memory: [`Value`], [`Array`], [`SharedBytes`], [`SharedMemory`], [`ShareableList`].
-//! - Longer guides: [`guide`].
+//! - Maps, lists and other objects in a server process: [`manager`].
+//! - Longer guides: [`guide`]; which object to share is in [`guide::shared_state`].
 //!
 //! # Coming from Python
 //!
@@ -439,6 +440,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/coming_from_python.md")]
     pub mod coming_from_python {}
+
+    #[doc = include_str!("guide/shared_state.md")]
+    pub mod shared_state {}
 }
 
 pub mod prelude {
