@@ -57,7 +57,8 @@
 //! # When somebody dies
 //!
 //! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released
-//!   (the next owner is told), its permits come back, and its handles are gone, at once.
+//!   (the next owner is told), its permits come back, and its handles are gone, at once. An item of
+//!   a queue that was on its way to the process is lost with it.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
 //! - **The process that has the `Manager`.** The server ends.
 //!
@@ -129,7 +130,7 @@ impl Manager {
     /// Starts a server, with the default limits.
     ///
     /// The server is a process of this program. It ends when the manager is dropped or shut down,
-    /// and when this process ends in any way. It does not get the terminal's Ctrl-C.
+    /// and when this process ends in any way. It ignores SIGINT.
     ///
     /// # Errors
     /// If the process cannot be started. The entry point must have been reached, as for every

@@ -77,6 +77,12 @@ impl Signals {
     }
 }
 
+/// Ignores SIGINT in this process. A program that it starts inherits that.
+pub(crate) fn ignore_interrupt() {
+    // SAFETY: sets the action of one signal, without a handler.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+}
+
 /// Blocks SIGTTOU and SIGTTIN in the calling thread of a child, and in the threads that it starts.
 ///
 /// A child leads its own group, which the terminal takes for a background job. After `stty tostop`,

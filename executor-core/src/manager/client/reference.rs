@@ -36,7 +36,7 @@ pub(crate) struct Reference {
     door: Arc<Door>,
     object: ObjectId,
     /// This process's hold on the object.
-    hold: OnceLock<Hold>,
+    hold: OnceLock<Arc<Hold>>,
     /// The hold of a process that was forked from the one above.
     hold_of_fork: Mutex<Option<Arc<Hold>>>,
     /// The end of a pipe. While it is open anywhere, the object lives. It was received with this
@@ -45,7 +45,7 @@ pub(crate) struct Reference {
 }
 
 /// A reference that the server counts for a connection.
-struct Hold {
+pub(super) struct Hold {
     connection: Arc<Connection>,
     object: ObjectId,
 }
@@ -88,7 +88,7 @@ impl Reference {
     fn new(door: Arc<Door>, object: ObjectId, hold: Option<Arc<Connection>>) -> Self {
         let held = OnceLock::new();
         if let Some(connection) = hold {
-            let _ = held.set(Hold { connection, object });
+            let _ = held.set(Arc::new(Hold { connection, object }));
         }
         Reference {
             door,
@@ -113,15 +113,20 @@ impl Reference {
     /// Returns the connection for calls about this object. Connects and claims the object if this
     /// process has not done so yet.
     fn connection(&self, deadline: Option<Instant>) -> Result<Arc<Connection>, ManagerError> {
+        Ok(Arc::clone(&self.hold(deadline)?.connection))
+    }
+
+    /// Returns this process's hold on the object, as [`connection`](Self::connection) does.
+    fn hold(&self, deadline: Option<Instant>) -> Result<Arc<Hold>, ManagerError> {
         if let Some(hold) = self.hold.get()
             && !hold.connection.is_elsewhere()
         {
-            return Ok(Arc::clone(&hold.connection));
+            return Ok(Arc::clone(hold));
         }
         if let Some(hold) = &*lock(&self.hold_of_fork)
             && !hold.connection.is_elsewhere()
         {
-            return Ok(Arc::clone(&hold.connection));
+            return Ok(Arc::clone(hold));
         }
         let connection = table::connection_to(&self.door, deadline)?;
         if self.object != ObjectId::NONE {
@@ -129,21 +134,21 @@ impl Reference {
             let answer = connection.call(undo, self.object, &[], deadline)?;
             Answer::new(answer, Arc::clone(&connection), undo.operation)?;
         }
-        let hold = Hold { connection: Arc::clone(&connection), object: self.object };
+        let hold = Arc::new(Hold { connection: Arc::clone(&connection), object: self.object });
         // Two threads may have claimed it. The hold that is too many gives its reference back.
-        if let Err(hold) = self.hold.set(hold)
+        if let Err(hold) = self.hold.set(Arc::clone(&hold))
             && self.hold.get().is_some_and(|first| first.connection.is_elsewhere())
         {
-            let before = lock(&self.hold_of_fork).replace(Arc::new(hold));
+            let before = lock(&self.hold_of_fork).replace(hold);
             drop(before);
         }
-        Ok(connection)
+        Ok(hold)
     }
 
     /// Begins a request about this object.
     pub(crate) fn request(&self, operation: Operation) -> Request<'_> {
         let undo = Undo { operation, object: self.object, owner: 0 };
-        Request { reference: self, undo, body: Vec::new(), failed: None }
+        Request { reference: self, undo, body: Vec::new(), named: Vec::new(), failed: None }
     }
 
     /// Returns a reference to an object that a reply to [`Operation::Create`] has brought.
@@ -188,9 +193,10 @@ impl Serialize for Reference {
                     "an object of one manager cannot be stored in another manager",
                 ));
             }
-            // The server counts it for this process, so this process must have it.
-            self.connection(None).map_err(ser::Error::custom)?;
-            value::name(*object);
+            // The server counts it for this process, so this process must have it until the value
+            // is sent.
+            let hold = self.hold(None).map_err(ser::Error::custom)?;
+            value::name(*object, hold);
             return (server, object.0, None::<(u8, u8)>).serialize(serializer);
         }
         let attach = |descriptor: &Attachment| attachment::attach::<S>(descriptor);
@@ -232,6 +238,9 @@ pub(crate) struct Request<'a> {
     reference: &'a Reference,
     undo: Undo,
     body: Vec<u8>,
+    /// The objects that the values name. They are kept until the request is sent, although their
+    /// handles may be dropped as soon as they are encoded.
+    named: Vec<Arc<Hold>>,
     failed: Option<ManagerError>,
 }
 
@@ -253,7 +262,8 @@ impl Request<'_> {
     /// Adds an encoded value.
     pub(crate) fn value<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         if self.failed.is_none()
-            && let Err(error) = value::encode(self.reference.door.id, value, &mut self.body)
+            && let Err(error) =
+                value::encode(self.reference.door.id, value, &mut self.body, &mut self.named)
         {
             self.failed = Some(error);
         }
@@ -307,6 +317,9 @@ impl Request<'_> {
         deadline: Option<Instant>,
         grace: Option<Duration>,
     ) -> Result<Answer, ManagerError> {
+        if deadline.is_none() {
+            return self.call();
+        }
         if let Some(error) = self.failed {
             return Err(error);
         }

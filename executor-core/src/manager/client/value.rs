@@ -22,6 +22,7 @@ use super::{
     },
     connection::Connection,
     door::{Door, ServerId},
+    reference::Hold,
 };
 use crate::{
     os::local,
@@ -39,6 +40,7 @@ struct Naming {
     /// How deep encodings are nested. Deeper ones are of other messages, which a `Serialize` sends.
     depth: u32,
     names: Vec<ObjectId>,
+    holds: Vec<Arc<Hold>>,
 }
 
 /// A decoding of a value that came from a server.
@@ -72,10 +74,11 @@ pub(super) fn encoding_for() -> Option<ServerId> {
 }
 
 /// Names an object in the value that is being encoded for its server.
-pub(super) fn name(object: ObjectId) {
+pub(super) fn name(object: ObjectId, hold: Arc<Hold>) {
     local::with(&NAMING, |place| {
         if let Some(naming) = &mut **place.borrow_mut() {
             naming.names.push(object);
+            naming.holds.push(hold);
         }
     });
 }
@@ -111,7 +114,7 @@ pub(super) fn take(server: ServerId, object: ObjectId) -> Option<Taken> {
 }
 
 /// Runs one encoding for a server. Returns the objects that it named.
-fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Vec<ObjectId>) {
+fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Option<Naming>) {
     struct Restore(Option<Naming>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -119,10 +122,14 @@ fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Vec<ObjectId>)
         }
     }
     let depth = attachment::depth() + 1;
-    let _restore = Restore(replace_naming(Some(Naming { server, depth, names: Vec::new() })));
+    let _restore = Restore(replace_naming(Some(Naming {
+        server,
+        depth,
+        names: Vec::new(),
+        holds: Vec::new(),
+    })));
     let result = encode();
-    let names = replace_naming(None).map(|naming| naming.names).unwrap_or_default();
-    (result, names)
+    (result, replace_naming(None))
 }
 
 fn taking<R>(taking: Taking, decode: impl FnOnce() -> R) -> R {
@@ -157,6 +164,7 @@ pub(super) fn encode<T: Serialize + ?Sized>(
     server: ServerId,
     value: &T,
     body: &mut Vec<u8>,
+    named: &mut Vec<Arc<Hold>>,
 ) -> Result<(), ManagerError> {
     let failed = |why: &dyn std::fmt::Display| {
         ManagerError::Encode(format!("a {}: {why}", type_name::<T>()).into())
@@ -164,7 +172,7 @@ pub(super) fn encode<T: Serialize + ?Sized>(
     let mut buffer = Buffer::new();
     let encoded =
         catch(|| naming(server, || attachment::collect(|| Postcard::encode(value, &mut buffer))));
-    let ((encoded, attachments), names) =
+    let ((encoded, attachments), naming) =
         encoded.map_err(|panic| failed(&format!("its Serialize panicked: {panic}")))?;
     encoded.map_err(|error| failed(&error.message))?;
     if !attachments.is_empty() {
@@ -172,6 +180,8 @@ pub(super) fn encode<T: Serialize + ?Sized>(
             &"it contains something that belongs to processes, such as a file, a `Queue` or a `Lock` that no manager has made",
         ));
     }
+    let (names, holds) = naming.map(|naming| (naming.names, naming.holds)).unwrap_or_default();
+    named.extend(holds);
     let bytes = buffer.into_vec();
     if bytes.len() > FIELD_BYTES_MAX || names.len() > NAMED_MAX {
         return Err(failed(&format!(

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{calls, create, handle};
+use super::{GRACE_OF_TAKES, calls, create, handle};
 use crate::{
     manager::{
         Manager, ManagerError,
@@ -111,10 +111,11 @@ impl<'a> Held<'a> {
     ) -> Result<Option<Self>, ManagerError> {
         let owner = this_thread();
         let request = lock.request(Operation::LockAcquire).number(owner).flag(waits);
-        match request.takes_lock(owner, lock.object()).call_until(deadline) {
+        let request = request.takes_lock(owner, lock.object());
+        match request.call_then_give_up(deadline, Some(GRACE_OF_TAKES)) {
             Err(ManagerError::TimedOut) => Ok(None),
             Err(error) => Err(error),
-            Ok(answer) if answer.status() == Status::NotNow => Ok(None),
+            Ok(answer) if matches!(answer.status(), Status::NotNow | Status::GivenUp) => Ok(None),
             Ok(answer) => Ok(Some(Held::of(lock, owner, &answer))),
         }
     }

@@ -148,6 +148,11 @@ fn create(request: Request<'_>) -> Result<Reference, ManagerError> {
 /// delays them for longer.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// The same for calls whose result can be given back if it comes later: an item, a lock, a permit.
+/// With a lower value, an item may be given back behind the next call, which then gets the item
+/// after it. With a higher one, a stopped server delays these calls for longer.
+const GRACE_OF_TAKES: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// How many bytes of items an iterator asks for at a time.
 const PAGE_BYTES: u64 = 64 * 1024;
 

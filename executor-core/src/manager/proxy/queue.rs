@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{GRACE, calls, create, handle};
+use super::{GRACE, GRACE_OF_TAKES, calls, create, handle};
 use crate::manager::{
     Manager, ManagerError,
     client::{Answer, Reference, Request},
@@ -102,7 +102,10 @@ fn item<T: DeserializeOwned>(
         Err(ManagerError::TimedOut) => Ok(None),
         answer => {
             let answer = answer?;
-            if answer.status() == Status::NotNow { Ok(None) } else { answer.value().map(Some) }
+            match answer.status() {
+                Status::NotNow | Status::GivenUp => Ok(None),
+                _ => answer.value().map(Some),
+            }
         }
     }
 }
@@ -178,13 +181,16 @@ macro_rules! queues {
 
             /// Takes the first item, and waits for one at most for `timeout`.
             ///
-            /// If an item comes at the very end of the timeout, it stays in the queue.
+            /// No item is lost. If the server does not answer in time, for example because it is
+            /// stopped, an item that it sends later becomes the first of the queue again.
             pub fn get_timeout(&self, timeout: Duration) -> Result<Option<T>, ManagerError> {
-                item(getting(&self.reference, true).call_until(in_time(timeout)))
+                let request = getting(&self.reference, true);
+                item(request.call_then_give_up(in_time(timeout), Some(GRACE_OF_TAKES)))
             }
 
             /// Takes the first item without blocking the thread. If the future is dropped early, no
-            /// item is lost: one that was on its way becomes the first again.
+            /// item is lost: one that was on its way becomes the first again. A call that was made
+            /// meanwhile may have got the one behind it.
             pub async fn get_async(&self) -> Result<T, ManagerError> {
                 let answer = getting(&self.reference, true).call_async().await;
                 item(answer)?.ok_or(ManagerError::TimedOut)

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{calls, create, handle};
+use super::{GRACE_OF_TAKES, calls, create, handle};
 use crate::{
     manager::{
         Manager, ManagerError,
@@ -94,10 +94,11 @@ fn acquire(
     waits: bool,
     deadline: Option<Instant>,
 ) -> Result<Option<Permit<'_>>, ManagerError> {
-    match semaphore.request(Operation::SemaphoreAcquire).flag(waits).call_until(deadline) {
+    let request = semaphore.request(Operation::SemaphoreAcquire).flag(waits);
+    match request.call_then_give_up(deadline, Some(GRACE_OF_TAKES)) {
         Err(ManagerError::TimedOut) => Ok(None),
         Err(error) => Err(error),
-        Ok(answer) if answer.status() == Status::NotNow => Ok(None),
+        Ok(answer) if matches!(answer.status(), Status::NotNow | Status::GivenUp) => Ok(None),
         Ok(_) => Ok(Some(Permit { semaphore, kept: false, creator: Creator::here() })),
     }
 }

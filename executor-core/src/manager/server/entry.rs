@@ -15,6 +15,7 @@ use crate::{
     error::Failure,
     id::{FnId, TaskId},
     ipc::Transfer,
+    os::signals,
     registry::{Call, CallContext, CallResult, Registered, SourcePlace, TASKS, TaskEntry},
     task::{TaskArgs, TaskFn},
     wire::{
@@ -112,6 +113,8 @@ fn allow_many_files() -> usize {
 
 /// Runs the initializer, then serves.
 fn run(setup: ServerSetup) -> Result<(), String> {
+    // The owner decides when the server ends, as in Python.
+    signals::ignore_interrupt();
     let client_leases_max = allow_many_files();
     if let Some((function, arguments)) = setup.initializer {
         initialize(FnId(function), &arguments)?;
