@@ -3,6 +3,7 @@
 
 mod containers;
 mod deaths;
+mod found;
 mod futures;
 mod handles;
 mod life;
