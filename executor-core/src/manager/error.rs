@@ -77,18 +77,23 @@ impl fmt::Display for ManagerError {
             ManagerError::Gone(why) => write!(f, "the manager's server is gone: {why}"),
             ManagerError::NotStarted(why) => write!(f, "the manager was not started: {why}"),
             ManagerError::NoObject => f.write_str(
-                "the managed object does not exist any more: its last handle was dropped, and this one is a copy made by `fork`",
+                "the managed object does not exist any more: its last handle was dropped",
             ),
             ManagerError::TimedOut => f.write_str("the managed object was not ready in time"),
             ManagerError::Refused(what) => f.write_str(what),
             ManagerError::Limit(what) => write!(f, "a limit of the manager is reached: {what}"),
-            ManagerError::Encode(what) => write!(f, "a value cannot be stored in a manager: {what}"),
+            ManagerError::Encode(what) => {
+                write!(f, "a value cannot be stored in a manager: {what}")
+            }
             ManagerError::Decode(what) => {
                 write!(f, "what a manager has stored cannot be read: {what}")
             }
             ManagerError::Failed(error) => fmt::Display::fmt(error, f),
             ManagerError::Protocol(what) => {
-                write!(f, "the manager's server and this process do not understand each other: {what}")
+                write!(
+                    f,
+                    "the manager's server and this process do not understand each other: {what}"
+                )
             }
             ManagerError::Os { what, .. } => write!(f, "the system refused {what}"),
         }

@@ -197,6 +197,7 @@ impl Manager {
             let _ = self.child.kill();
             let _ = self.child.join();
         }
+        self.server.forget_server();
     }
 
     /// Returns how the server's process has ended. `None` while it runs.

@@ -1,18 +1,14 @@
-//! What the manager does not do yet as it should. Each test fails, for the reason that it says.
+//! What tests of the manager have found: handles that are given away, the order of items, SIGINT.
 
 use std::{collections::BTreeSet, thread, time::Duration};
 
-use executor::{
-    manager::{Event, Lock, Manager, ManagerError, Queue},
-    prelude::*,
-};
+use executor::manager::Manager;
 use rustix::process::Signal;
 
-use super::{SHORT, start};
-use crate::support::{LONG, rounds, signal, stop, watchdog, with_a_timeout_long_enough};
+use crate::support::{rounds, signal, watchdog, with_a_timeout_long_enough};
 
-/// The handle is dropped as soon as it is encoded, before the request is sent: its release reaches
-/// the server first.
+/// The handle is dropped as soon as it is encoded, before the request is sent. Its release must not
+/// reach the server first.
 #[test]
 fn a_handle_given_away_to_a_new_dict_is_stored() {
     let manager = Manager::start().unwrap();
@@ -30,8 +26,8 @@ fn a_handle_given_away_to_a_list_is_stored() {
     assert_eq!(list.len().unwrap(), 3);
 }
 
-/// One that is on its way when the timeout is over is put back behind the next call, which gets the
-/// item after it.
+/// An item that is on its way when the timeout is over must not be put back behind the next call,
+/// which would get the item after it.
 #[test]
 fn a_get_timeout_that_runs_out_keeps_the_order() {
     let _watchdog = watchdog();
@@ -56,55 +52,6 @@ fn a_get_timeout_that_runs_out_keeps_the_order() {
     });
     assert_eq!(got.iter().collect::<BTreeSet<_>>().len(), got.len(), "each once");
     assert!(got.is_sorted(), "{got:?}");
-}
-
-#[task]
-fn connect_then_try(
-    (queue, lock): (Queue<u32>, Lock),
-    connected: Event,
-    begin: executor::Event,
-) -> Result<bool, ManagerError> {
-    // Each handle makes its first call, which claims its object.
-    queue.len()?;
-    lock.is_locked()?;
-    connected.set()?;
-    begin.wait();
-    Ok(queue.get_timeout(SHORT)?.is_none() && lock.acquire_timeout(SHORT)?.is_none())
-}
-
-/// Returns a manager whose server has not seen yet that the calls of a process timed out and that
-/// the process has ended.
-fn after_the_end_of_a_process_that_timed_out() -> (Manager, Queue<u32>, Lock) {
-    let manager = Manager::start().unwrap();
-    let (queue, lock) = (manager.queue::<u32>(None).unwrap(), manager.lock().unwrap());
-    let (begin, connected) = (executor::Event::new().unwrap(), manager.event().unwrap());
-    let both = (queue.clone(), lock.clone());
-    let child = start(connect_then_try::task(both, connected.clone(), begin.clone()));
-    assert!(connected.wait_timeout(LONG).unwrap());
-    queue.put(&1).unwrap();
-    stop(manager.pid());
-    begin.set();
-    assert!(child.join().unwrap(), "nothing came in time");
-    signal(manager.pid(), Signal::CONT);
-    (manager, queue, lock)
-}
-
-/// The server gives the item to a process that has ended. It was in the reply ring, and is not put
-/// back.
-#[test]
-fn a_process_that_ends_after_its_get_timed_out_takes_no_item_along() {
-    let _watchdog = watchdog();
-    let (_manager, queue, _lock) = after_the_end_of_a_process_that_timed_out();
-    let item =
-        with_a_timeout_long_enough("the item", |timeout| queue.get_timeout(timeout).unwrap());
-    assert_eq!(item, 1);
-}
-
-#[test]
-fn a_process_that_ends_after_its_acquire_timed_out_is_no_owner_that_died() {
-    let _watchdog = watchdog();
-    let (_manager, _queue, lock) = after_the_end_of_a_process_that_timed_out();
-    assert!(!lock.acquire().unwrap().owner_died(), "the call had been given up");
 }
 
 /// Python's server ignores SIGINT, whoever sends it.

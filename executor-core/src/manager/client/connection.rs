@@ -520,7 +520,7 @@ impl Connection {
                 return Ok(Received::Interrupted);
             }
             if hung_up {
-                return Err(self.end("its connection was closed".to_owned()));
+                return Err(self.end("it was shut down, or its process has ended".to_owned()));
             }
             let Receiving { lane, spin, brief, .. } = receiving;
             let spin = if matches!(patience, Patience::Moment) { brief } else { spin };

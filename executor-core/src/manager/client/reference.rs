@@ -106,6 +106,11 @@ impl Reference {
         Ok(Reference::new(door, ObjectId::NONE, Some(connection)))
     }
 
+    /// Forgets this process's connection to the server, which was shut down.
+    pub(crate) fn forget_server(&self) {
+        table::forget(self.door.id);
+    }
+
     pub(crate) fn object(&self) -> ObjectId {
         self.object
     }

@@ -19,6 +19,12 @@ type Place = Arc<Mutex<Option<Arc<Connection>>>>;
 
 static TABLE: PerProcess<Mutex<HashMap<ServerId, Place>>> = PerProcess::new(Mutex::default);
 
+/// Forgets the connection to a server that was shut down. Handles may still have it.
+pub(super) fn forget(server: ServerId) {
+    let forgotten = lock(TABLE.get()).remove(&server);
+    drop(forgotten);
+}
+
 /// Returns this process's connection to a server. Makes it if there is none.
 ///
 /// A connection stays until its server ends. What a process has of a server, such as a lock whose

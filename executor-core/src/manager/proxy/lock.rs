@@ -147,7 +147,9 @@ impl Drop for Held<'_> {
 
 fn release(lock: &Reference, operation: Operation, owner: u64) -> Result<(), ManagerError> {
     let answer = lock.request(operation).number(owner).call()?;
-    answer.unless_refused("a lock that is not held, or by another thread, cannot be released")?;
+    answer.unless_refused(
+        "a lock that is not held, or that another thread holds, cannot be released",
+    )?;
     Ok(())
 }
 
