@@ -354,6 +354,115 @@ mod hook {
         /// It is about to exit.
         BodyExiting,
         }
+        /// The steps of a process that uses the objects of a manager.
+        MANAGER_CLIENT {
+        /// It has memory and a socket for a connection, and has told the server nothing.
+        ClientLaneMade,
+        /// It has sent both to the server, and still has the server's end of the socket.
+        ClientKnocked,
+        /// The server has let it in. Its connection is in no table.
+        ClientLetIn,
+        /// Its connection is ready, and has made no call.
+        ClientConnected,
+        /// A call has a number, and is not sent.
+        ClientCallBegun,
+        /// A request is in the ring, and the server is not woken.
+        ClientRequestSent,
+        /// A request, or a part of it, has found no room in the ring.
+        ClientRequestWaits,
+        /// It has sent a part that had found no room before.
+        ClientRestSent,
+        /// It has woken the server.
+        ClientServerWoken,
+        /// It has announced to the server that it sleeps, and does not sleep yet.
+        ClientSleeps,
+        /// It does not sleep any more.
+        ClientAwake,
+        /// The reply to its own call is out of the ring.
+        ClientReplyTaken,
+        /// It has passed on a reply to another thread or a future.
+        ClientReplyPassedOn,
+        /// It waited for another thread that receives, and goes on.
+        ClientSeatLeft,
+        /// A call that has not been answered in time is recorded as abandoned.
+        ClientCallAbandoned,
+        /// It has asked the server to answer a call at once.
+        ClientCallGivenUp,
+        /// The reply to an abandoned call has come, and what it brings is not given back.
+        ClientLateReply,
+        /// What such a reply has brought is given back.
+        ClientGaveBack,
+        /// It has claimed an object, and its handle does not know that.
+        ClientClaimed,
+        /// It has given up its claim of an object.
+        ClientReleased,
+        /// It has made a pipe for a handle that it sends on. The server does not have the pipe.
+        ClientPipeMade,
+        /// It has sent the pipe, and has not asked the server to watch it.
+        ClientPipeSent,
+        /// The server watches the pipe. The handle is not sent.
+        ClientLeased,
+        /// A handle is encoded for another process, and is not sent.
+        ClientHandleAttached,
+        /// A handle is encoded for an object of the same manager, and is not sent.
+        ClientHandleNamed,
+        /// It has received a handle from another process, and has not claimed the object.
+        ClientHandleReceived,
+        /// It holds a lock, and has changed half of what the lock protects. Only the test's clients
+        /// reach this step.
+        ClientInLock,
+        }
+        /// The steps of the server of a manager.
+        MANAGER_SERVER {
+        /// It has received a client's socket and memory.
+        ManagerKnockRead,
+        /// The client is counted, and has heard nothing.
+        ManagerClientCounted,
+        /// The client has been told that it may come in. The server's loop does not know it.
+        ManagerWelcomeSent,
+        /// The server's loop knows the client.
+        ManagerClientEntered,
+        /// It has a request, and has done nothing for it.
+        ManagerRequestTaken,
+        /// A request is done, and nobody is told.
+        ManagerRequestDone,
+        /// A reply is in the ring, and its client is not woken.
+        ManagerReplySent,
+        /// It has woken a client.
+        ManagerClientWoken,
+        /// It has announced its sleep in all lanes, and does not sleep yet.
+        ManagerSleeps,
+        /// It does not sleep any more, and has not looked at what has happened.
+        ManagerAwake,
+        /// It has the pipe of a handle that is sent on, and does not count the handle.
+        ManagerPipeTaken,
+        /// It counts the handle, and does not watch the pipe.
+        ManagerLeaseCounted,
+        /// It watches the pipe, and has not said so.
+        ManagerLeaseWatched,
+        /// A pipe is closed everywhere, and its handle is still counted.
+        ManagerLeaseEnded,
+        /// A client has sent a byte, and its lane is not looked at yet.
+        ManagerByteHeard,
+        /// It knows that a client is gone, and has not served the client's last requests.
+        ManagerHangUpHeard,
+        /// It has closed a client's connection. What the client had is still counted.
+        ManagerClientCutOff,
+        /// What a client had is free, and nobody who waited for it is told.
+        ManagerClientForgotten,
+        /// It is about to run a function.
+        ManagerFunctionNext,
+        /// A function has run, and its result is nowhere.
+        ManagerFunctionRan,
+        /// The result of a function is stored, and nobody is told.
+        ManagerFunctionApplied,
+        /// The result of a function that took long waits for the thread that leads now.
+        ManagerFunctionLate,
+        /// Another thread leads, because a function takes long.
+        ManagerRelieved,
+        /// It has noticed that its owner wants it to end.
+        ManagerOwnerGone,
+        }
     }
 
     static HOOK: OnceLock<fn(Step)> = OnceLock::new();

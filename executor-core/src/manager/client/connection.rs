@@ -168,6 +168,7 @@ impl Connection {
         let seat = Arc::new(Seat::default());
         let Some(mut receiving) = self.try_receiving() else {
             let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
+            kill_point!(ClientCallBegun);
             let sent = self.send(call, undo.operation, object, body);
             let received = sent.and_then(|()| self.wait_in(&seat, call, Some(undo), deadline));
             return self.finish(received, call);
@@ -179,6 +180,7 @@ impl Connection {
             calls.unrecorded = Some(call);
             call
         };
+        kill_point!(ClientCallBegun);
         let received = self
             .send(call, undo.operation, object, body)
             .and_then(|()| self.receive(&mut receiving, Some(call), Patience::Until(deadline)));
@@ -197,6 +199,9 @@ impl Connection {
             if let Some(waiting) = waiting {
                 calls.insert(call, waiting);
             }
+        }
+        if matches!(received, Ok(Received::Nothing)) {
+            kill_point!(ClientCallAbandoned);
         }
         self.unlock(receiving);
         match received {
@@ -267,6 +272,7 @@ impl Connection {
             }
             waited
         };
+        kill_point!(ClientCallAbandoned);
         if !waited {
             self.leave_object(undo);
         }
@@ -338,6 +344,7 @@ impl Connection {
                 return received;
             }
             seat.wait(deadline);
+            kill_point!(ClientSeatLeft);
             if let Some(message) = seat.take() {
                 return Ok(Received::Own(message));
             }
@@ -434,6 +441,10 @@ impl Connection {
             let mut sender = lock(&self.sending);
             let sent = sender.send(&request.to_bytes(), body);
             self.unsent.store(!sender.is_flushed(), Ordering::Relaxed);
+            kill_point!(ClientRequestSent);
+            if !sender.is_flushed() {
+                kill_point!(ClientRequestWaits);
+            }
             (sent, sender.must_wake())
         };
         if wake {
@@ -451,6 +462,7 @@ impl Connection {
             let mut sender = lock(&self.sending);
             let sent = sender.flush();
             self.unsent.store(!sender.is_flushed(), Ordering::Relaxed);
+            kill_point!(ClientRestSent);
             (sent, sender.must_wake())
         };
         if wake {
@@ -464,6 +476,7 @@ impl Connection {
             // A full socket has bytes that the server has yet to look at. A closed one is noticed
             // by the thread that receives.
             let _ = socket::send_now(socket, &[LOOK], &[]);
+            kill_point!(ClientServerWoken);
         }
     }
 
@@ -505,6 +518,7 @@ impl Connection {
                 };
                 let message = std::mem::take(message);
                 if own == Some(reply.call) {
+                    kill_point!(ClientReplyTaken);
                     if lane.must_wake() {
                         self.wake_server();
                     }
@@ -531,8 +545,10 @@ impl Connection {
             if !lane.announce_sleep() {
                 continue;
             }
+            kill_point!(ClientSleeps);
             let slept = self.sleep(deadline);
             lane.awake();
+            kill_point!(ClientAwake);
             match slept {
                 Ok(Slept::Woken) => {}
                 Ok(Slept::Late) => return Ok(Received::Nothing),
@@ -584,16 +600,22 @@ impl Connection {
     fn deliver(self: &Arc<Self>, reply: Reply, message: Message) -> bool {
         let waiting = lock(&self.calls).remove(reply.call);
         match waiting {
-            Some(Waiting::Thread(seat)) => seat.put(message),
+            Some(Waiting::Thread(seat)) => {
+                seat.put(message);
+                kill_point!(ClientReplyPassedOn);
+            }
             Some(Waiting::Task(slot)) => {
                 if let Some(waker) = slot.put(message) {
                     lock(&self.to_wake).push(waker);
+                    kill_point!(ClientReplyPassedOn);
                     return true;
                 }
             }
             Some(Waiting::Nobody(undo)) => {
+                kill_point!(ClientLateReply);
                 self.give_back(undo, reply, &message);
                 self.leave_object(undo);
+                kill_point!(ClientGaveBack);
             }
             // The server answers each call once, so this is none of ours.
             None => tracing::error!(call = reply.call.0, "a manager has answered a call twice"),
@@ -640,6 +662,7 @@ impl Connection {
         let mut body = Vec::new();
         put_number(&mut body, u64::from(call.0));
         self.tell(Operation::GiveUp, ObjectId::NONE, &body);
+        kill_point!(ClientCallGivenUp);
     }
 
     /// Lets somebody else receive who waits. Called after the receiving end was given up.

@@ -87,6 +87,7 @@ impl Door {
         let (Some(theirs), Some(socket)) = (theirs, ours.get()) else {
             return Err(ManagerError::Gone("this process was forked while it connected".into()));
         };
+        kill_point!(ClientLaneMade);
         let knock = knock();
         loop {
             match socket::send_now(&*self.socket, &knock, &[theirs.as_fd(), descriptor.as_fd()]) {
@@ -104,6 +105,7 @@ impl Door {
                 }
             }
         }
+        kill_point!(ClientKnocked);
         drop(theirs);
         wait(&socket, PollFlags::IN, deadline)?;
         let mut answer = [0; 256];
@@ -116,6 +118,7 @@ impl Door {
                 let max = rest.first_chunk().map_or(0, |max| u64::from_le_bytes(*max));
                 // The server decides how long an answer is. Memory grows with what arrives.
                 let ends = lane::ends(&memory, LaneSide::Client, u64::MAX);
+                kill_point!(ClientLetIn);
                 Ok(Connection::new(Arc::clone(self), ours, ends, max))
             }
             Some((&REFUSED, text)) => {

@@ -58,6 +58,7 @@ impl Drop for Hold {
         let mut one = Vec::new();
         put_number(&mut one, 1);
         self.connection.tell(Operation::Release, self.object, &one);
+        kill_point!(ClientReleased);
     }
 }
 
@@ -138,6 +139,7 @@ impl Reference {
             let undo = Undo { operation: Operation::Claim, object: self.object, owner: 0 };
             let answer = connection.call(undo, self.object, &[], deadline)?;
             Answer::new(answer, Arc::clone(&connection), undo.operation)?;
+            kill_point!(ClientClaimed);
         }
         let hold = Arc::new(Hold { connection: Arc::clone(&connection), object: self.object });
         // Two threads may have claimed it. The hold that is too many gives its reference back.
@@ -171,13 +173,16 @@ impl Reference {
         let (watched, held) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|error| ManagerError::os("a pipe for a managed object")(error.into()))?;
         let held = above_stdio(held).map_err(ManagerError::os("a pipe for a managed object"))?;
+        kill_point!(ClientPipeMade);
         connection
             .lease(self.object, &watched)
             .map_err(ManagerError::os("a message to a manager"))?;
+        kill_point!(ClientPipeSent);
         // The server answers when it has the pipe. From then on the object may lose this reference.
         let undo = Undo { operation: Operation::Lease, object: self.object, owner: 0 };
         let answer = connection.call(undo, self.object, &[], None)?;
         Answer::new(answer, connection, undo.operation)?;
+        kill_point!(ClientLeased);
         Ok(Arc::clone(self.lease.get_or_init(|| Arc::new(held))))
     }
 }
@@ -202,12 +207,14 @@ impl Serialize for Reference {
             // is sent.
             let hold = self.hold(None).map_err(ser::Error::custom)?;
             value::name(*object, hold);
+            kill_point!(ClientHandleNamed);
             return (server, object.0, None::<(u8, u8)>).serialize(serializer);
         }
         let attach = |descriptor: &Attachment| attachment::attach::<S>(descriptor);
         let socket = attach(&door.socket).map_err(ser::Error::custom)?;
         let lease = self.lease().map_err(ser::Error::custom)?;
         let lease = attach(&lease).map_err(ser::Error::custom)?;
+        kill_point!(ClientHandleAttached);
         (server, object.0, Some((socket, lease))).serialize(serializer)
     }
 }
@@ -234,6 +241,7 @@ impl<'de> Deserialize<'de> for Reference {
         let reference = Reference::new(Arc::new(Door { id: server, socket }), object, None);
         // The lease keeps the object alive until the first call, which claims it, and afterwards.
         let _ = reference.lease.set(lease);
+        kill_point!(ClientHandleReceived);
         Ok(reference)
     }
 }

@@ -51,5 +51,6 @@ pub(super) fn connection_to(
     }
     let connection = door.connect(deadline)?;
     *place = Some(Arc::clone(&connection));
+    kill_point!(ClientConnected);
     Ok(connection)
 }

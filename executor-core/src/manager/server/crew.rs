@@ -164,7 +164,9 @@ impl Crew {
             current: job.current.as_deref(),
             rest: &job.arguments,
         };
+        kill_point!(ManagerFunctionNext);
         let outcome = application.run(&self.door);
+        kill_point!(ManagerFunctionRan);
         let mut state = lock(&self.state);
         let back = if state.begun == mine { state.slot.take() } else { None };
         drop(state);
@@ -175,6 +177,7 @@ impl Crew {
             }
             None => {
                 self.late.put(job.id, outcome);
+                kill_point!(ManagerFunctionLate);
                 None
             }
         }
@@ -204,6 +207,7 @@ impl Crew {
                 state.standing_by = 0;
                 state.watched = false;
                 drop(state);
+                kill_point!(ManagerRelieved);
                 if !self.lead(server) {
                     return;
                 }

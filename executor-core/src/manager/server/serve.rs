@@ -192,6 +192,7 @@ impl Server {
             Err(body) => Err(&body[..]),
         };
         self.core.ran(job, outcome, &mut self.actions);
+        kill_point!(ManagerFunctionApplied);
         self.perform();
     }
 
@@ -283,6 +284,7 @@ impl Server {
             }
             served += 1;
             let (header, body) = self.message.split_at(HEADER_BYTES);
+            kill_point!(ManagerRequestTaken);
             let Some(request) = header.first_chunk().and_then(Request::from_bytes) else {
                 self.condemned.push((client, "it asks for something unknown".to_owned()));
                 break;
@@ -292,6 +294,7 @@ impl Server {
             } else {
                 self.core.request(client, request, body, &mut self.actions);
             }
+            kill_point!(ManagerRequestDone);
             self.perform();
         }
         if self.message.capacity() > KEPT_BYTES_MAX {
@@ -324,6 +327,7 @@ impl Server {
                 condemned.push((client, error.to_string()));
                 continue;
             }
+            kill_point!(ManagerReplySent);
             if !std::mem::replace(&mut guest.touched, true) {
                 match touched.iter_mut().find(|place| place.is_none()) {
                     Some(place) => *place = Some(client),
@@ -337,6 +341,7 @@ impl Server {
             if guest.sender.must_wake() {
                 // A full socket has bytes that the client has yet to look at.
                 let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+                kill_point!(ManagerClientWoken);
             }
         }
         functions.extend(actions.take_jobs());
@@ -349,6 +354,7 @@ impl Server {
         let Some(guest) = self.guests.get_mut(&client) else { return };
         let at = guest.leases.iter().position(|(object, _)| *object == request.object);
         let pipe = at.and_then(|at| guest.leases.remove(at)).map(|(_, pipe)| pipe);
+        kill_point!(ManagerPipeTaken);
         let too_many = guest.leases_held >= self.setup.client_leases_max;
         let status = match pipe {
             Some(_) if too_many => Status::Limit,
@@ -357,11 +363,13 @@ impl Server {
             Some(pipe) => match self.core.lease(client, request.object) {
                 None => Status::NoObject,
                 Some(lease) => {
+                    kill_point!(ManagerLeaseCounted);
                     let data = Source::Lease(lease).to_data();
                     match epoll::add(&self.poll, &pipe, data, epoll::EventFlags::empty()) {
                         Ok(()) => {
                             self.leases.insert(lease, (client, pipe));
                             guest.leases_held += 1;
+                            kill_point!(ManagerLeaseWatched);
                             Status::Done
                         }
                         Err(_) => {
@@ -394,15 +402,24 @@ impl Server {
         }; 64];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let timeout = if wait { None } else { Some(&now) };
+        if wait {
+            kill_point!(ManagerSleeps);
+        }
         let count = match epoll::wait(&self.poll, &mut events[..], timeout) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,
             Err(error) => return Err(error.into()),
         };
+        if wait {
+            kill_point!(ManagerAwake);
+        }
         for event in &events[..count] {
             let epoll::Event { flags, data } = *event;
             match Source::from_data(data) {
-                Source::Owner => return Ok(true),
+                Source::Owner => {
+                    kill_point!(ManagerOwnerGone);
+                    return Ok(true);
+                }
                 Source::Door => self.open_door(),
                 Source::Late => {
                     for (job, outcome) in self.late.take() {
@@ -417,6 +434,7 @@ impl Server {
                                 guest.leases_held -= 1;
                             }
                         }
+                        kill_point!(ManagerLeaseEnded);
                         self.core.lease_ended(lease, &mut self.actions);
                         self.perform();
                     }
@@ -456,6 +474,7 @@ impl Server {
     fn hear(&mut self, client: ClientId) {
         let lives = self.drain_socket(client);
         let Some(guest) = self.guests.get_mut(&client) else { return };
+        kill_point!(ManagerByteHeard);
         guest.receiver.awake();
         if let Err(error) = guest.sender.flush() {
             self.condemned.push((client, error.to_string()));
@@ -466,6 +485,7 @@ impl Server {
             self.hot.push(client);
         }
         if !lives {
+            kill_point!(ManagerHangUpHeard);
             // What it had asked for before its end is still done.
             for _ in 0..LAST_TURNS {
                 if !self.serve_one(client) {
@@ -493,6 +513,7 @@ impl Server {
             // does not happen.
             return;
         }
+        kill_point!(ManagerKnockRead);
         let (Some(memory), Some(socket)) = (descriptors.pop(), descriptors.pop()) else { return };
         if let Err(why) = self.let_in(&bytes, memory, &socket) {
             let refusal = [&[REFUSED], why.as_bytes()].concat();
@@ -509,6 +530,7 @@ impl Server {
         let socket = socket.try_clone().map_err(|error| format!("its socket: {error}"))?;
         let max = self.setup.message_bytes_max;
         let client = self.core.connect().map_err(|limit| limit.to_string())?;
+        kill_point!(ManagerClientCounted);
         let (sender, receiver) = lane::ends(&memory, LaneSide::Server, max);
         let mut welcome = [0; WELCOME_BYTES];
         welcome[0] = WELCOME;
@@ -525,6 +547,7 @@ impl Server {
             self.core.disconnect(client, &mut self.actions);
             return Err(error.to_string());
         }
+        kill_point!(ManagerWelcomeSent);
         let guest = Guest {
             socket,
             sender,
@@ -536,6 +559,7 @@ impl Server {
         };
         self.guests.insert(client, guest);
         self.hot.push(client);
+        kill_point!(ManagerClientEntered);
         Ok(())
     }
 
@@ -547,11 +571,13 @@ impl Server {
             let _ = epoll::delete(&self.poll, &guest.socket);
             let _ = rustix::net::shutdown(&guest.socket, rustix::net::Shutdown::Both);
             drop(guest);
+            kill_point!(ManagerClientCutOff);
             if !why.is_empty() {
                 tracing::warn!(client = client.0, %why, "a manager has cut off a client");
             }
             self.hot.retain(|hot| *hot != client);
             self.core.disconnect(client, &mut self.actions);
+            kill_point!(ManagerClientForgotten);
             self.perform();
         }
     }
