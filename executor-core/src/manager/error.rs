@@ -60,6 +60,18 @@ impl ManagerError {
         move |error| ManagerError::Os { what, error: Arc::new(error) }
     }
 
+    /// Returns the error of a socket to the server: [`Gone`](Self::Gone) if the server has closed
+    /// its end.
+    pub(crate) fn socket(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| match error.kind() {
+            // A server that ends with unread messages in its socket resets the connection.
+            io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected => ManagerError::Gone("it has ended".into()),
+            _ => ManagerError::os(what)(error),
+        }
+    }
+
     /// Returns the error of the function of an update, if it returned one.
     pub fn remote(&self) -> Option<&RemoteError> {
         match self {

@@ -96,12 +96,9 @@ impl Door {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     wait(&self.socket, PollFlags::OUT, deadline)?;
                 }
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    return Err(ManagerError::Gone("it has ended".into()));
-                }
                 Err(error) => {
                     let error = socket::explained(error);
-                    return Err(ManagerError::os("a message to a manager")(error));
+                    return Err(ManagerError::socket("a message to a manager")(error));
                 }
             }
         }
@@ -110,7 +107,7 @@ impl Door {
         wait(&socket, PollFlags::IN, deadline)?;
         let mut answer = [0; 256];
         let (len, _) = socket::recv_short_now(socket, &mut answer)
-            .map_err(ManagerError::os("the answer of a manager"))?;
+            .map_err(ManagerError::socket("the answer of a manager"))?;
         let answer = &answer[..len];
         match answer.split_first() {
             None => Err(ManagerError::Gone("it ended, or has too many open files".into())),

@@ -176,7 +176,7 @@ impl Reference {
         kill_point!(ClientPipeMade);
         connection
             .lease(self.object, &watched)
-            .map_err(ManagerError::os("a message to a manager"))?;
+            .map_err(ManagerError::socket("a message to a manager"))?;
         kill_point!(ClientPipeSent);
         // The server answers when it has the pipe. From then on the object may lose this reference.
         let undo = Undo { operation: Operation::Lease, object: self.object, owner: 0 };
@@ -205,8 +205,14 @@ impl Serialize for Reference {
             }
             // The server counts it for this process, so this process must have it until the value
             // is sent.
-            let hold = self.hold(None).map_err(ser::Error::custom)?;
-            value::name(*object, hold);
+            match self.hold(None) {
+                Ok(hold) => value::name(*object, hold),
+                Err(error) => {
+                    let text = error.to_string();
+                    value::fail(error);
+                    return Err(ser::Error::custom(text));
+                }
+            }
             kill_point!(ClientHandleNamed);
             return (server, object.0, None::<(u8, u8)>).serialize(serializer);
         }

@@ -41,6 +41,8 @@ struct Naming {
     depth: u32,
     names: Vec<ObjectId>,
     holds: Vec<Arc<Hold>>,
+    /// Why an object could not be named.
+    failed: Option<ManagerError>,
 }
 
 /// A decoding of a value that came from a server.
@@ -83,6 +85,16 @@ pub(super) fn name(object: ObjectId, hold: Arc<Hold>) {
     });
 }
 
+/// Notes why an object could not be named. The encoding returns this error, because the one of serde
+/// is only a text.
+pub(super) fn fail(error: ManagerError) {
+    local::with(&NAMING, |place| {
+        if let Some(naming) = &mut **place.borrow_mut() {
+            naming.failed = Some(error);
+        }
+    });
+}
+
 /// Whether this thread runs a function of an update, in this server.
 pub(super) fn decoding_in(server: ServerId) -> bool {
     local::with(
@@ -113,7 +125,7 @@ pub(super) fn take(server: ServerId, object: ObjectId) -> Option<Taken> {
     })
 }
 
-/// Runs one encoding for a server. Returns the objects that it named.
+/// Runs one encoding for a server. Also returns the objects that it named, or why one could not be.
 fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Option<Naming>) {
     struct Restore(Option<Naming>);
     impl Drop for Restore {
@@ -122,12 +134,8 @@ fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Option<Naming>
         }
     }
     let depth = attachment::depth() + 1;
-    let _restore = Restore(replace_naming(Some(Naming {
-        server,
-        depth,
-        names: Vec::new(),
-        holds: Vec::new(),
-    })));
+    let own = Naming { server, depth, names: Vec::new(), holds: Vec::new(), failed: None };
+    let _restore = Restore(replace_naming(Some(own)));
     let result = encode();
     (result, replace_naming(None))
 }
@@ -172,9 +180,10 @@ pub(super) fn encode<T: Serialize + ?Sized>(
     let mut buffer = Buffer::new();
     let encoded =
         catch(|| naming(server, || attachment::collect(|| Postcard::encode(value, &mut buffer))));
-    let ((encoded, attachments), naming) =
+    let ((encoded, attachments), mut naming) =
         encoded.map_err(|panic| failed(&format!("its Serialize panicked: {panic}")))?;
-    encoded.map_err(|error| failed(&error.message))?;
+    let unnamed = naming.as_mut().and_then(|naming| naming.failed.take());
+    encoded.map_err(|error| unnamed.unwrap_or_else(|| failed(&error.message)))?;
     if !attachments.is_empty() {
         return Err(failed(
             &"it contains something that belongs to processes, such as a file, a `Queue` or a `Lock` that no manager has made",
