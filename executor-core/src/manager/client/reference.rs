@@ -342,7 +342,10 @@ impl Request<'_> {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        let connection = self.reference.connection(deadline)?;
+        // The first call of a handle claims its object, which is a call before this one. The server
+        // may take as long for it as for the answer.
+        let limit = grace.and_then(|grace| deadline?.checked_add(grace));
+        let connection = self.reference.connection(limit)?;
         let object = self.reference.object;
         let message =
             connection.call_then_give_up(self.undo, object, &self.body, deadline, grace)?;
