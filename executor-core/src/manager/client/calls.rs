@@ -163,15 +163,28 @@ struct SlotState {
     /// The connection has ended, and there will be no reply.
     ended: bool,
     waker: Option<Waker>,
+    /// The future was dropped. What the reply brings has to be given back.
+    abandoned: Option<Undo>,
 }
 
 impl Slot {
-    /// Puts the reply there. Returns the waker, which is to be woken while no lock is held.
-    #[must_use]
-    pub(crate) fn put(&self, reply: Message) -> Option<Waker> {
+    /// Puts the reply there. Returns the waker, which is to be woken while no lock is held. Or
+    /// returns the reply, and what it is needed for, if the future was dropped.
+    pub(crate) fn put(&self, reply: Message) -> Result<Option<Waker>, (Message, Undo)> {
         let mut state = lock(&self.0);
+        if let Some(undo) = state.abandoned {
+            return Err((reply, undo));
+        }
         state.reply = Some(reply);
-        state.waker.take()
+        Ok(state.waker.take())
+    }
+
+    /// Records that the future was dropped, while its reply is being passed on. Returns the reply
+    /// if it is there already.
+    pub(crate) fn abandon(&self, undo: Undo) -> Option<Message> {
+        let mut state = lock(&self.0);
+        state.abandoned = Some(undo);
+        state.reply.take()
     }
 
     /// Records that there will be no reply. Returns the waker.

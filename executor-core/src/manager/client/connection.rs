@@ -605,22 +605,30 @@ impl Connection {
                 kill_point!(ClientReplyPassedOn);
             }
             Some(Waiting::Task(slot)) => {
-                if let Some(waker) = slot.put(message) {
-                    lock(&self.to_wake).push(waker);
-                    kill_point!(ClientReplyPassedOn);
-                    return true;
+                match slot.put(message) {
+                    Ok(waker) => {
+                        let wakes = waker.is_some();
+                        lock(&self.to_wake).extend(waker);
+                        kill_point!(ClientReplyPassedOn);
+                        return wakes;
+                    }
+                    Err((message, undo)) => self.give_back_late(undo, reply, &message),
                 }
             }
-            Some(Waiting::Nobody(undo)) => {
-                kill_point!(ClientLateReply);
-                self.give_back(undo, reply, &message);
-                self.leave_object(undo);
-                kill_point!(ClientGaveBack);
-            }
+            Some(Waiting::Nobody(undo)) => self.give_back_late(undo, reply, &message),
             // The server answers each call once, so this is none of ours.
             None => tracing::error!(call = reply.call.0, "a manager has answered a call twice"),
         }
         false
+    }
+
+    /// Gives back what the reply to an abandoned call has brought, and the object that was kept for
+    /// that.
+    fn give_back_late(self: &Arc<Self>, undo: Undo, reply: Reply, message: &[u8]) {
+        kill_point!(ClientLateReply);
+        self.give_back(undo, reply, message);
+        self.leave_object(undo);
+        kill_point!(ClientGaveBack);
     }
 
     /// Gives back what the reply to an abandoned call has brought.
@@ -851,11 +859,16 @@ impl Drop for PendingCall {
         }
         if self.connection.abandon(self.call, self.undo) {
             self.connection.give_up(self.call);
-        } else if let (Some(message), _) = self.slot.take()
-            && let Some(reply) = message.first_chunk().and_then(Reply::from_bytes)
-        {
-            // The reply had come, and nobody has seen it.
-            self.connection.give_back(self.undo, reply, &message);
+        } else {
+            // The reply has come, and nobody has seen it. Or another thread is just passing it on,
+            // and gives back what it brings, and the object that is kept here.
+            self.connection.keep_object(self.undo);
+            if let Some(message) = self.slot.abandon(self.undo) {
+                if let Some(reply) = message.first_chunk().and_then(Reply::from_bytes) {
+                    self.connection.give_back(self.undo, reply, &message);
+                }
+                self.connection.leave_object(self.undo);
+            }
             self.connection.wake_all();
         }
     }
