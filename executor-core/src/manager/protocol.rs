@@ -189,7 +189,8 @@ bytes! {
         /// Field: owner. `Refused` if it is not held, or for a lock that can be taken again, if it
         /// is held by another.
         LockRelease,
-        /// Field: owner. `Refused` unless this owner holds it.
+        /// Field: owner. `Refused` unless this owner holds it. Then possibly 1: the owner has not
+        /// seen that the one before died, so the next one is told.
         LockReleaseOwn,
         /// `number`: 1 if it is held.
         LockIsHeld,

@@ -643,8 +643,10 @@ impl Connection {
         match undo.operation {
             Operation::QueueGet => self.tell_quietly(Operation::QueuePutBack, undo.object, body),
             Operation::LockAcquire | Operation::ConditionWait => {
-                let owner = undo.owner.to_le_bytes();
-                self.tell_quietly(Operation::LockReleaseOwn, undo.object, &owner);
+                let mut body = undo.owner.to_le_bytes().to_vec();
+                // If the owner before has died, the next one is told, as this one has not seen it.
+                put_number(&mut body, reply.number);
+                self.tell_quietly(Operation::LockReleaseOwn, undo.object, &body);
             }
             Operation::SemaphoreAcquire => {
                 self.tell_quietly(Operation::SemaphoreRelease, undo.object, &ONE);

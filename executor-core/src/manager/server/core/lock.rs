@@ -96,13 +96,16 @@ impl Lock {
             }
             Operation::LockRelease | Operation::LockReleaseOwn => {
                 let number = fields.number()?;
+                let own = operation == Operation::LockReleaseOwn;
+                let unseen = own && !fields.is_empty() && fields.flag()?;
                 fields.end()?;
                 let releaser = Owner { client: turn.caller.client, number };
                 let owner = self.owner.ok_or(Status::Refused)?;
-                let own = self.reentrant || operation == Operation::LockReleaseOwn;
-                if own && owner != releaser {
+                if (own || self.reentrant) && owner != releaser {
                     return Err(Status::Refused.into());
                 }
+                // The owner has not heard that the one before died, so the next one hears it.
+                self.owner_died |= unseen;
                 if self.count > 1 {
                     self.count -= 1;
                 } else {
@@ -193,6 +196,23 @@ impl Lock {
 mod tests {
     use super::super::testing::{Body, Desk, number};
     use crate::manager::protocol::{Kind, Operation as O, Status};
+
+    #[test]
+    fn an_owner_that_gives_the_lock_back_unseen_passes_on_that_the_one_before_died() {
+        let (mut desk, a, b) = Desk::with_two();
+        let lock = desk.create(a, Kind::Lock, number(0));
+        desk.share(b, lock);
+        desk.ask(b, O::LockAcquire, lock, number(1).number(0)).done();
+        desk.disconnect(b);
+        let acquire = || number(1).number(0);
+        assert_eq!(desk.ask(a, O::LockAcquire, lock, acquire()).done(), 1);
+        desk.tell(a, O::LockReleaseOwn, lock, number(1).number(1));
+        assert_eq!(desk.ask(a, O::LockAcquire, lock, acquire()).done(), 1);
+        // Another owner cannot say so.
+        desk.tell(a, O::LockReleaseOwn, lock, number(2).number(1));
+        desk.tell(a, O::LockReleaseOwn, lock, number(1).number(0));
+        assert_eq!(desk.ask(a, O::LockAcquire, lock, acquire()).done(), 0);
+    }
 
     #[test]
     fn a_plain_lock_is_passed_on_in_order_and_released_by_anybody() {
