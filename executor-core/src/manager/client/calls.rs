@@ -211,3 +211,20 @@ impl Slot {
         (state.waker.replace(waker), true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_taken_by_the_drop_of_its_future_or_comes_back_to_who_brings_it() {
+        let undo = Undo { operation: Operation::QueueGet, object: ObjectId(1), owner: 0 };
+        let early = Slot::default();
+        assert!(early.put(b"reply".to_vec()).is_ok());
+        assert_eq!(early.abandon(undo).as_deref(), Some(&b"reply"[..]));
+        let late = Slot::default();
+        assert_eq!(late.abandon(undo), None);
+        let (reply, undo) = late.put(b"reply".to_vec()).unwrap_err();
+        assert_eq!((&reply[..], undo.object), (&b"reply"[..], ObjectId(1)));
+    }
+}

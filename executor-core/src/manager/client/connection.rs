@@ -604,17 +604,15 @@ impl Connection {
                 seat.put(message);
                 kill_point!(ClientReplyPassedOn);
             }
-            Some(Waiting::Task(slot)) => {
-                match slot.put(message) {
-                    Ok(waker) => {
-                        let wakes = waker.is_some();
-                        lock(&self.to_wake).extend(waker);
-                        kill_point!(ClientReplyPassedOn);
-                        return wakes;
-                    }
-                    Err((message, undo)) => self.give_back_late(undo, reply, &message),
+            Some(Waiting::Task(slot)) => match slot.put(message) {
+                Ok(waker) => {
+                    let wakes = waker.is_some();
+                    lock(&self.to_wake).extend(waker);
+                    kill_point!(ClientReplyPassedOn);
+                    return wakes;
                 }
-            }
+                Err((message, undo)) => self.give_back_late(undo, reply, &message),
+            },
             Some(Waiting::Nobody(undo)) => self.give_back_late(undo, reply, &message),
             // The server answers each call once, so this is none of ours.
             None => tracing::error!(call = reply.call.0, "a manager has answered a call twice"),
