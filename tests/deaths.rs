@@ -1,6 +1,7 @@
 //! Workers that are killed at every step of the protocol, and processes, users of locks, of queues
-//! and of named memory that are killed or stopped at every step of theirs. See the programs
-//! `deaths`, `process_deaths`, `lock_deaths`, `queue_deaths` and `named_deaths`.
+//! and of named memory that are killed or stopped at every step of theirs. Clients and servers of
+//! managers are killed at every step. See the programs `deaths`, `process_deaths`, `lock_deaths`,
+//! `queue_deaths`, `named_deaths` and `manager_deaths`.
 //!
 //! These are separate programs because they are built with the feature `kill-points`, which no
 //! other test may have. The programs read `EXECUTOR_ROUNDS` and `EXECUTOR_SEED`. `--nocapture`
@@ -69,6 +70,11 @@ fn death_and_stopping_of_processes_their_parents_and_their_fork_server() {
 #[test]
 fn death_and_stopping_within_named_memory() {
     check("named_deaths", "ring", rounds());
+}
+
+#[test]
+fn death_of_manager_clients_and_servers() {
+    check("manager_deaths", "ring", rounds());
 }
 
 #[test]

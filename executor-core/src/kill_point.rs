@@ -31,7 +31,8 @@ mod hook {
     macro_rules! steps {
         ($($(#[$list_comment:meta])+ $list:ident { $($(#[$comment:meta])+ $step:ident,)+ })+) => {
             /// A step at whose end a test can make the process die. It is a step of a worker, of a
-            /// process with one task, or of a process that uses shared objects.
+            /// process with one task, of a process that uses shared objects, or of a manager's
+            /// server.
             #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
             #[repr(u32)]
             pub enum Step {
