@@ -85,8 +85,8 @@ pub(super) fn name(object: ObjectId, hold: Arc<Hold>) {
     });
 }
 
-/// Notes why an object could not be named. The encoding returns this error, because the one of serde
-/// is only a text.
+/// Notes why an object could not be named. The encoding returns this error, because the one of
+/// serde is only a text.
 pub(super) fn fail(error: ManagerError) {
     local::with(&NAMING, |place| {
         if let Some(naming) = &mut **place.borrow_mut() {
