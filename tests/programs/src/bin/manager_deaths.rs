@@ -535,8 +535,24 @@ impl Player<'_> {
     }
 }
 
+/// When a client ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(u32)]
+enum End {
+    /// After its acts. The server lives.
+    Acts,
+    /// When the server is gone.
+    Server,
+    /// After its acts, or when the server is gone.
+    Either,
+}
+
+impl End {
+    const ALL: [End; 3] = [End::Acts, End::Server, End::Either];
+}
+
 /// What one thread of a client does. Returns whether the server is gone.
-fn play(round: u64, name: u32, shared: &Shared, dies: Option<(u32, u32)>, forever: bool) -> bool {
+fn play(round: u64, name: u32, shared: &Shared, dies: Option<(u32, u32)>, end: End) -> bool {
     let random = Random(round ^ 0x9a3e << 40 ^ u64::from(name));
     let mut player = Player { round, name, shared, random, pocket: shared.10.clone() };
     let began = Instant::now();
@@ -550,34 +566,40 @@ fn play(round: u64, name: u32, shared: &Shared, dies: Option<(u32, u32)>, foreve
         }
         match player.act() {
             Ok(()) => {}
-            Err(ManagerError::Gone(_)) if forever => return true,
+            Err(ManagerError::Gone(_)) if end != End::Acts => return true,
             Err(error) => panic!("{error:?}"),
         }
-        if !forever && count as usize == ACTS {
+        if end != End::Server && count as usize == ACTS {
             break;
         }
         assert!(began.elapsed() < HANGS_AFTER, "the server is not gone");
     }
-    player.give_back().expect("the server lives");
-    false
+    match player.give_back() {
+        Err(ManagerError::Gone(_)) if end != End::Acts => true,
+        given => {
+            given.expect("the server lives");
+            false
+        }
+    }
 }
 
-/// A client. With `dies`, its first thread ends the process after so many acts, in this way. With
-/// `forever`, it goes on until the server is gone.
+/// A client. With `dies`, its first thread ends the process after so many acts, in this way.
+/// `end` is the number of an [`End`].
 #[task]
 fn client(
     round: u64,
     place: u32,
     threads: u32,
     dies: Option<(u32, u32)>,
-    forever: bool,
+    end: u32,
     shared: Shared,
 ) -> bool {
     ME.store(CLIENT + place, SeqCst);
+    let end = End::ALL[end as usize];
     match shared.5.1.acquire() {
         // It comes back when the server has served this client's last request.
         Ok(known) => known.forget(),
-        Err(ManagerError::Gone(_)) if forever => return true,
+        Err(ManagerError::Gone(_)) if end != End::Acts => return true,
         Err(error) => panic!("{error:?}"),
     }
     let first = place * THREADS as u32;
@@ -585,10 +607,10 @@ fn client(
         let others = (1..threads)
             .map(|thread| {
                 let shared = &shared;
-                scope.spawn(move || play(round, first + thread, shared, None, forever))
+                scope.spawn(move || play(round, first + thread, shared, None, end))
             })
             .collect::<Vec<_>>();
-        let gone = play(round, first, &shared, dies, forever);
+        let gone = play(round, first, &shared, dies, end);
         let others = others.into_iter().map(|thread| thread.join().expect("it has not panicked"));
         others.fold(gone, |gone, other| gone && other)
     })
@@ -639,6 +661,8 @@ struct Plan {
     clients: Vec<u32>,
     victim: u32,
     methods: Vec<StartMethod>,
+    /// Clients that do not wait for the server's death, so that the server sees clients that end.
+    leave: Vec<bool>,
     capacity: Option<usize>,
 }
 
@@ -678,6 +702,15 @@ impl Plan {
                 .map(|_| random.pick(&[StartMethod::Fork, StartMethod::Spawn]))
                 .collect(),
             capacity: random.pick(&[None, Some(2)]),
+            leave: (0..count).map(|_| random.one_in(3)).collect(),
+        }
+    }
+
+    fn end(&self, place: u32) -> End {
+        match (self.server_dies(), self.leave[place as usize]) {
+            (false, _) => End::Acts,
+            (true, false) => End::Server,
+            (true, true) => End::Either,
         }
     }
 
@@ -745,7 +778,7 @@ fn round(plan: &Plan) -> Result<(), ManagerError> {
             _ => None,
         };
         let body =
-            client::task(plan.seed, place, *threads, dies, plan.server_dies(), shared.clone());
+            client::task(plan.seed, place, *threads, dies, plan.end(place) as u32, shared.clone());
         // It ends together with this program, however this program ends.
         let process = Context::new(plan.methods[place as usize]).process(body).daemon(true).start();
         match process {
@@ -781,7 +814,8 @@ fn round(plan: &Plan) -> Result<(), ManagerError> {
         children.retain(|(place, child)| match child.join_timeout(Duration::from_micros(300)) {
             None => true,
             Some(Ok(gone)) => {
-                assert_eq!(gone, plan.server_dies(), "client {place}");
+                let end = plan.end(*place);
+                assert!(end == End::Either || gone == (end == End::Server), "client {place}");
                 false
             }
             Some(Err(error)) => {
@@ -802,9 +836,14 @@ fn round(plan: &Plan) -> Result<(), ManagerError> {
         }
     }
     if plan.server_dies() {
+        if manager.exit_status().is_none() {
+            // All clients have left before.
+            // SAFETY: the process was not waited for, or this returns an error.
+            unsafe { libc::kill(manager.pid() as i32, libc::SIGKILL) };
+        }
         let began = Instant::now();
         let error = loop {
-            // If it has not died yet, it is about to.
+            // It may take a moment until it has died.
             match shared.0.len() {
                 Err(error) => break error,
                 Ok(_) => assert!(began.elapsed() < GONE_WITHIN, "it lives"),
