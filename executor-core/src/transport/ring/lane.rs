@@ -31,6 +31,7 @@ use super::{
 use crate::os::memory::{Shared, SharedLayout};
 
 /// The memory of a lane.
+#[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
 #[repr(C)]
 pub(crate) struct LaneMemory {
     requests: Ring,
@@ -287,7 +288,7 @@ impl LaneReceiver {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
     use super::*;
 
