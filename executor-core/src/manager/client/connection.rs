@@ -165,8 +165,8 @@ impl Connection {
         deadline: Option<Instant>,
     ) -> Result<Message, ManagerError> {
         self.check_size(body)?;
-        let seat = Arc::new(Seat::default());
         let Some(mut receiving) = self.try_receiving() else {
+            let seat = Arc::new(Seat::default());
             let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
             kill_point!(ClientCallBegun);
             let sent = self.send(call, undo.operation, object, body);
@@ -184,14 +184,16 @@ impl Connection {
         let received = self
             .send(call, undo.operation, object, body)
             .and_then(|()| self.receive(&mut receiving, Some(call), Patience::Until(deadline)));
+        // Only a call that is interrupted needs it, so that the others allocate nothing.
+        let interrupted = matches!(received, Ok(Received::Interrupted));
+        let seat = interrupted.then(|| Arc::new(Seat::default()));
         // Recorded before anybody else can receive.
         let waiting = match received {
             Ok(Received::Nothing) => {
                 self.keep_object(undo);
                 Some(Waiting::Nobody(undo))
             }
-            Ok(Received::Interrupted) => Some(Waiting::Thread(Arc::clone(&seat))),
-            _ => None,
+            _ => seat.clone().map(Waiting::Thread),
         };
         {
             let mut calls = lock(&self.calls);
@@ -204,12 +206,11 @@ impl Connection {
             kill_point!(ClientCallAbandoned);
         }
         self.unlock(receiving);
-        match received {
-            Ok(Received::Interrupted) => {
-                self.finish(self.wait_in(&seat, call, Some(undo), deadline), call)
-            }
-            received => self.finish(received, call),
-        }
+        let received = match seat {
+            Some(seat) => self.wait_in(&seat, call, Some(undo), deadline),
+            None => received,
+        };
+        self.finish(received, call)
     }
 
     /// Makes a call. At the deadline, asks the server to answer at once, and waits for that, for

@@ -78,14 +78,16 @@ struct State {
     standing_by: usize,
     /// Whether one of them looks at the slot from time to time.
     watched: bool,
-    /// How the server has ended.
+    /// Whether the server has ended, and how, until the main thread has taken that.
+    ended: bool,
     over: Option<io::Result<()>>,
 }
 
 /// Serves until the owner of the server is gone.
 pub(super) fn run(server: Server) -> io::Result<()> {
     let (door, late) = (server.door(), server.late());
-    let state = State { slot: None, begun: 0, standing_by: 0, watched: false, over: None };
+    let state =
+        State { slot: None, begun: 0, standing_by: 0, watched: false, ended: false, over: None };
     let crew = Arc::new(Crew { door, late, state: Mutex::new(state), changed: Condvar::new() });
     let first = Arc::clone(&crew);
     spawn(move || {
@@ -133,7 +135,10 @@ impl Crew {
     }
 
     fn end(&self, over: io::Result<()>) -> bool {
-        lock(&self.state).over = Some(over);
+        let mut state = lock(&self.state);
+        state.ended = true;
+        state.over = Some(over);
+        drop(state);
         self.changed.notify_all();
         false
     }
@@ -198,7 +203,7 @@ impl Crew {
     /// Returns when the server has ended, or when another thread stands by.
     fn stand_by(self: &Arc<Self>) {
         let mut state = lock(&self.state);
-        while state.over.is_none() {
+        while !state.ended {
             let begun = state.begun;
             state = self.wait(state);
             if state.begun == begun
