@@ -59,11 +59,30 @@ pub(crate) struct Spin {
     skip: u32,
     /// The value of `skip` after the last attempt that did not pay off.
     backoff: u32,
+    suggestion: Suggestion,
+}
+
+/// Whether the other side, which was seen awake, has suggested an attempt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Suggestion {
+    /// It has not, and may.
+    None,
+    /// The next attempt is one that it has suggested.
+    Next,
+    /// Such an attempt did not pay off. The one after it is for others.
+    Used,
 }
 
 impl Default for Spin {
     fn default() -> Self {
-        Spin { probe: PROBE, timeout: TIMEOUT, paid: false, skip: 0, backoff: 0 }
+        Spin {
+            probe: PROBE,
+            timeout: TIMEOUT,
+            paid: false,
+            skip: 0,
+            backoff: 0,
+            suggestion: Suggestion::None,
+        }
     }
 }
 
@@ -90,6 +109,21 @@ impl Spin {
     /// what it waits for first has yet to be prepared, by threads that need a processor.
     pub(crate) fn after_first_wait() -> Self {
         Spin { skip: 1, ..Spin::default() }
+    }
+
+    /// The other side was awake when this one had something for it, so it may be probing at this
+    /// moment: the next wait is a probe as well.
+    ///
+    /// Otherwise two sides that both sleep would go on sleeping: each probes now and then, and
+    /// finds the other one asleep, unless both probe at the same call by chance.
+    ///
+    /// There is one such probe between two others, so a side that is awake for another reason, such
+    /// as a lack of processors, costs at most twice as many probes.
+    pub(crate) fn suggest(&mut self) {
+        if self.skip > 0 && self.suggestion == Suggestion::None {
+            self.suggestion = Suggestion::Next;
+            self.skip = 0;
+        }
     }
 
     /// Waits a moment for `ready`, if that is worthwhile, and returns its last result. `peer_cpu`
@@ -124,14 +158,20 @@ impl Spin {
                         self.backoff = 0;
                     }
                     self.paid = true;
+                    self.suggestion = Suggestion::None;
                     return true;
                 }
                 hint::spin_loop();
             }
         }
         self.paid = false;
-        // It did not pay off, so many more sleeps before the next attempt: 1, 5, 21, 85, 255.
-        self.backoff = (self.backoff * 4 + 1).min(SKIP_MAX);
+        if self.suggestion == Suggestion::Next {
+            self.suggestion = Suggestion::Used;
+        } else {
+            // It did not pay off, so many more sleeps before the next attempt: 1, 5, 21, 85, 255.
+            self.suggestion = Suggestion::None;
+            self.backoff = (self.backoff * 4 + 1).min(SKIP_MAX);
+        }
         self.skip = self.backoff;
         false
     }
@@ -156,5 +196,42 @@ mod tests {
         assert!(tries <= 25, "{tries} of 1000 sleeps were put off");
         // When it pays off again, spinning resumes at once.
         while !spin.wait(u32::MAX, || true) {}
+    }
+
+    #[test]
+    fn a_side_that_is_awake_suggests_one_attempt_between_two_others() {
+        let mut spin = Spin::default();
+        let attempts = |spin: &mut Spin, waits, suggested| {
+            let mut attempts = 0;
+            for _ in 0..waits {
+                if suggested {
+                    spin.suggest();
+                }
+                let mut looks = 0;
+                spin.wait(u32::MAX, || {
+                    looks += 1;
+                    false
+                });
+                attempts += u32::from(looks > 1);
+            }
+            attempts
+        };
+        let alone = attempts(&mut spin, 10_000, false);
+        let suggested = attempts(&mut spin, 10_000, true);
+        assert!((alone..=2 * alone + 2).contains(&suggested), "{alone} alone, {suggested}");
+        if super::may_spin() {
+            // In the middle of a long row of sleeps.
+            while spin.skip < SKIP_MAX / 2 {
+                spin.wait(u32::MAX, || false);
+            }
+            spin.suggestion = Suggestion::None;
+            spin.suggest();
+            let mut looks = 0;
+            assert!(spin.wait(u32::MAX, || {
+                looks += 1;
+                looks > 1
+            }));
+            assert!(spin.paid);
+        }
     }
 }

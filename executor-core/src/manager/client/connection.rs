@@ -170,7 +170,7 @@ impl Connection {
             let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
             kill_point!(ClientCallBegun);
             let sent = self.send(call, undo.operation, object, body);
-            let received = sent.and_then(|()| self.wait_in(&seat, call, Some(undo), deadline));
+            let received = sent.and_then(|_awake| self.wait_in(&seat, call, Some(undo), deadline));
             return self.finish(received, call);
         };
         // Nobody receives, so this thread does, and need not even record that it waits.
@@ -181,9 +181,12 @@ impl Connection {
             call
         };
         kill_point!(ClientCallBegun);
-        let received = self
-            .send(call, undo.operation, object, body)
-            .and_then(|()| self.receive(&mut receiving, Some(call), Patience::Until(deadline)));
+        let received = self.send(call, undo.operation, object, body).and_then(|awake| {
+            if awake {
+                receiving.spin.suggest();
+            }
+            self.receive(&mut receiving, Some(call), Patience::Until(deadline))
+        });
         // Only a call that is interrupted needs it, so that the others allocate nothing.
         let interrupted = matches!(received, Ok(Received::Interrupted));
         let seat = interrupted.then(|| Arc::new(Seat::default()));
@@ -228,7 +231,7 @@ impl Connection {
         let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
         let mut received = self
             .send(call, undo.operation, object, body)
-            .and_then(|()| self.wait_in(&seat, call, None, deadline));
+            .and_then(|_awake| self.wait_in(&seat, call, None, deadline));
         if matches!(received, Ok(Received::Nothing)) {
             self.ask_to_give_up(call);
             let end = grace.and_then(|grace| Instant::now().checked_add(grace));
@@ -424,13 +427,14 @@ impl Connection {
         Ok(())
     }
 
+    /// Sends a request. Returns whether the server is awake without being woken for it.
     fn send(
         &self,
         call: CallId,
         operation: Operation,
         object: ObjectId,
         body: &[u8],
-    ) -> Result<(), ManagerError> {
+    ) -> Result<bool, ManagerError> {
         if self.is_gone() {
             return Err(self.gone_error());
         }
@@ -451,7 +455,7 @@ impl Connection {
         if wake {
             self.wake_server();
         }
-        sent.map_err(|error| self.end(error.to_string()))
+        sent.map(|()| !wake).map_err(|error| self.end(error.to_string()))
     }
 
     /// Sends what found no room before.

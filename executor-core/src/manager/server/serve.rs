@@ -310,7 +310,7 @@ impl Server {
 
     /// Sends the replies that there are, and begins the jobs.
     fn perform(&mut self) {
-        let Server { actions, guests, condemned, setup, functions, .. } = self;
+        let Server { actions, guests, condemned, setup, functions, spin, .. } = self;
         if actions.is_empty() {
             return;
         }
@@ -342,6 +342,9 @@ impl Server {
                 // A full socket has bytes that the client has yet to look at.
                 let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
                 kill_point!(ManagerClientWoken);
+            } else {
+                // Its next request may come at once.
+                spin.suggest();
             }
         }
         functions.extend(actions.take_jobs());
