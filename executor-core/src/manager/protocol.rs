@@ -390,6 +390,45 @@ pub(crate) fn put_value(out: &mut Vec<u8>, bytes: &[u8], names: &[ObjectId]) {
     out.extend_from_slice(bytes);
 }
 
+/// A value that is being appended to a body.
+pub(crate) struct Opened {
+    /// Where the length of the value is.
+    at: usize,
+}
+
+impl Opened {
+    /// Begins a value. Its bytes are then appended to the body.
+    pub(crate) fn begin(out: &mut Vec<u8>) -> Self {
+        let opened = Opened { at: out.len() };
+        out.extend_from_slice(&[0; 4]);
+        opened
+    }
+
+    /// Returns how many bytes were appended so far.
+    pub(crate) fn len(&self, out: &[u8]) -> usize {
+        out.len() - self.at - 4
+    }
+
+    /// Ends the value: the body is as after [`put_value`].
+    pub(crate) fn end(self, out: &mut Vec<u8>, names: &[ObjectId]) {
+        let len = self.len(out);
+        debug_assert!(len <= FIELD_BYTES_MAX && names.len() <= NAMED_MAX);
+        let mark = if names.is_empty() { 0 } else { NAMES_OBJECTS };
+        out[self.at..self.at + 4].copy_from_slice(&(len as u32 | mark).to_le_bytes());
+        if !names.is_empty() {
+            let count = (names.len() as u16).to_le_bytes();
+            let ids = names.iter().flat_map(|id| id.0.to_le_bytes());
+            let behind = self.at + 4;
+            drop(out.splice(behind..behind, count.into_iter().chain(ids)));
+        }
+    }
+
+    /// Takes back what was appended.
+    pub(crate) fn undo(self, out: &mut Vec<u8>) {
+        out.truncate(self.at);
+    }
+}
+
 /// Returns the objects that the values in a reply name: each is a reference that the client got
 /// with it. The reply has ended with [`Status::Done`], or with a value that is there instead.
 pub(crate) fn names_in_reply(operation: Operation, mut fields: Fields<'_>) -> Vec<ObjectId> {

@@ -29,6 +29,10 @@ const ROUNDS: u32 = 32;
 /// calls were those: with 63, both sides together probed in three of a hundred. With a higher
 /// value, the first calls of a long series take longer.
 const SKIP_MAX: u32 = 255;
+/// Number of sleeps in the middle of a message without spinning after an attempt that did not pay
+/// off. With a lower value, more time is wasted while the other side has no processor. With a
+/// higher value, long messages take longer after such a time.
+const SKIP_IN_MESSAGE: u32 = 15;
 
 /// Whether several processors can be used. With a single one, nothing can change while this thread
 /// spins.
@@ -60,6 +64,8 @@ pub(crate) struct Spin {
     /// The value of `skip` after the last attempt that did not pay off.
     backoff: u32,
     suggestion: Suggestion,
+    /// Number of sleeps in the middle of a message before the next attempt there.
+    skip_middle: u32,
 }
 
 /// Whether the other side, which was seen awake, has suggested an attempt.
@@ -82,6 +88,7 @@ impl Default for Spin {
             skip: 0,
             backoff: 0,
             suggestion: Suggestion::None,
+            skip_middle: 0,
         }
     }
 }
@@ -126,6 +133,30 @@ impl Spin {
         }
     }
 
+    /// Waits like [`wait`](Self::wait), in the middle of a long message: the other side is about to
+    /// send the next part, or to make room for it, unless it does not run at all.
+    pub(crate) fn wait_in_message(
+        &mut self,
+        peer_cpu: u32,
+        mut ready: impl FnMut() -> bool,
+    ) -> bool {
+        if ready() {
+            return true;
+        }
+        if self.skip_middle > 0 {
+            self.skip_middle -= 1;
+            return false;
+        }
+        if !may_spin() || peer_cpu == this_cpu() {
+            return false;
+        }
+        let came = look_for(self.probe, ready);
+        if !came {
+            self.skip_middle = SKIP_IN_MESSAGE;
+        }
+        came
+    }
+
     /// Waits a moment for `ready`, if that is worthwhile, and returns its last result. `peer_cpu`
     /// is the processor on which the other side ran last. If there are several other sides, it is a
     /// number that no processor has.
@@ -148,21 +179,15 @@ impl Spin {
             return false;
         }
         let timeout = if self.paid { self.timeout } else { self.probe };
-        let started = Instant::now();
-        while started.elapsed() < timeout {
-            for _ in 0..ROUNDS {
-                if ready() {
-                    // A single probe may pay off by chance. Probing is worthwhile only if a short
-                    // wait after it pays off, too.
-                    if self.paid {
-                        self.backoff = 0;
-                    }
-                    self.paid = true;
-                    self.suggestion = Suggestion::None;
-                    return true;
-                }
-                hint::spin_loop();
+        if look_for(timeout, ready) {
+            // A single probe may pay off by chance. Probing is worthwhile only if a short wait
+            // after it pays off, too.
+            if self.paid {
+                self.backoff = 0;
             }
+            self.paid = true;
+            self.suggestion = Suggestion::None;
+            return true;
         }
         self.paid = false;
         if self.suggestion == Suggestion::Next {
@@ -175,6 +200,20 @@ impl Spin {
         self.skip = self.backoff;
         false
     }
+}
+
+/// Checks `ready` for some time. Returns its last result.
+fn look_for(time: Duration, mut ready: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    while started.elapsed() < time {
+        for _ in 0..ROUNDS {
+            if ready() {
+                return true;
+            }
+            hint::spin_loop();
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -196,6 +235,24 @@ mod tests {
         assert!(tries <= 25, "{tries} of 1000 sleeps were put off");
         // When it pays off again, spinning resumes at once.
         while !spin.wait(u32::MAX, || true) {}
+    }
+
+    #[test]
+    fn in_a_message_most_waits_are_attempts_unless_the_other_side_does_not_run() {
+        let mut spin = Spin { skip: SKIP_MAX, ..Spin::default() };
+        let mut attempts = |ready_at: u32| {
+            let mut looks = 0;
+            spin.wait_in_message(u32::MAX, || {
+                looks += 1;
+                looks == ready_at
+            });
+            looks > 1
+        };
+        if super::may_spin() {
+            assert!((0..100).all(|_| attempts(5)));
+        }
+        let tried = (0..160).filter(|_| attempts(0)).count();
+        assert!(tried <= 10, "{tried} of 160 waits for a side that does not run");
     }
 
     #[test]

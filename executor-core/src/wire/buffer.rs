@@ -80,6 +80,12 @@ impl Buffer {
         self
     }
 
+    /// Returns a buffer that always stays a vector, and appends to this one.
+    #[inline]
+    pub(crate) fn behind(vec: Vec<u8>) -> Self {
+        Buffer { start: vec.len(), small_max: usize::MAX, small: vec, ..Buffer::default() }
+    }
+
     /// Returns the number of bytes that were written.
     #[inline]
     pub fn len(&self) -> usize {

@@ -10,6 +10,7 @@
 //! the two notices the other, and no reply stays unread.
 
 use std::{
+    borrow::Cow,
     future::Future,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -161,10 +162,10 @@ impl Connection {
         self: &Arc<Self>,
         undo: Undo,
         object: ObjectId,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
         deadline: Option<Instant>,
     ) -> Result<Message, ManagerError> {
-        self.check_size(body)?;
+        self.check_size(&body)?;
         let Some(mut receiving) = self.try_receiving() else {
             let seat = Arc::new(Seat::default());
             let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
@@ -222,11 +223,11 @@ impl Connection {
         self: &Arc<Self>,
         undo: Undo,
         object: ObjectId,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
         deadline: Option<Instant>,
         grace: Option<Duration>,
     ) -> Result<Message, ManagerError> {
-        self.check_size(body)?;
+        self.check_size(&body)?;
         let seat = Arc::new(Seat::default());
         let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
         let mut received = self
@@ -371,9 +372,9 @@ impl Connection {
         self: &Arc<Self>,
         undo: Undo,
         object: ObjectId,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
     ) -> Result<PendingCall, ManagerError> {
-        self.check_size(body)?;
+        self.check_size(&body)?;
         let slot = Arc::new(Slot::default());
         let call = self.enter(Waiting::Task(Arc::clone(&slot)));
         let mut pending =
@@ -396,7 +397,7 @@ impl Connection {
     /// Sends a request that gets no reply, while the receiving end or the table is held.
     fn tell_quietly(self: &Arc<Self>, operation: Operation, object: ObjectId, body: &[u8]) {
         // If the server is gone, there is nobody to tell.
-        if self.send(CallId::NONE, operation, object, body).is_ok()
+        if self.send(CallId::NONE, operation, object, body.into()).is_ok()
             && self.unsent.load(Ordering::Relaxed)
         {
             // Somebody has to send the rest when there is room. Without a thread for it, the next
@@ -433,7 +434,7 @@ impl Connection {
         call: CallId,
         operation: Operation,
         object: ObjectId,
-        body: &[u8],
+        body: Cow<'_, [u8]>,
     ) -> Result<bool, ManagerError> {
         if self.is_gone() {
             return Err(self.gone_error());
@@ -543,7 +544,14 @@ impl Connection {
             }
             let Receiving { lane, spin, brief, .. } = receiving;
             let spin = if matches!(patience, Patience::Moment) { brief } else { spin };
-            if spin.wait(lane.sender_cpu(), || !lane.is_empty()) {
+            // A long request is sent in parts, while the server makes room.
+            let unsent = self.unsent.load(Ordering::Relaxed);
+            let ready = || !lane.is_empty() || unsent && lane.room_was_made();
+            let came = match unsent || lane.is_in_message() {
+                true => spin.wait_in_message(lane.sender_cpu(), ready),
+                false => spin.wait(lane.sender_cpu(), ready),
+            };
+            if came {
                 continue;
             }
             let Patience::Until(deadline) = patience else { return Ok(Received::Nothing) };

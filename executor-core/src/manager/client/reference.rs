@@ -2,6 +2,7 @@
 
 use std::{
     any::type_name,
+    borrow::Cow,
     cell::Cell,
     fmt,
     os::fd::AsFd,
@@ -137,7 +138,7 @@ impl Reference {
         let connection = table::connection_to(&self.door, deadline)?;
         if self.object != ObjectId::NONE {
             let undo = Undo { operation: Operation::Claim, object: self.object, owner: 0 };
-            let answer = connection.call(undo, self.object, &[], deadline)?;
+            let answer = connection.call(undo, self.object, Cow::Borrowed(&[]), deadline)?;
             Answer::new(answer, Arc::clone(&connection), undo.operation)?;
             kill_point!(ClientClaimed);
         }
@@ -180,7 +181,7 @@ impl Reference {
         kill_point!(ClientPipeSent);
         // The server answers when it has the pipe. From then on the object may lose this reference.
         let undo = Undo { operation: Operation::Lease, object: self.object, owner: 0 };
-        let answer = connection.call(undo, self.object, &[], None)?;
+        let answer = connection.call(undo, self.object, Cow::Borrowed(&[]), None)?;
         Answer::new(answer, connection, undo.operation)?;
         kill_point!(ClientLeased);
         Ok(Arc::clone(self.lease.get_or_init(|| Arc::new(held))))
@@ -325,7 +326,8 @@ impl Request<'_> {
             return Err(error);
         }
         let connection = self.reference.connection(deadline)?;
-        let message = connection.call(self.undo, self.reference.object, &self.body, deadline)?;
+        let message =
+            connection.call(self.undo, self.reference.object, self.body.into(), deadline)?;
         Answer::new(message, connection, self.undo.operation)
     }
 
@@ -348,7 +350,7 @@ impl Request<'_> {
         let connection = self.reference.connection(limit)?;
         let object = self.reference.object;
         let message =
-            connection.call_then_give_up(self.undo, object, &self.body, deadline, grace)?;
+            connection.call_then_give_up(self.undo, object, self.body.into(), deadline, grace)?;
         Answer::new(message, connection, self.undo.operation)
     }
 
@@ -358,7 +360,7 @@ impl Request<'_> {
             return Err(error);
         }
         let connection = self.reference.connection(None)?;
-        let pending = connection.begin(self.undo, self.reference.object, &self.body)?;
+        let pending = connection.begin(self.undo, self.reference.object, self.body.into())?;
         Answer::new(pending.await?, connection, self.undo.operation)
     }
 

@@ -17,7 +17,7 @@ use super::{
     super::{
         error::ManagerError,
         protocol::{
-            FIELD_BYTES_MAX, NAMED_MAX, ObjectId, Operation, ValueField, put_number, put_value,
+            FIELD_BYTES_MAX, NAMED_MAX, ObjectId, Opened, Operation, ValueField, put_number,
         },
     },
     connection::Connection,
@@ -177,30 +177,42 @@ pub(super) fn encode<T: Serialize + ?Sized>(
     let failed = |why: &dyn std::fmt::Display| {
         ManagerError::Encode(format!("a {}: {why}", type_name::<T>()).into())
     };
-    let mut buffer = Buffer::new();
+    let opened = Opened::begin(body);
+    let mut buffer = Buffer::behind(std::mem::take(body));
     let encoded =
         catch(|| naming(server, || attachment::collect(|| Postcard::encode(value, &mut buffer))));
-    let ((encoded, attachments), mut naming) =
-        encoded.map_err(|panic| failed(&format!("its Serialize panicked: {panic}")))?;
-    let unnamed = naming.as_mut().and_then(|naming| naming.failed.take());
-    encoded.map_err(|error| unnamed.unwrap_or_else(|| failed(&error.message)))?;
-    if !attachments.is_empty() {
-        return Err(failed(
-            &"it contains something that belongs to processes, such as a file, a `Queue` or a `Lock` that no manager has made",
-        ));
+    *body = buffer.into_vec();
+    let len = opened.len(body);
+    let checked = encoded
+        .map_err(|panic| failed(&format!("its Serialize panicked: {panic}")))
+        .and_then(|((encoded, attachments), naming)| {
+            let (unnamed, names, holds) = naming
+                .map_or_else(Default::default, |naming| (naming.failed, naming.names, naming.holds));
+            encoded.map_err(|error| unnamed.unwrap_or_else(|| failed(&error.message)))?;
+            if !attachments.is_empty() {
+                return Err(failed(
+                    &"it contains something that belongs to processes, such as a file, a `Queue` or a `Lock` that no manager has made",
+                ));
+            }
+            if len > FIELD_BYTES_MAX || names.len() > NAMED_MAX {
+                return Err(failed(&format!(
+                    "it has {len} bytes and names {} objects; at most {FIELD_BYTES_MAX} and {NAMED_MAX} are possible",
+                    names.len()
+                )));
+            }
+            Ok((names, holds))
+        });
+    match checked {
+        Ok((names, holds)) => {
+            opened.end(body, &names);
+            named.extend(holds);
+            Ok(())
+        }
+        Err(error) => {
+            opened.undo(body);
+            Err(error)
+        }
     }
-    let (names, holds) = naming.map(|naming| (naming.names, naming.holds)).unwrap_or_default();
-    named.extend(holds);
-    let bytes = buffer.into_vec();
-    if bytes.len() > FIELD_BYTES_MAX || names.len() > NAMED_MAX {
-        return Err(failed(&format!(
-            "it has {} bytes and names {} objects; at most {FIELD_BYTES_MAX} and {NAMED_MAX} are possible",
-            bytes.len(),
-            names.len()
-        )));
-    }
-    put_value(body, &bytes, &names);
-    Ok(())
 }
 
 /// Decodes a value that came in a reply.

@@ -95,6 +95,18 @@ struct Guest {
     leases: VecDeque<(ObjectId, OwnedFd)>,
 }
 
+impl Guest {
+    /// Whether a part of a request or of a reply is on its way, and the rest has yet to come.
+    fn is_in_message(&self) -> bool {
+        self.receiver.is_in_message() || !self.sender.is_flushed()
+    }
+
+    /// Whether there is a request, or room for a reply that waits for it.
+    fn is_ready(&self) -> bool {
+        !self.receiver.is_empty() || !self.sender.is_flushed() && self.receiver.room_was_made()
+    }
+}
+
 /// What the loop is started with.
 pub(super) struct Setup {
     /// The server's end of the door.
@@ -238,9 +250,11 @@ impl Server {
             [one] => guests.get(&one).map_or(u32::MAX, |guest| guest.receiver.sender_cpu()),
             _ => u32::MAX,
         };
-        spin.wait(cpu, || {
-            hot.iter().any(|id| guests.get(id).is_some_and(|guest| !guest.receiver.is_empty()))
-        })
+        let any = |is: fn(&Guest) -> bool| hot.iter().any(|id| guests.get(id).is_some_and(is));
+        match any(Guest::is_in_message) {
+            true => spin.wait_in_message(cpu, || any(Guest::is_ready)),
+            false => spin.wait(cpu, || any(Guest::is_ready)),
+        }
     }
 
     /// Announces the sleep in all lanes that the loop looks at. Returns whether it may sleep. The
@@ -272,6 +286,13 @@ impl Server {
     /// Serves one client's requests, as far as its turn goes.
     fn serve_one(&mut self, client: ClientId) -> bool {
         let mut served = 0;
+        if let Some(guest) = self.guests.get_mut(&client)
+            && !guest.sender.is_flushed()
+            && guest.receiver.room_was_made()
+        {
+            served = 1;
+            self.send_rest(client);
+        }
         while served < TURN {
             let Some(guest) = self.guests.get_mut(&client) else { break };
             match guest.receiver.receive(&mut self.message) {
@@ -473,17 +494,26 @@ impl Server {
         true
     }
 
+    /// Sends what a client had no room for.
+    fn send_rest(&mut self, client: ClientId) {
+        let Some(guest) = self.guests.get_mut(&client) else { return };
+        if let Err(error) = guest.sender.flush() {
+            self.condemned.push((client, error.to_string()));
+        } else if guest.sender.must_wake() {
+            let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+        }
+    }
+
     /// A client has sent a byte, or is gone.
     fn hear(&mut self, client: ClientId) {
         let lives = self.drain_socket(client);
         let Some(guest) = self.guests.get_mut(&client) else { return };
         kill_point!(ManagerByteHeard);
         guest.receiver.awake();
-        if let Err(error) = guest.sender.flush() {
-            self.condemned.push((client, error.to_string()));
-        } else if guest.sender.must_wake() {
-            let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+        if !guest.sender.is_flushed() {
+            self.send_rest(client);
         }
+        let Some(guest) = self.guests.get_mut(&client) else { return };
         if !std::mem::replace(&mut guest.hot, true) {
             self.hot.push(client);
         }

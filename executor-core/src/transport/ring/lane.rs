@@ -22,7 +22,7 @@
 //! data that arrives. A side that stops to read, or that does not wake the other, harms its own
 //! lane only.
 
-use std::{collections::VecDeque, io, os::fd::OwnedFd, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, io, os::fd::OwnedFd, sync::Arc};
 
 use super::{
     PART_BYTES_MAX,
@@ -129,26 +129,48 @@ pub(crate) struct LaneSender {
     side: LaneSide,
     producer: Producer,
     /// Messages that found no room, in order.
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<Unsent>,
     outbox_bytes: usize,
     /// How many bytes of the first message of the outbox are sent.
     sent: usize,
 }
 
+/// A message that waits for room.
+struct Unsent {
+    header: [u8; LANE_HEADER_BYTES],
+    body: Vec<u8>,
+}
+
+impl Unsent {
+    fn len(&self) -> usize {
+        LANE_HEADER_BYTES + self.body.len()
+    }
+
+    /// Returns the next part of the message, of which so many bytes are sent.
+    fn part(&self, sent: usize) -> [&[u8]; 2] {
+        let body = &self.body[sent.saturating_sub(LANE_HEADER_BYTES)..];
+        let header = if sent == 0 { &self.header[..] } else { &[] };
+        [header, &body[..body.len().min(PART_BYTES_MAX - header.len())]]
+    }
+}
+
 impl LaneSender {
     /// Sends a message, or as much of it as finds room. The rest waits in the outbox.
-    pub(crate) fn send(
+    ///
+    /// A long body that is owned is sent without being copied before.
+    pub(crate) fn send<'a>(
         &mut self,
         header: &[u8; LANE_HEADER_BYTES],
-        body: &[u8],
+        body: impl Into<Cow<'a, [u8]>>,
     ) -> Result<(), LaneError> {
+        let body = body.into();
         let fits = LANE_HEADER_BYTES + body.len() <= PART_BYTES_MAX;
         let ring = self.memory.sent_by(self.side);
-        if fits && self.outbox.is_empty() && self.producer.write(ring, [&header[..], body])? {
+        if fits && self.outbox.is_empty() && self.producer.write(ring, [&header[..], &body])? {
             return Ok(());
         }
         self.outbox_bytes += LANE_HEADER_BYTES + body.len();
-        self.outbox.push_back([&header[..], body].concat());
+        self.outbox.push_back(Unsent { header: *header, body: body.into_owned() });
         self.flush().map(drop)
     }
 
@@ -157,10 +179,9 @@ impl LaneSender {
     pub(crate) fn flush(&mut self) -> Result<bool, LaneError> {
         let mut asked = false;
         while let Some(message) = self.outbox.front() {
-            let rest = &message[self.sent..];
-            let part = &rest[..rest.len().min(PART_BYTES_MAX)];
+            let part = message.part(self.sent);
             let ring = self.memory.sent_by(self.side);
-            if !self.producer.write(ring, [part])? {
+            if !self.producer.write(ring, part)? {
                 if asked {
                     return Ok(false);
                 }
@@ -169,7 +190,7 @@ impl LaneSender {
                 asked = true;
                 continue;
             }
-            self.sent += part.len();
+            self.sent += part[0].len() + part[1].len();
             if self.sent == message.len() {
                 self.outbox_bytes -= message.len();
                 self.outbox.pop_front();
@@ -258,6 +279,16 @@ impl LaneReceiver {
         self.consumer.is_empty(self.memory.received_by(self.side))
     }
 
+    /// Whether a part of a message has arrived, and the rest has not.
+    pub(crate) fn is_in_message(&self) -> bool {
+        self.missing.is_some()
+    }
+
+    /// Whether the other side has made room since this side's [`LaneSender`] last asked for it.
+    pub(crate) fn room_was_made(&self) -> bool {
+        !self.memory.sent_by(self.side).room_is_wanted()
+    }
+
     /// Returns the processor on which the other side last sent.
     pub(crate) fn sender_cpu(&self) -> u32 {
         self.memory.received_by(self.side).producer_cpu()
@@ -314,8 +345,8 @@ mod tests {
                 [(&mut to_server, &mut from_client), (&mut to_client, &mut from_server)]
             {
                 assert!(receiver.is_empty());
-                sender.send(&header(len), &body).unwrap();
-                sender.send(&header(3), b"end").unwrap();
+                sender.send(&header(len), &body[..]).unwrap();
+                sender.send(&header(3), &b"end"[..]).unwrap();
                 let mut received = Vec::new();
                 while received.len() < 2 {
                     if receiver.receive(&mut message).unwrap() {
@@ -334,14 +365,14 @@ mod tests {
     #[test]
     fn who_sleeps_is_woken_once_and_who_wants_room_is_told() {
         let ((mut to_server, _), (_, mut from_client)) = lane(1 << 30);
-        to_server.send(&header(0), &[]).unwrap();
+        to_server.send(&header(0), &[][..]).unwrap();
         assert!(!to_server.must_wake(), "it does not sleep");
         assert!(!from_client.announce_sleep(), "there is a message");
         let mut message = Vec::new();
         assert!(from_client.receive(&mut message).unwrap());
         assert!(!from_client.must_wake(), "nobody wants room");
         assert!(from_client.announce_sleep());
-        to_server.send(&header(1 << 20), &vec![1; 1 << 20]).unwrap();
+        to_server.send(&header(1 << 20), vec![1; 1 << 20]).unwrap();
         assert!(to_server.must_wake() && !to_server.must_wake());
         from_client.awake();
         assert!(!to_server.is_flushed());
@@ -354,18 +385,18 @@ mod tests {
     fn what_cannot_be_is_an_error() {
         let mut message = Vec::new();
         let ((mut sender, _), (_, mut receiver)) = lane(100);
-        sender.send(&header(101), &[0; 101]).unwrap();
+        sender.send(&header(101), vec![0; 101]).unwrap();
         assert_eq!(receiver.receive(&mut message), Err(LaneError::TooLong(101)));
         let ((mut sender, _), (_, mut receiver)) = lane(100);
-        sender.send(&header(3), b"more than three").unwrap();
+        sender.send(&header(3), &b"more than three"[..]).unwrap();
         assert_eq!(receiver.receive(&mut message), Err(LaneError::Border));
         let ((mut sender, _), (_, mut receiver)) = lane(100);
-        sender.send(&header(100), b"part").unwrap();
+        sender.send(&header(100), &b"part"[..]).unwrap();
         assert_eq!(receiver.receive(&mut message), Ok(false), "the rest has not come");
-        sender.send(&header(100), &[0; 100]).unwrap();
+        sender.send(&header(100), vec![0; 100]).unwrap();
         assert_eq!(receiver.receive(&mut message), Err(LaneError::Border), "it is too long");
         let ((mut sender, _), (_, mut receiver)) = lane(u64::MAX);
-        sender.send(&header(usize::MAX), b"an absurd length").unwrap();
+        sender.send(&header(usize::MAX), &b"an absurd length"[..]).unwrap();
         assert_eq!(receiver.receive(&mut message), Ok(false));
         assert!(receiver.begun.capacity() < 4096, "nothing was reserved for it");
     }
