@@ -37,7 +37,7 @@ const NONCE: usize = 32;
 const DIGEST: usize = 32;
 
 /// Maximum length of a message of the handshake.
-pub(super) const LEN_MAX: u64 = (NONCE + DIGEST) as u64;
+pub(crate) const LEN_MAX: u64 = (NONCE + DIGEST) as u64;
 
 /// The secret that both sides of a connection know.
 ///
@@ -72,6 +72,16 @@ impl AuthKey {
     /// Returns the bytes, to be given to the other side.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Returns a key that only those know who know this one, and who share `session` with this
+    /// side. A digest made with it proves nothing in another session.
+    pub(crate) fn bound_to(&self, session: &[u8]) -> AuthKey {
+        let key = Sha256::digest(&self.0);
+        let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("keys of HMAC have any length");
+        mac.update(b"executor session");
+        mac.update(session);
+        AuthKey(mac.finalize().into_bytes().to_vec().into())
     }
 
     /// Returns the MAC of one side over both nonces.
@@ -143,7 +153,7 @@ crate::debug::debug_is_display!(AuthError);
 /// end or ends it. So the handshake is over after a fixed number of messages, even if the peer
 /// keeps sending.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Expect the next message.
     Listen,
     /// Send a message and expect the next one.
@@ -163,7 +173,7 @@ const OUT_OF_TURN: Step = Step::SayAndFail(MessageKind::Refused, AuthError::NotA
 ///
 /// Each state is entered once and in this order. A message in the wrong state ends the handshake,
 /// even if it would have been right earlier.
-pub(super) enum Listening {
+pub(crate) enum Listening {
     /// Expects a hello.
     Challenged {
         nonce: [u8; NONCE],
@@ -177,12 +187,12 @@ pub(super) enum Listening {
 
 impl Listening {
     /// Starts a handshake with a challenge.
-    pub(super) fn begin() -> io::Result<(Self, (MessageKind, Vec<u8>))> {
+    pub(crate) fn begin() -> io::Result<(Self, (MessageKind, Vec<u8>))> {
         let nonce = random::bytes()?;
         Ok((Listening::Challenged { nonce }, (MessageKind::Challenge, nonce.to_vec())))
     }
 
-    pub(super) fn hear(&mut self, key: &AuthKey, kind: MessageKind, said: &[u8]) -> Step {
+    pub(crate) fn hear(&mut self, key: &AuthKey, kind: MessageKind, said: &[u8]) -> Step {
         // The state is `Over` unless the message leads to the next state.
         match (std::mem::replace(self, Listening::Over), kind) {
             (Listening::Challenged { nonce }, MessageKind::Hello) if said.is_empty() => {
@@ -206,7 +216,7 @@ impl Listening {
 }
 
 /// The client's side of a handshake, as a state machine.
-pub(super) enum Asking {
+pub(crate) enum Asking {
     /// Expects a challenge.
     Begun,
     /// Expects a welcome.
@@ -218,11 +228,11 @@ pub(super) enum Asking {
 }
 
 impl Asking {
-    pub(super) fn begin() -> (Self, (MessageKind, Vec<u8>)) {
+    pub(crate) fn begin() -> (Self, (MessageKind, Vec<u8>)) {
         (Asking::Begun, (MessageKind::Hello, Vec::new()))
     }
 
-    pub(super) fn hear(
+    pub(crate) fn hear(
         &mut self,
         key: &AuthKey,
         kind: MessageKind,
@@ -295,6 +305,15 @@ mod tests {
         let empty = AuthKey::new([]);
         assert_eq!(meet(&empty, &AuthKey::new("")), (Ok(()), Ok(())));
         assert_eq!(meet(&empty, &one).0, Err(AuthError::WrongKey));
+    }
+
+    #[test]
+    fn a_key_that_is_bound_to_a_session_is_another_key() {
+        let key = AuthKey::new("key");
+        assert!(key.bound_to(b"one") == key.bound_to(b"one"));
+        for other in [key.bound_to(b"two"), AuthKey::new("other").bound_to(b"one"), key.clone()] {
+            assert!(key.bound_to(b"one") != other);
+        }
     }
 
     /// Returns a listener's side that has received the hello.

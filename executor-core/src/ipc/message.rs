@@ -29,7 +29,7 @@ const MARK: [u8; 2] = *b"xq";
 /// The kind of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum MessageKind {
+pub(crate) enum MessageKind {
     /// An encoded value.
     Value = 1,
     /// The user's own bytes.
@@ -45,7 +45,7 @@ pub(super) enum MessageKind {
 }
 
 impl MessageKind {
-    fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
         use MessageKind::*;
         [Value, Bytes, More, Hello, Challenge, Answer, Welcome, Refused]
             .into_iter()

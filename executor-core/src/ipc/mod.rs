@@ -45,10 +45,13 @@ mod readiness;
 mod transfer;
 
 pub use address::{Address, AddressError};
+pub(crate) use auth::{Asking, LEN_MAX as AUTH_BYTES_MAX, Listening, Step as AuthStep};
 pub use auth::{AuthError, AuthKey};
 pub use connection::{Connection, Receiver, Sender, channel, pipe};
 pub use error::{RecvError, SendError};
+pub(crate) use listener::connect_to;
 pub use listener::{AcceptError, Client, ConnectError, Listener};
+pub(crate) use message::MessageKind;
 pub use queue::{
     Consumer, GetError, JoinableQueue, LostItems, OnLost, Producer, PutError, Queue, SimpleQueue,
     TaskDoneError, UnfinishedItem,

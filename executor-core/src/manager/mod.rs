@@ -75,6 +75,7 @@ mod error;
 pub(crate) mod function;
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(crate) mod fuzzed;
+mod link;
 mod protocol;
 mod proxy;
 mod server;
@@ -85,6 +86,8 @@ pub use any::Any;
 pub use builder::ManagerBuilder;
 pub use error::ManagerError;
 pub use function::{Step, StepFn};
+#[cfg(feature = "tls")]
+pub use link::tls::{Fingerprint, FingerprintError, Identity, IdentityError, Trust};
 pub use proxy::{
     array::Array,
     barrier::Barrier,

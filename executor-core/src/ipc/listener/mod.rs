@@ -49,6 +49,7 @@ use rustix::{
         timerfd_settime,
     },
 };
+pub(crate) use socket::connect_to;
 use socket::{SocketFile, address_of, bind_to, prepare};
 use tokio::io::Interest;
 

@@ -67,7 +67,7 @@ pub(super) fn bind_to(address: &Address) -> io::Result<(OwnedFd, Address, Option
 }
 
 /// Connects a socket to an address.
-pub(super) fn connect_to(address: &Address, deadline: Deadline) -> io::Result<OwnedFd> {
+pub(crate) fn connect_to(address: &Address, deadline: Deadline) -> io::Result<OwnedFd> {
     match address {
         Address::Tcp(host, port) => connect_tcp(host, *port, deadline),
         Address::Unix(path) => connect_unix(&SocketAddrUnix::new(path)?, deadline),
