@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Manager, ManagerError,
+    Manager, ManagerError, Started,
     client::{Door, Reference, ServerId},
     server::entry::{Serve, ServerSetup},
 };
@@ -172,8 +172,7 @@ impl ManagerBuilder {
             .daemon(true)
             .start()
             .map_err(|error| ManagerError::NotStarted(error.to_string().into()))?;
-        let door =
-            Arc::new(Door { id: ServerId(u128::from_le_bytes(id)), socket: Arc::new(outside) });
+        let door = Arc::new(Door::near(ServerId(u128::from_le_bytes(id)), Arc::new(outside)));
         let server = Reference::to_server(door);
         let server = server.map_err(|error| match error {
             // Its end says more than the closed socket.
@@ -190,11 +189,16 @@ impl ManagerBuilder {
             // Without a manager, nobody would end it.
             let _ = child.kill();
         })?;
-        Ok(Manager {
+        let started = Started {
             child,
             owner: Mutex::new(Some(owner)),
-            server,
             shutdown_timeout: self.shutdown_timeout,
+        };
+        Ok(Manager {
+            started: Some(started),
+            route: None,
+            server: Arc::new(server),
+            later: Mutex::default(),
             creator: Creator::here(),
         })
     }

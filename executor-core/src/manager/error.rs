@@ -2,7 +2,10 @@
 
 use std::{fmt, io, sync::Arc};
 
-use crate::error::{RemoteError, TaskError};
+use crate::{
+    error::{RemoteError, TaskError},
+    ipc::{Address, AuthError},
+};
 
 /// Why a call of a managed object has failed.
 ///
@@ -26,8 +29,34 @@ pub enum ManagerError {
     Gone(Arc<str>),
     /// The server was not started. The text says why.
     NotStarted(Arc<str>),
+    /// There is no server at this address, or it did not answer in time.
+    #[non_exhaustive]
+    NotConnected {
+        /// The address.
+        address: Address,
+        /// The system's error.
+        error: Arc<io::Error>,
+    },
+    /// Authentication failed: the two sides have different keys.
+    #[non_exhaustive]
+    Auth {
+        /// The address of the server.
+        address: Address,
+        /// The reason.
+        error: AuthError,
+    },
+    /// The server at this address is not the one that this process trusts. The text says why.
+    #[non_exhaustive]
+    Untrusted {
+        /// The address.
+        address: Address,
+        /// The reason.
+        why: Arc<str>,
+    },
     /// The object does not exist any more. This happens to an object whose handle was copied by a
-    /// `fork`, when the last handle in the original process was dropped.
+    /// `fork`, when the last handle in the original process was dropped. And to one that was
+    /// reached by the address of its server, if nobody else had a handle of it while the connection
+    /// was lost, or if the server was started again.
     NoObject,
     /// The call would have had to wait for longer than its timeout.
     TimedOut,
@@ -88,8 +117,17 @@ impl fmt::Display for ManagerError {
         match self {
             ManagerError::Gone(why) => write!(f, "the manager's server is gone: {why}"),
             ManagerError::NotStarted(why) => write!(f, "the manager was not started: {why}"),
+            ManagerError::NotConnected { address, .. } => {
+                write!(f, "there is no connection to a manager at `{address}`")
+            }
+            ManagerError::Auth { address, error } => {
+                write!(f, "could not authenticate at the manager at `{address}`: {error}")
+            }
+            ManagerError::Untrusted { address, why } => {
+                write!(f, "the manager at `{address}` is not the one that is trusted: {why}")
+            }
             ManagerError::NoObject => f.write_str(
-                "the managed object does not exist any more: its last handle was dropped",
+                "the managed object does not exist any more: its last handle was dropped, or its server was started again",
             ),
             ManagerError::TimedOut => f.write_str("the managed object was not ready in time"),
             ManagerError::Refused(what) => f.write_str(what),
@@ -115,7 +153,9 @@ impl fmt::Display for ManagerError {
 impl std::error::Error for ManagerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            ManagerError::Os { error, .. } => Some(&**error),
+            ManagerError::Os { error, .. } | ManagerError::NotConnected { error, .. } => {
+                Some(&**error)
+            }
             ManagerError::Failed(error) => std::error::Error::source(error),
             _ => None,
         }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::{self, TaskError},
-    id::{FnId, TaskId},
+    id::TaskId,
     registry,
     task::TaskFn,
     wire::{
@@ -69,8 +69,9 @@ impl<F: StepFn<A>, A> Step<F, A> {
         Step { rest, marker: PhantomData }
     }
 
-    /// Returns the function's number and the encoded arguments.
-    pub(super) fn encode(&self) -> Result<(FnId, Vec<u8>), ManagerError> {
+    /// Returns the number under which the server knows the function, if its program has one of the
+    /// same types, and the encoded arguments.
+    pub(super) fn encode(&self) -> Result<(u64, Vec<u8>), ManagerError> {
         let failed = |why: String| ManagerError::Encode(format!("{}: {why}", F::NAME).into());
         F::entry().known().map_err(failed)?;
         let mut buffer = Buffer::new();
@@ -81,7 +82,9 @@ impl<F: StepFn<A>, A> Step<F, A> {
             let why = "its arguments contain something that belongs to processes, such as a file or a queue";
             return Err(failed(why.to_owned()));
         }
-        Ok((F::entry().number(), buffer.into_vec()))
+        let meaning = registry::meaning(F::entry().number());
+        let meaning = meaning.ok_or_else(|| failed("it is not in the registry".to_owned()))?;
+        Ok((meaning, buffer.into_vec()))
     }
 }
 
@@ -128,7 +131,14 @@ impl Application<'_> {
         }
         arguments.extend_from_slice(self.current.unwrap_or_default());
         arguments.extend_from_slice(self.rest);
-        let function = FnId(self.function);
+        // The client may be another program.
+        let Some(function) = registry::by_meaning(self.function) else {
+            return Err(refusal(
+                Reply::Refused,
+                b"the program of the server has no such function, or one with other types or of another version of its crate",
+                "a function",
+            ));
+        };
         let call = || {
             call_here(TASK, function, &arguments, |kind, bytes, attachments| match kind {
                 Reply::Done if attachments.is_empty() => Ok(bytes.to_vec()),
@@ -143,15 +153,20 @@ impl Application<'_> {
         match taking_in_server(door, call) {
             Ok(value) => Ok(value),
             Err((kind, bytes)) => {
-                let mut body = Vec::new();
-                put_number(&mut body, kind as u64);
-                put_bytes(&mut body, &bytes);
                 let name = registry::lookup(function).map_or("a function", |entry| entry.name);
-                put_bytes(&mut body, name.as_bytes());
-                Err(body)
+                Err(refusal(kind, &bytes, name))
             }
         }
     }
+}
+
+/// Returns the body of a reply that says why the function of an update gave no value.
+fn refusal(kind: Reply, bytes: &[u8], name: &str) -> Vec<u8> {
+    let mut body = Vec::new();
+    put_number(&mut body, kind as u64);
+    put_bytes(&mut body, bytes);
+    put_bytes(&mut body, name.as_bytes());
+    body
 }
 
 /// Decodes the body of a reply that says why the function of an update gave no value.

@@ -71,6 +71,7 @@
 mod any;
 mod builder;
 mod client;
+mod connector;
 mod error;
 pub(crate) mod function;
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
@@ -80,10 +81,17 @@ mod protocol;
 mod proxy;
 mod server;
 
-use std::{fmt, os::fd::OwnedFd, sync::Mutex, time::Duration};
+use std::{
+    fmt,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 pub use any::Any;
 pub use builder::ManagerBuilder;
+pub use client::Backoff;
+pub use connector::Connector;
 pub use error::ManagerError;
 pub use function::{Step, StepFn};
 #[cfg(feature = "tls")]
@@ -103,15 +111,18 @@ pub use proxy::{
     value::Value,
 };
 
-use client::Reference;
+use client::{Reference, Request, Route};
 use protocol::Operation;
 
 use crate::{
+    ipc::{Address, AuthKey},
     os::{fork::Creator, socket, std_or_model::lock},
     process::Child,
 };
 
-/// A server process and the objects in it. When it is dropped, the server ends.
+/// A server process and the objects in it. When the manager that has [started](Self::start) it is
+/// dropped, the server ends. When one that has [connected](Self::connect) to it is dropped, its
+/// handles can still be used.
 ///
 /// See the [module](self) for an overview. The methods that make objects are with the objects:
 /// [`dict`](Self::dict), [`list`](Self::list), [`set`](Self::set),
@@ -121,12 +132,21 @@ use crate::{
 /// [`bounded_semaphore`](Self::bounded_semaphore), [`condition`](Self::condition),
 /// [`event`](Self::event) and [`barrier`](Self::barrier).
 pub struct Manager {
+    /// The server's process, if this process has started it.
+    started: Option<Started>,
+    /// The way to the server, if it was reached by its address.
+    route: Option<Arc<Route>>,
+    server: Arc<Reference>,
+    /// The server that is at the address now, if it is another one.
+    later: Mutex<Option<Arc<Reference>>>,
+    creator: Creator,
+}
+
+struct Started {
     child: Child<()>,
     /// While this is open, the server runs.
     owner: Mutex<Option<OwnedFd>>,
-    server: Reference,
     shutdown_timeout: Duration,
-    creator: Creator,
 }
 
 impl Manager {
@@ -159,9 +179,50 @@ impl Manager {
         ManagerBuilder::default()
     }
 
-    /// Returns the id of the server's process.
+    /// Connects to a server that another process has started, on this machine or another one.
+    ///
+    /// This is enough for Unix sockets. Over TCP, the server has to be recognized: see
+    /// [`connector`](Self::connector).
+    ///
+    /// # Errors
+    /// See [`Connector::connect`].
+    pub fn connect(address: &Address, key: &AuthKey) -> Result<Self, ManagerError> {
+        Self::connector(address, key).connect()
+    }
+
+    /// Sets options first: which server is trusted, and what happens when the connection is lost.
+    pub fn connector(address: &Address, key: &AuthKey) -> Connector {
+        Connector::new(address.clone(), key.clone())
+    }
+
+    /// Returns the id of the server's process, on its machine.
     pub fn pid(&self) -> u32 {
-        self.child.pid()
+        match &self.started {
+            Some(started) => started.child.pid(),
+            None => self.server().door().pid(),
+        }
+    }
+
+    /// Returns a reference to the server.
+    fn server(&self) -> Arc<Reference> {
+        let Some(route) = self.route.as_ref().filter(|_| !self.creator.is_elsewhere()) else {
+            return Arc::clone(&self.server);
+        };
+        let mut later = lock(&self.later);
+        let server = later.as_ref().unwrap_or(&self.server);
+        match route.current() {
+            Some(connection) if connection.door().id != server.door().id => {
+                let server = Arc::new(Reference::to_server_of(connection));
+                *later = Some(Arc::clone(&server));
+                server
+            }
+            _ => Arc::clone(server),
+        }
+    }
+
+    /// Begins a request that concerns the server.
+    fn request(&self, operation: Operation) -> Request<'static> {
+        self.server().into_request(operation)
     }
 
     /// Returns how many objects the server has.
@@ -179,7 +240,7 @@ impl Manager {
     /// # }
     /// ```
     pub fn objects(&self) -> Result<u64, ManagerError> {
-        Ok(self.server.request(Operation::CountObjects).call()?.number())
+        Ok(self.request(Operation::CountObjects).call()?.number())
     }
 
     /// Ends the server. Calls that wait, and all later ones, return [`ManagerError::Gone`]. It does
@@ -187,31 +248,43 @@ impl Manager {
     ///
     /// A server that does not end within the
     /// [`shutdown_timeout`](ManagerBuilder::shutdown_timeout) is killed.
+    ///
+    /// If this manager was [connected](Self::connect), only the connection of this process ends. To
+    /// end the server is up to the process that has started it.
     pub fn shutdown(&self) {
         if self.creator.is_elsewhere() {
             return;
         }
-        if let Some(owner) = lock(&self.owner).take() {
+        if let Some(route) = &self.route {
+            route.close();
+        }
+        let Some(Started { child, owner, shutdown_timeout }) = &self.started else { return };
+        if let Some(owner) = lock(owner).take() {
             // Closing it is not enough: a child that this process has forked may have a copy.
             let _ = socket::send_now(&owner, b"!", &[]);
         }
-        if self.child.join_timeout(self.shutdown_timeout).is_none() {
+        if child.join_timeout(*shutdown_timeout).is_none() {
             // It was stopped, or is in a system call that does not end.
-            let _ = self.child.kill();
-            let _ = self.child.join();
+            let _ = child.kill();
+            let _ = child.join();
         }
         self.server.forget_server();
     }
 
-    /// Returns how the server's process has ended. `None` while it runs.
+    /// Returns how the server's process has ended. `None` while it runs, and for a server that
+    /// another process has started.
     pub fn exit_status(&self) -> Option<crate::ExitStatus> {
-        self.child.exit_code()
+        self.started.as_ref()?.child.exit_code()
     }
 }
 
 impl Drop for Manager {
     fn drop(&mut self) {
-        self.shutdown();
+        match &self.route {
+            // The handles can still be used.
+            Some(route) => route.leave(),
+            None => self.shutdown(),
+        }
     }
 }
 

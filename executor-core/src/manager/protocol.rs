@@ -229,6 +229,38 @@ bytes! {
     }
 }
 
+impl Operation {
+    /// Whether it leaves everything as it was, so that it does no harm if it is done twice. A call
+    /// whose connection was lost is repeated only then.
+    pub(crate) fn changes_nothing(self) -> bool {
+        use Operation::*;
+        matches!(
+            self,
+            CountObjects
+                | Len
+                | Page
+                | Snapshot
+                | MapGet
+                | MapContains
+                | MapGetMany
+                | ListGet
+                | ListRange
+                | ListFind
+                | ListCount
+                | SetContains
+                | SetCount
+                | CellGet
+                | QueueIsFull
+                | QueueJoin
+                | LockIsHeld
+                | SemaphoreValue
+                | EventIsSet
+                | EventWait
+                | BarrierState
+        )
+    }
+}
+
 bytes! {
     /// The kinds of objects, and the fields of their `Create`.
     Kind {

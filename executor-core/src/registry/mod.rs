@@ -406,6 +406,39 @@ pub fn fingerprint() -> Fingerprint {
     })
 }
 
+/// The names of functions that mean the same in every program that has such a function.
+struct Meanings {
+    by_id: HashMap<FnId, u64, IdHasher>,
+    by_meaning: HashMap<FnId, FnId, IdHasher>,
+}
+
+static MEANINGS: LazyLock<Meanings> = LazyLock::new(|| {
+    let mut meanings = Meanings { by_id: HashMap::default(), by_meaning: HashMap::default() };
+    for (id, entry) in INDEX.iter() {
+        let meaning = meaning_of(entry.name, *id, &(entry.signature)());
+        meanings.by_id.insert(*id, meaning);
+        meanings.by_meaning.insert(FnId(meaning), *id);
+    }
+    meanings
+});
+
+fn meaning_of(name: &str, id: FnId, signature: &str) -> u64 {
+    FnId::of(&format!("{name}\n{}\n{signature}", id.0)).0
+}
+
+/// Returns a number for a function and its types. Another program that has the same function, in
+/// the same version of its crate, has the same number for it. It is for messages between programs:
+/// a number that is not known there belongs to no function, instead of to another one.
+pub(crate) fn meaning(id: FnId) -> Option<u64> {
+    MEANINGS.by_id.get(&id).copied()
+}
+
+/// Returns the function of this program that another program has named by its
+/// [`meaning`].
+pub(crate) fn by_meaning(meaning: u64) -> Option<FnId> {
+    MEANINGS.by_meaning.get(&FnId(meaning)).copied()
+}
+
 fn fingerprint_of(entries: impl Iterator<Item = (&'static str, FnId, String)>) -> Fingerprint {
     let mut entries: Vec<_> = entries.collect();
     entries.sort_unstable();
@@ -459,6 +492,17 @@ mod tests {
         let first = ids(&twins);
         assert_eq!(first.iter().collect::<HashSet<_>>().len(), 5);
         assert_eq!(ids(&twins), first, "the same in the next process");
+    }
+
+    #[test]
+    fn a_function_with_other_types_or_in_another_version_means_something_else() {
+        let id = FnId::of("add");
+        let meaning = meaning_of("add", id, "fn(i64) -> i64, crate 1.0.0");
+        assert_eq!(meaning, meaning_of("add", id, "fn(i64) -> i64, crate 1.0.0"));
+        for other in ["fn(i32) -> i64, crate 1.0.0", "fn(i64) -> i64, crate 1.0.1"] {
+            assert_ne!(meaning, meaning_of("add", id, other));
+        }
+        assert_ne!(meaning, meaning_of("sub", FnId::of("sub"), "fn(i64) -> i64, crate 1.0.0"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{
     super::{
         error::ManagerError,
+        link::{LinkError, LinkReceiver, LinkSender},
         protocol::{
             CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, Status,
             names_in_reply, put_number,
@@ -38,12 +39,12 @@ use super::{
 };
 use crate::{
     os::{
+        eventfd::EventFd,
         fork::{Creator, NotInherited},
         socket,
         spin::Spin,
         std_or_model::lock,
     },
-    transport::ring::lane::{LaneReceiver, LaneSender},
     unwind::catch,
 };
 
@@ -57,10 +58,13 @@ pub(crate) const LEASE: u8 = b'L';
 pub(crate) struct Connection {
     door: Arc<Door>,
     /// Closed in forks, so that the server notices this process's end.
-    socket: NotInherited,
+    socket: Arc<NotInherited>,
+    /// Wakes the thread that sleeps, so that it polls for room as well. For TCP only: over a lane,
+    /// the server says when there is room.
+    nudge: Option<EventFd>,
     creator: Creator,
     message_bytes_max: u64,
-    sending: Mutex<LaneSender>,
+    sending: Mutex<LinkSender>,
     /// Whether something waits in the sender's outbox.
     unsent: AtomicBool,
     receiving: Mutex<Receiving>,
@@ -74,7 +78,7 @@ pub(crate) struct Connection {
 
 /// What the thread that receives owns.
 struct Receiving {
-    lane: LaneReceiver,
+    link: LinkReceiver,
     message: Message,
     /// For a thread that waits.
     spin: Spin,
@@ -105,19 +109,22 @@ enum Patience {
 impl Connection {
     pub(super) fn new(
         door: Arc<Door>,
-        socket: NotInherited,
-        (sender, receiver): (LaneSender, LaneReceiver),
+        socket: Arc<NotInherited>,
+        (sender, receiver): (LinkSender, LinkReceiver),
         message_bytes_max: u64,
-    ) -> Arc<Self> {
-        Arc::new(Connection {
+    ) -> Result<Arc<Self>, ManagerError> {
+        let nudge = receiver.is_far().then(EventFd::new).transpose();
+        let nudge = nudge.map_err(ManagerError::os("a signal for a connection to a manager"))?;
+        Ok(Arc::new(Connection {
             door,
             socket,
+            nudge,
             creator: Creator::here(),
             message_bytes_max,
             sending: Mutex::new(sender),
             unsent: AtomicBool::new(false),
             receiving: Mutex::new(Receiving {
-                lane: receiver,
+                link: receiver,
                 message: Vec::new(),
                 spin: Spin::default(),
                 brief: Spin::brief(),
@@ -126,11 +133,11 @@ impl Connection {
             to_wake: Mutex::default(),
             reader: Arc::default(),
             gone: OnceLock::new(),
-        })
+        }))
     }
 
     /// Returns the server's door.
-    pub(super) fn door(&self) -> &Arc<Door> {
+    pub(crate) fn door(&self) -> &Arc<Door> {
         &self.door
     }
 
@@ -150,7 +157,7 @@ impl Connection {
         self.is_gone() || self.socket.get().is_none_or(socket::is_hung_up)
     }
 
-    fn gone_error(&self) -> ManagerError {
+    pub(super) fn gone_error(&self) -> ManagerError {
         ManagerError::Gone(self.gone.get().cloned().unwrap_or_else(|| "it has ended".into()))
     }
 
@@ -446,17 +453,28 @@ impl Connection {
         let (sent, wake) = {
             let mut sender = lock(&self.sending);
             let sent = sender.send(&request.to_bytes(), body);
-            self.unsent.store(!sender.is_flushed(), Ordering::Relaxed);
             kill_point!(ClientRequestSent);
+            // Over TCP, this is what writes.
+            let wake = sender.must_wake();
+            self.note_unsent(&sender);
             if !sender.is_flushed() {
                 kill_point!(ClientRequestWaits);
             }
-            (sent, sender.must_wake())
+            (sent, wake)
         };
         if wake {
             self.wake_server();
         }
-        sent.map(|()| !wake).map_err(|error| self.end(error.to_string()))
+        sent.map(|()| !wake).map_err(|error| self.end(lost(&error)))
+    }
+
+    /// Records whether something waits to be sent.
+    fn note_unsent(&self, sender: &LinkSender) {
+        let unsent = !sender.is_flushed();
+        self.unsent.store(unsent, Ordering::Relaxed);
+        if unsent && let Some(nudge) = &self.nudge {
+            nudge.ring();
+        }
     }
 
     /// Sends what found no room before.
@@ -467,6 +485,7 @@ impl Connection {
         let (sent, wake) = {
             let mut sender = lock(&self.sending);
             let sent = sender.flush();
+            // The thread that calls this polls for room by itself.
             self.unsent.store(!sender.is_flushed(), Ordering::Relaxed);
             kill_point!(ClientRestSent);
             (sent, sender.must_wake())
@@ -474,7 +493,7 @@ impl Connection {
         if wake {
             self.wake_server();
         }
-        sent.map(drop).map_err(|error| self.end(error.to_string()))
+        sent.map(drop).map_err(|error| self.end(lost(&error)))
     }
 
     fn wake_server(&self) {
@@ -503,6 +522,11 @@ impl Connection {
         patience: Patience,
     ) -> Result<Received, ManagerError> {
         let mut hung_up = false;
+        let is_far = receiving.link.is_far();
+        if is_far && matches!(patience, Patience::Moment) {
+            // Nobody has polled the socket, so it may have something.
+            receiving.link.awake();
+        }
         loop {
             if self.is_gone() {
                 return Err(self.gone_error());
@@ -512,11 +536,11 @@ impl Connection {
             }
             let mut interrupts = false;
             loop {
-                let Receiving { lane, message, .. } = receiving;
-                match lane.receive(message) {
+                let Receiving { link, message, .. } = receiving;
+                match link.receive(message) {
                     Ok(true) => {}
                     Ok(false) => break,
-                    Err(error) => return Err(self.end(error.to_string())),
+                    Err(error) => return Err(self.end(lost(&error))),
                 }
                 let reply = message.first_chunk().and_then(Reply::from_bytes);
                 let Some(reply) = reply else {
@@ -525,14 +549,14 @@ impl Connection {
                 let message = std::mem::take(message);
                 if own == Some(reply.call) {
                     kill_point!(ClientReplyTaken);
-                    if lane.must_wake() {
+                    if link.must_wake() {
                         self.wake_server();
                     }
                     return Ok(Received::Own(message));
                 }
                 interrupts |= self.deliver(reply, message) || own.is_none();
             }
-            if receiving.lane.must_wake() {
+            if receiving.link.must_wake() {
                 self.wake_server();
             }
             self.send_rest()?;
@@ -540,32 +564,36 @@ impl Connection {
                 return Ok(Received::Interrupted);
             }
             if hung_up {
-                return Err(self.end("it was shut down, or its process has ended".to_owned()));
+                return Err(self.end(ENDED.to_owned()));
             }
-            let Receiving { lane, spin, brief, .. } = receiving;
+            let Receiving { link, spin, brief, .. } = receiving;
             let spin = if matches!(patience, Patience::Moment) { brief } else { spin };
             // A long request is sent in parts, while the server makes room.
             let unsent = self.unsent.load(Ordering::Relaxed);
-            let ready = || !lane.is_empty() || unsent && lane.room_was_made();
-            let came = match unsent || lane.is_in_message() {
-                true => spin.wait_in_message(lane.sender_cpu(), ready),
-                false => spin.wait(lane.sender_cpu(), ready),
+            let ready = || !link.is_empty() || unsent && link.room_was_made();
+            let came = match unsent || link.is_in_message() {
+                _ if is_far => false,
+                true => spin.wait_in_message(link.sender_cpu(), ready),
+                false => spin.wait(link.sender_cpu(), ready),
             };
             if came {
                 continue;
             }
             let Patience::Until(deadline) = patience else { return Ok(Received::Nothing) };
-            if !lane.announce_sleep() {
+            if !link.announce_sleep() {
                 continue;
             }
             kill_point!(ClientSleeps);
-            let slept = self.sleep(deadline);
-            lane.awake();
+            let slept = match &self.nudge {
+                None => self.sleep(deadline),
+                Some(nudge) => self.sleep_far(nudge, deadline),
+            };
+            link.awake();
             kill_point!(ClientAwake);
             match slept {
                 Ok(Slept::Woken) => {}
                 Ok(Slept::Late) => return Ok(Received::Nothing),
-                // What the server sent before its end is in the ring.
+                // What the server sent before its end is in the ring, or in the socket.
                 Ok(Slept::HungUp) => hung_up = true,
                 Err(error) => return Err(self.end(format!("its socket failed: {error}"))),
             }
@@ -576,18 +604,10 @@ impl Connection {
     fn sleep(&self, deadline: Option<Instant>) -> io::Result<Slept> {
         let Some(socket) = self.socket.get() else { return Ok(Slept::HungUp) };
         loop {
-            let timeout = match deadline {
-                None => None,
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Ok(Slept::Late);
-                    }
-                    Some(
-                        Timespec::try_from(left)
-                            .unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 }),
-                    )
-                }
+            let timeout = match time_left(deadline) {
+                Left::Endless => None,
+                Left::Time(left) => Some(left),
+                Left::Nothing => return Ok(Slept::Late),
             };
             let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
             match poll(&mut fds, timeout.as_ref()) {
@@ -605,6 +625,37 @@ impl Connection {
                     }
                     Err(error) => return Err(error),
                 }
+            }
+        }
+    }
+
+    /// Sleeps until there is something to read, or room for what is unsent. The end of the
+    /// connection is found when it is read.
+    fn sleep_far(&self, nudge: &EventFd, deadline: Option<Instant>) -> io::Result<Slept> {
+        let Some(socket) = self.socket.get() else { return Ok(Slept::HungUp) };
+        loop {
+            let timeout = match time_left(deadline) {
+                Left::Endless => None,
+                Left::Time(left) => Some(left),
+                Left::Nothing => return Ok(Slept::Late),
+            };
+            // A thread that leaves something unsent from here on rings.
+            let flags = match self.unsent.load(Ordering::Relaxed) {
+                true => PollFlags::IN | PollFlags::OUT,
+                false => PollFlags::IN,
+            };
+            let mut fds =
+                [PollFd::from_borrowed_fd(socket, flags), PollFd::new(nudge, PollFlags::IN)];
+            match poll(&mut fds, timeout.as_ref()) {
+                Err(rustix::io::Errno::INTR) | Ok(0) => continue,
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+            if !fds[1].revents().is_empty() {
+                nudge.clear();
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(Slept::Woken);
             }
         }
     }
@@ -727,6 +778,12 @@ impl Connection {
         }
     }
 
+    /// Ends the connection: this process wants nothing of the server any more.
+    pub(super) fn close(&self) {
+        self.end("this process has closed the connection".to_owned());
+        self.wake_all();
+    }
+
     /// Ends the connection. All that wait get an error. Returns the error. The caller calls
     /// [`wake_all`](Self::wake_all) when it holds no lock.
     fn end(&self, why: String) -> ManagerError {
@@ -750,6 +807,34 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.reader.end();
+    }
+}
+
+/// How long a sleep may take.
+enum Left {
+    Endless,
+    Time(Timespec),
+    Nothing,
+}
+
+fn time_left(deadline: Option<Instant>) -> Left {
+    let Some(deadline) = deadline else { return Left::Endless };
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Left::Nothing;
+    }
+    // A time that is too long for the system is waited for again.
+    let longest = Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 };
+    Left::Time(Timespec::try_from(left).unwrap_or(longest))
+}
+
+const ENDED: &str = "it was shut down, or its process has ended";
+
+/// Returns why a connection is gone whose link has failed.
+fn lost(error: &LinkError) -> String {
+    match error {
+        LinkError::Closed => ENDED.to_owned(),
+        error => error.to_string(),
     }
 }
 

@@ -8,10 +8,16 @@ use std::{io, os::fd::AsFd, sync::Arc, time::Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{super::error::ManagerError, connection::Connection};
+use super::{
+    super::{
+        error::ManagerError,
+        link::{LinkReceiver, LinkSender},
+    },
+    connection::Connection,
+    route::Route,
+};
 use crate::{
     os::{fork::NotInherited, socket},
-    registry,
     transport::ring::lane::{self, LaneSide},
     wire::attachment::Attachment,
 };
@@ -20,54 +26,86 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ServerId(pub(crate) u128);
 
-/// The first bytes of a message through the door. The last of them is the protocol's version.
-const MARK: [u8; 8] = *b"xqmgr\0\0\x01";
-/// Length of a message through the door: the mark, and the fingerprint of the program's tasks.
-pub(crate) const KNOCK_BYTES: usize = 16;
+/// What a client says at the door. The last byte is the protocol's version.
+///
+/// It says nothing about the client's program: the functions of updates are named together with
+/// their types (`function.rs`), so another program can use what it has in common with this one.
+const MARK: [u8; KNOCK_BYTES] = *b"xqmgr\0\0\x02";
+/// Length of a message through the door.
+pub(crate) const KNOCK_BYTES: usize = 8;
 /// Length of the server's answer: a byte that says whether the client may come in, and the maximum
 /// length of a message. After a refusal, a text follows.
 pub(crate) const WELCOME_BYTES: usize = 9;
 pub(crate) const WELCOME: u8 = b'W';
 pub(crate) const REFUSED: u8 = b'R';
 
-/// Returns the fingerprint of this program's tasks.
-fn own_tasks() -> u64 {
-    // The unit tests of this crate are linked with two copies of it, so they have no registry.
-    if cfg!(test) { 0 } else { registry::fingerprint().hash }
-}
-
 /// Returns what a client says at the door.
 pub(crate) fn knock() -> [u8; KNOCK_BYTES] {
-    let mut knock = [0; KNOCK_BYTES];
-    knock[..8].copy_from_slice(&MARK);
-    knock[8..].copy_from_slice(&own_tasks().to_le_bytes());
-    knock
+    MARK
 }
 
 /// Checks what a client has said at the door. Returns why it may not come in.
 pub(crate) fn check_knock(bytes: &[u8]) -> Result<(), &'static str> {
-    let Ok(knock) = <&[u8; KNOCK_BYTES]>::try_from(bytes) else {
-        return Err("it speaks another protocol");
-    };
-    let (mark, tasks) = knock.split_at(8);
-    if *mark != MARK {
-        return Err("it speaks another version of the protocol");
+    match bytes {
+        _ if bytes == MARK => Ok(()),
+        _ if bytes.starts_with(b"xqmgr") => Err("it speaks another version of the protocol"),
+        _ => Err("it speaks another protocol"),
     }
-    // Functions of updates are known by numbers, which only mean the same in the same program.
-    if *tasks != own_tasks().to_le_bytes() {
-        return Err("it is a process of another program, or of another build");
-    }
-    Ok(())
 }
 
 /// A server, as its clients know it.
 #[derive(Debug)]
 pub(crate) struct Door {
     pub(crate) id: ServerId,
-    pub(crate) socket: Attachment,
+    /// `None` if the server can be reached over TCP only.
+    socket: Option<Attachment>,
+    /// How this process has got to know the server, if it did so by an address.
+    route: Option<Arc<Route>>,
+    /// The number of the server's process on its machine, if it has said it.
+    pid: u32,
 }
 
 impl Door {
+    /// Returns the door of a server of this machine.
+    pub(crate) fn near(id: ServerId, socket: Attachment) -> Self {
+        Door { id, socket: Some(socket), route: None, pid: 0 }
+    }
+
+    /// Returns the door of a server that was reached by its address.
+    pub(super) fn at(
+        (id, pid): (ServerId, u32),
+        socket: Option<Attachment>,
+        route: Arc<Route>,
+    ) -> Self {
+        Door { id, socket, route: Some(route), pid }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn socket(&self) -> Option<&Attachment> {
+        self.socket.as_ref()
+    }
+
+    pub(super) fn route(&self) -> Option<&Arc<Route>> {
+        self.route.as_ref()
+    }
+
+    /// Whether both lead to the same connection of this process.
+    pub(super) fn is_reached_as(&self, other: &Door) -> bool {
+        let same = |(one, other)| Arc::ptr_eq(one, other);
+        match (&self.route, &other.route) {
+            (None, None) => self.id == other.id,
+            (one, other) => one.as_ref().zip(other.as_ref()).is_some_and(same),
+        }
+    }
+
+    /// Whether a connection that was lost is made again.
+    pub(super) fn reconnects(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| route.reconnects())
+    }
+
     /// Connects to the server.
     ///
     /// Without a deadline it waits as long as the server lives.
@@ -75,6 +113,9 @@ impl Door {
         self: &Arc<Self>,
         deadline: Option<Instant>,
     ) -> Result<Arc<Connection>, ManagerError> {
+        let Some(door) = &self.socket else {
+            return Err(ManagerError::Gone("it is on another machine".into()));
+        };
         let (memory, descriptor) =
             lane::create().map_err(ManagerError::os("memory for a connection to a manager"))?;
         let mut theirs = None;
@@ -90,11 +131,11 @@ impl Door {
         kill_point!(ClientLaneMade);
         let knock = knock();
         loop {
-            match socket::send_now(&*self.socket, &knock, &[theirs.as_fd(), descriptor.as_fd()]) {
+            match socket::send_now(&**door, &knock, &[theirs.as_fd(), descriptor.as_fd()]) {
                 Ok(()) => break,
                 // Others are at the door, and the server has not come to them.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(&self.socket, PollFlags::OUT, deadline)?;
+                    wait(door, PollFlags::OUT, deadline)?;
                 }
                 Err(error) => {
                     let error = socket::explained(error);
@@ -116,7 +157,8 @@ impl Door {
                 // The server decides how long an answer is. Memory grows with what arrives.
                 let ends = lane::ends(&memory, LaneSide::Client, u64::MAX);
                 kill_point!(ClientLetIn);
-                Ok(Connection::new(Arc::clone(self), ours, ends, max))
+                let ends = (LinkSender::Near(ends.0), LinkReceiver::Near(ends.1));
+                Connection::new(Arc::clone(self), Arc::new(ours), ends, max)
             }
             Some((&REFUSED, text)) => {
                 let text = String::from_utf8_lossy(text);

@@ -17,13 +17,17 @@
 //! by the same socket. After a `fork`, the child makes a connection of its own, with the first
 //! call.
 
+mod backoff;
 mod calls;
 pub(super) mod connection;
 pub(super) mod door;
 mod reference;
+mod route;
 mod table;
 mod value;
 
+pub use backoff::Backoff;
 pub(super) use door::{Door, ServerId};
-pub(super) use reference::{Answer, Reference, Request, Values};
+pub(super) use reference::{Answer, Reference, Request, Session, Values};
+pub(super) use route::{Route, RouteOptions};
 pub(super) use value::taking_in_server;

@@ -5,8 +5,10 @@ use std::{
     borrow::Cow,
     cell::Cell,
     fmt,
+    ops::Deref,
     os::fd::AsFd,
-    sync::{Arc, Mutex, OnceLock},
+    ptr,
+    sync::{Arc, Mutex, OnceLock, Weak},
     time::{Duration, Instant},
 };
 
@@ -38,8 +40,9 @@ pub(crate) struct Reference {
     object: ObjectId,
     /// This process's hold on the object.
     hold: OnceLock<Arc<Hold>>,
-    /// The hold of a process that was forked from the one above.
-    hold_of_fork: Mutex<Option<Arc<Hold>>>,
+    /// The hold of a process that was forked from the one above, or the one after the connection
+    /// was lost and made again.
+    later: Mutex<Option<Arc<Hold>>>,
     /// The end of a pipe. While it is open anywhere, the object lives. It was received with this
     /// reference, or is made when the reference is sent for the first time.
     lease: OnceLock<Attachment>,
@@ -62,6 +65,52 @@ impl Drop for Hold {
         kill_point!(ClientReleased);
     }
 }
+
+/// Connects to a server if need be, and claims an object there.
+fn claim(
+    door: &Arc<Door>,
+    object: ObjectId,
+    deadline: Option<Instant>,
+) -> Result<Arc<Hold>, ManagerError> {
+    let mut attempts = None;
+    loop {
+        let connection = match door.route() {
+            // What concerns no object can be asked of whichever server is there.
+            Some(route) if object == ObjectId::NONE => route.connection(None, deadline)?,
+            _ => table::connection_to(door, deadline)?,
+        };
+        if object == ObjectId::NONE {
+            return Ok(Arc::new(Hold { connection, object }));
+        }
+        let undo = Undo { operation: Operation::Claim, object, owner: 0 };
+        match connection.call(undo, object, Cow::Borrowed(&[]), deadline) {
+            // A claim is of no use on another connection, and does no harm.
+            Err(ManagerError::Gone(_)) if again(door, &mut attempts) => {}
+            answer => {
+                Answer::new(answer?, Arc::clone(&connection), undo.operation)?;
+                kill_point!(ClientClaimed);
+                return Ok(Arc::new(Hold { connection, object }));
+            }
+        }
+    }
+}
+
+/// Whether a call that was lost with its connection is made again, on another one. `end` is when
+/// that ends, which is decided when the first connection is lost.
+fn again(door: &Door, end: &mut Option<Instant>) -> bool {
+    let Some(route) = door.route().filter(|route| route.reconnects()) else { return false };
+    match *end {
+        Some(end) => Instant::now() < end,
+        None => {
+            *end = route.end_of_attempts();
+            true
+        }
+    }
+}
+
+/// The connection on which something is held. On another one, it is not.
+#[derive(Clone, Debug)]
+pub(crate) struct Session(Weak<Connection>);
 
 impl fmt::Debug for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,13 +141,7 @@ impl Reference {
         if let Some(connection) = hold {
             let _ = held.set(Arc::new(Hold { connection, object }));
         }
-        Reference {
-            door,
-            object,
-            hold: held,
-            hold_of_fork: Mutex::default(),
-            lease: OnceLock::new(),
-        }
+        Reference { door, object, hold: held, later: Mutex::default(), lease: OnceLock::new() }
     }
 
     /// Returns a reference to a server itself. It is for calls that concern no object.
@@ -117,46 +160,99 @@ impl Reference {
         self.object
     }
 
+    /// Returns a reference to the server of a connection. It is for calls that concern no object.
+    pub(crate) fn to_server_of(connection: Arc<Connection>) -> Self {
+        Reference::new(Arc::clone(connection.door()), ObjectId::NONE, Some(connection))
+    }
+
+    /// Returns the server's door, as this reference has got to know it.
+    pub(crate) fn door(&self) -> &Arc<Door> {
+        &self.door
+    }
+
     /// Returns the connection for calls about this object. Connects and claims the object if this
     /// process has not done so yet.
     fn connection(&self, deadline: Option<Instant>) -> Result<Arc<Connection>, ManagerError> {
         Ok(Arc::clone(&self.hold(deadline)?.connection))
     }
 
+    /// Whether calls can be made through this hold, or say why they cannot.
+    fn is_of_use(&self, hold: &Hold) -> bool {
+        let Hold { connection, .. } = hold;
+        !connection.is_elsewhere() && !(connection.is_gone() && self.door.reconnects())
+    }
+
+    /// Returns this process's hold on the object, if it has one.
+    fn held(&self) -> Option<Arc<Hold>> {
+        if let Some(hold) = self.hold.get()
+            && self.is_of_use(hold)
+        {
+            return Some(Arc::clone(hold));
+        }
+        let later = lock(&self.later);
+        later.as_ref().filter(|hold| self.is_of_use(hold)).cloned()
+    }
+
     /// Returns this process's hold on the object, as [`connection`](Self::connection) does.
     fn hold(&self, deadline: Option<Instant>) -> Result<Arc<Hold>, ManagerError> {
-        if let Some(hold) = self.hold.get()
-            && !hold.connection.is_elsewhere()
-        {
-            return Ok(Arc::clone(hold));
+        match self.held() {
+            Some(hold) => Ok(hold),
+            None => Ok(self.keep(claim(&self.door, self.object, deadline)?)),
         }
-        if let Some(hold) = &*lock(&self.hold_of_fork)
-            && !hold.connection.is_elsewhere()
-        {
-            return Ok(Arc::clone(hold));
+    }
+
+    /// Does what [`hold`](Self::hold) does. What may take long is done by a thread of its own.
+    async fn hold_async(&self) -> Result<Arc<Hold>, ManagerError> {
+        if let Some(hold) = self.held() {
+            return Ok(hold);
         }
-        let connection = table::connection_to(&self.door, deadline)?;
-        if self.object != ObjectId::NONE {
-            let undo = Undo { operation: Operation::Claim, object: self.object, owner: 0 };
-            let answer = connection.call(undo, self.object, Cow::Borrowed(&[]), deadline)?;
-            Answer::new(answer, Arc::clone(&connection), undo.operation)?;
-            kill_point!(ClientClaimed);
+        if self.door.route().is_none() {
+            // The server is on this machine, and answers at once.
+            return self.hold(None);
         }
-        let hold = Arc::new(Hold { connection: Arc::clone(&connection), object: self.object });
+        let (door, object) = (Arc::clone(&self.door), self.object);
+        let (tell, told) = futures::channel::oneshot::channel();
+        // It ends when the route gives up. If the future is dropped, so is what it has claimed.
+        let thread = std::thread::Builder::new().name("executor-manager".to_owned());
+        thread
+            .spawn(move || drop(tell.send(claim(&door, object, None))))
+            .map_err(ManagerError::os("a thread that connects to a manager"))?;
+        let claimed = told.await;
+        Ok(self.keep(claimed.unwrap_or_else(|_| {
+            Err(ManagerError::Gone("the thread that connects has ended".into()))
+        })?))
+    }
+
+    /// Keeps a hold for the calls that follow.
+    fn keep(&self, hold: Arc<Hold>) -> Arc<Hold> {
         // Two threads may have claimed it. The hold that is too many gives its reference back.
         if let Err(hold) = self.hold.set(Arc::clone(&hold))
-            && self.hold.get().is_some_and(|first| first.connection.is_elsewhere())
+            && self.hold.get().is_some_and(|first| !self.is_of_use(first))
         {
-            let before = lock(&self.hold_of_fork).replace(hold);
+            let before = lock(&self.later).replace(hold);
             drop(before);
         }
-        Ok(hold)
+        hold
+    }
+
+    /// Whether the connection on which this object was used is not the one on which it is used now,
+    /// so that what was held there is not held any more.
+    pub(crate) fn was_lost_in(&self, session: &Session) -> bool {
+        self.door.reconnects()
+            && self.held().is_none_or(|hold| {
+                !ptr::eq(Arc::as_ptr(&hold.connection), session.0.as_ptr())
+                    || hold.connection.is_gone()
+            })
     }
 
     /// Begins a request about this object.
     pub(crate) fn request(&self, operation: Operation) -> Request<'_> {
-        let undo = Undo { operation, object: self.object, owner: 0 };
-        Request { reference: self, undo, body: Vec::new(), named: Vec::new(), failed: None }
+        Request::new(About::Borrowed(self), operation)
+    }
+
+    /// Begins a request about this object, which keeps the reference.
+    pub(crate) fn into_request(self: Arc<Self>, operation: Operation) -> Request<'static> {
+        Request::new(About::Owned(self), operation)
     }
 
     /// Returns a reference to an object that a reply to [`Operation::Create`] has brought.
@@ -199,14 +295,18 @@ impl Serialize for Reference {
             ));
         }
         if let Some(other) = value::encoding_for() {
-            if other != door.id {
+            if other.id != door.id {
                 return Err(ser::Error::custom(
                     "an object of one manager cannot be stored in another manager",
                 ));
             }
-            // The server counts it for this process, so this process must have it until the value
-            // is sent.
-            match self.hold(None) {
+            // The server counts it for this process and its connection, so both must have it until
+            // the value is sent.
+            let hold = self.hold(None).and_then(|hold| match other.is_reached_as(door) {
+                true => Ok(hold),
+                false => claim(&other, *object, None),
+            });
+            match hold {
                 Ok(hold) => value::name(*object, hold),
                 Err(error) => {
                     let text = error.to_string();
@@ -218,7 +318,13 @@ impl Serialize for Reference {
             return (server, object.0, None::<(u8, u8)>).serialize(serializer);
         }
         let attach = |descriptor: &Attachment| attachment::attach::<S>(descriptor);
-        let socket = attach(&door.socket).map_err(ser::Error::custom)?;
+        let Some(socket) = door.socket() else {
+            return Err(ser::Error::custom(
+                "a handle of a manager that was reached over TCP cannot be sent to another process: \
+                 that process can connect to the manager, and get the object with `published`",
+            ));
+        };
+        let socket = attach(socket).map_err(ser::Error::custom)?;
         let lease = self.lease().map_err(ser::Error::custom)?;
         let lease = attach(&lease).map_err(ser::Error::custom)?;
         kill_point!(ClientHandleAttached);
@@ -245,7 +351,7 @@ impl<'de> Deserialize<'de> for Reference {
         if !socket::is_one(socket.as_fd()) {
             return Err(de::Error::custom("what came is no socket of a manager"));
         }
-        let reference = Reference::new(Arc::new(Door { id: server, socket }), object, None);
+        let reference = Reference::new(Arc::new(Door::near(server, socket)), object, None);
         // The lease keeps the object alive until the first call, which claims it, and afterwards.
         let _ = reference.lease.set(lease);
         kill_point!(ClientHandleReceived);
@@ -253,9 +359,26 @@ impl<'de> Deserialize<'de> for Reference {
     }
 }
 
+/// What a request is about.
+enum About<'a> {
+    Borrowed(&'a Reference),
+    Owned(Arc<Reference>),
+}
+
+impl Deref for About<'_> {
+    type Target = Reference;
+
+    fn deref(&self) -> &Reference {
+        match self {
+            About::Borrowed(reference) => reference,
+            About::Owned(reference) => reference,
+        }
+    }
+}
+
 /// A request that is being put together.
 pub(crate) struct Request<'a> {
-    reference: &'a Reference,
+    reference: About<'a>,
     undo: Undo,
     body: Vec<u8>,
     /// The objects that the values name. They are kept until the request is sent, although their
@@ -264,7 +387,12 @@ pub(crate) struct Request<'a> {
     failed: Option<ManagerError>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    fn new(reference: About<'a>, operation: Operation) -> Self {
+        let undo = Undo { operation, object: reference.object, owner: 0 };
+        Request { reference, undo, body: Vec::new(), named: Vec::new(), failed: None }
+    }
+
     pub(crate) fn number(mut self, number: u64) -> Self {
         put_number(&mut self.body, number);
         self
@@ -283,7 +411,7 @@ impl Request<'_> {
     pub(crate) fn value<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
         if self.failed.is_none()
             && let Err(error) =
-                value::encode(self.reference.door.id, value, &mut self.body, &mut self.named)
+                value::encode(&self.reference.door, value, &mut self.body, &mut self.named)
         {
             self.failed = Some(error);
         }
@@ -321,55 +449,129 @@ impl Request<'_> {
     }
 
     /// Makes the call and waits for the answer until the deadline.
-    pub(crate) fn call_until(self, deadline: Option<Instant>) -> Result<Answer, ManagerError> {
-        if let Some(error) = self.failed {
+    ///
+    /// If the connection is lost meanwhile, and may be made again, a call that changes nothing is
+    /// repeated.
+    pub(crate) fn call_until(mut self, deadline: Option<Instant>) -> Result<Answer, ManagerError> {
+        if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        let connection = self.reference.connection(deadline)?;
-        let message =
-            connection.call(self.undo, self.reference.object, self.body.into(), deadline)?;
-        Answer::new(message, connection, self.undo.operation)
+        let mut attempts = None;
+        loop {
+            let hold = self.reference.hold(deadline)?;
+            self.check(&hold)?;
+            let (undo, object, body) = (self.undo, self.reference.object, self.body());
+            let called = hold.connection.call(undo, object, body, deadline);
+            if self.is_lost(&called) && self.repeats() && again(&self.reference.door, &mut attempts)
+            {
+                continue;
+            }
+            let message = called.map_err(|error| self.explained(error))?;
+            return Answer::new(message, Arc::clone(&hold.connection), self.undo.operation);
+        }
+    }
+
+    /// Returns the body. It stays there if the call may have to be made again.
+    fn body(&mut self) -> Cow<'_, [u8]> {
+        match self.repeats() && self.reference.door.reconnects() {
+            true => Cow::Borrowed(&self.body),
+            false => Cow::Owned(std::mem::take(&mut self.body)),
+        }
+    }
+
+    fn is_lost<T>(&self, called: &Result<T, ManagerError>) -> bool {
+        matches!(called, Err(ManagerError::Gone(_)))
+    }
+
+    /// Whether it does no harm if the call is made twice, and it means the same on another
+    /// connection.
+    fn repeats(&self) -> bool {
+        self.undo.operation.changes_nothing() && self.named.is_empty()
+    }
+
+    /// Checks that what the values name is known to the server that the call goes to.
+    fn check(&self, hold: &Hold) -> Result<(), ManagerError> {
+        let named = self.named.iter();
+        match { named }.all(|named| Arc::ptr_eq(&named.connection, &hold.connection)) {
+            true => Ok(()),
+            false => Err(ManagerError::NoObject),
+        }
+    }
+
+    /// Adds to the error of a call that was lost on its way what is known about it.
+    fn explained(&self, error: ManagerError) -> ManagerError {
+        match error {
+            ManagerError::Gone(why)
+                if self.reference.door.reconnects() && !self.undo.operation.changes_nothing() =>
+            {
+                ManagerError::Gone(
+                    format!("{why}; it is not known whether the call was done").into(),
+                )
+            }
+            error => error,
+        }
     }
 
     /// Makes the call. At the deadline, asks the server to answer, and waits for that, for `grace`
     /// at most. So it is known whether the call was done.
     pub(crate) fn call_then_give_up(
-        self,
+        mut self,
         deadline: Option<Instant>,
         grace: Option<Duration>,
     ) -> Result<Answer, ManagerError> {
         if deadline.is_none() {
             return self.call();
         }
-        if let Some(error) = self.failed {
+        if let Some(error) = self.failed.take() {
             return Err(error);
         }
         // The first call of a handle claims its object, which is a call before this one. The server
         // may take as long for it as for the answer.
         let limit = grace.and_then(|grace| deadline?.checked_add(grace));
-        let connection = self.reference.connection(limit)?;
-        let object = self.reference.object;
-        let message =
-            connection.call_then_give_up(self.undo, object, self.body.into(), deadline, grace)?;
-        Answer::new(message, connection, self.undo.operation)
+        let hold = self.reference.hold(limit)?;
+        self.check(&hold)?;
+        let (connection, object) = (&hold.connection, self.reference.object);
+        let body = std::mem::take(&mut self.body).into();
+        let called = connection.call_then_give_up(self.undo, object, body, deadline, grace);
+        let message = called.map_err(|error| self.explained(error))?;
+        Answer::new(message, Arc::clone(connection), self.undo.operation)
     }
 
     /// Makes the call, and awaits the answer. Nothing happens before it is polled.
-    pub(crate) async fn call_async(self) -> Result<Answer, ManagerError> {
-        if let Some(error) = self.failed {
+    pub(crate) async fn call_async(mut self) -> Result<Answer, ManagerError> {
+        if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        let connection = self.reference.connection(None)?;
-        let pending = connection.begin(self.undo, self.reference.object, self.body.into())?;
-        Answer::new(pending.await?, connection, self.undo.operation)
+        let mut attempts = None;
+        loop {
+            let hold = self.reference.hold_async().await?;
+            self.check(&hold)?;
+            let (undo, object, body) = (self.undo, self.reference.object, self.body());
+            let called = match hold.connection.begin(undo, object, body) {
+                Ok(pending) => pending.await,
+                Err(error) => Err(error),
+            };
+            if self.is_lost(&called) && self.repeats() && again(&self.reference.door, &mut attempts)
+            {
+                continue;
+            }
+            let message = called.map_err(|error| self.explained(error))?;
+            return Answer::new(message, Arc::clone(&hold.connection), self.undo.operation);
+        }
     }
 
     /// Sends a request that gets no answer.
     pub(crate) fn tell(self) {
-        if self.failed.is_none()
-            && let Ok(connection) = self.reference.connection(None)
-        {
-            connection.tell(self.undo.operation, self.reference.object, &self.body);
+        if self.failed.is_some() {
+            return;
+        }
+        // Nothing that is told is worth a connection to a server that was lost.
+        let hold = match self.reference.door.route() {
+            Some(_) => self.reference.held(),
+            None => self.reference.hold(None).ok(),
+        };
+        if let Some(hold) = hold {
+            hold.connection.tell(self.undo.operation, self.reference.object, &self.body);
         }
     }
 }
@@ -436,6 +638,11 @@ impl Answer {
 
     fn failure(&self) -> ManagerError {
         super::super::function::failure(self.message.get(HEADER_BYTES..).unwrap_or_default())
+    }
+
+    /// Returns the connection that the answer came over.
+    pub(crate) fn session(&self) -> Session {
+        Session(Arc::downgrade(&self.connection))
     }
 
     pub(crate) fn status(&self) -> Status {

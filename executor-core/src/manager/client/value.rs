@@ -36,7 +36,7 @@ use crate::{
 
 /// An encoding of a value for a server.
 struct Naming {
-    server: ServerId,
+    server: Arc<Door>,
     /// How deep encodings are nested. Deeper ones are of other messages, which a `Serialize` sends.
     depth: u32,
     names: Vec<ObjectId>,
@@ -67,11 +67,11 @@ fn replace_taking(taking: Option<Taking>) -> Option<Taking> {
 }
 
 /// Returns the server for which a value is being encoded on this thread, if there is one.
-pub(super) fn encoding_for() -> Option<ServerId> {
+pub(super) fn encoding_for() -> Option<Arc<Door>> {
     local::with(&NAMING, |place| {
         let place = place.borrow();
         let naming = (**place).as_ref()?;
-        (naming.depth == attachment::depth()).then_some(naming.server)
+        (naming.depth == attachment::depth()).then(|| Arc::clone(&naming.server))
     })
 }
 
@@ -126,7 +126,7 @@ pub(super) fn take(server: ServerId, object: ObjectId) -> Option<Taken> {
 }
 
 /// Runs one encoding for a server. Also returns the objects that it named, or why one could not be.
-fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Option<Naming>) {
+fn naming<R>(server: &Arc<Door>, encode: impl FnOnce() -> R) -> (R, Option<Naming>) {
     struct Restore(Option<Naming>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -134,6 +134,7 @@ fn naming<R>(server: ServerId, encode: impl FnOnce() -> R) -> (R, Option<Naming>
         }
     }
     let depth = attachment::depth() + 1;
+    let server = Arc::clone(server);
     let own = Naming { server, depth, names: Vec::new(), holds: Vec::new(), failed: None };
     let _restore = Restore(replace_naming(Some(own)));
     let result = encode();
@@ -169,7 +170,7 @@ pub(crate) fn taking_in_server<R>(door: &Arc<Door>, decode: impl FnOnce() -> R) 
 
 /// Encodes a value, and appends it to a body.
 pub(super) fn encode<T: Serialize + ?Sized>(
-    server: ServerId,
+    server: &Arc<Door>,
     value: &T,
     body: &mut Vec<u8>,
     named: &mut Vec<Arc<Hold>>,

@@ -20,6 +20,7 @@
 //! second, costs a place in the list of meetings until the deadline, and no thread.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     fmt,
     io::{self, BufRead, IoSlice, Write},
@@ -453,7 +454,7 @@ pub(crate) struct FarSender {
     shared: Arc<Shared>,
     out: Out,
     /// Messages that found no room, in order.
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<([u8; LANE_HEADER_BYTES], Vec<u8>)>,
     outbox_bytes: usize,
     /// How many bytes of the first message of the outbox are encrypted.
     encrypted: usize,
@@ -465,15 +466,15 @@ impl FarSender {
     pub(super) fn send(
         &mut self,
         header: &[u8; LANE_HEADER_BYTES],
-        body: &[u8],
+        body: Cow<'_, [u8]>,
     ) -> Result<(), LinkError> {
         let fits = body.len() <= PIECE_BYTES && self.out.len() < PIECE_BYTES;
         if fits && self.outbox.is_empty() {
             // It is written together with what comes before the next `must_wake`.
-            return self.encrypt(header, body);
+            return self.encrypt(header, &body);
         }
         self.outbox_bytes += header.len() + body.len();
-        self.outbox.push_back([&header[..], body].concat());
+        self.outbox.push_back((*header, body.into_owned()));
         self.flush().map(drop)
     }
 
@@ -520,19 +521,19 @@ impl FarSender {
 
     pub(super) fn flush(&mut self) -> Result<bool, LinkError> {
         while self.write()? {
-            let Some(message) = self.outbox.front_mut() else { return Ok(true) };
-            let rest = &message[self.encrypted..];
-            let len = rest.len().min(PIECE_BYTES);
-            let whole = len == rest.len();
-            let message = std::mem::take(message);
-            self.encrypt(&message[self.encrypted..][..len], &[])?;
-            self.encrypted += len;
-            if whole {
-                self.outbox_bytes -= message.len();
+            let Some((header, body)) = self.outbox.front_mut() else { return Ok(true) };
+            let (header, body) = (*header, std::mem::take(body));
+            let rest = &body[self.encrypted.saturating_sub(LANE_HEADER_BYTES)..];
+            let header_rest = if self.encrypted == 0 { &header[..] } else { &[] };
+            let part = &rest[..rest.len().min(PIECE_BYTES)];
+            self.encrypt(header_rest, part)?;
+            self.encrypted += header_rest.len() + part.len();
+            if self.encrypted == LANE_HEADER_BYTES + body.len() {
+                self.outbox_bytes -= self.encrypted;
                 self.outbox.pop_front();
                 self.encrypted = 0;
-            } else if let Some(place) = self.outbox.front_mut() {
-                *place = message;
+            } else if let Some((_, place)) = self.outbox.front_mut() {
+                *place = body;
             }
         }
         Ok(false)
@@ -704,10 +705,11 @@ impl FarReceiver {
     }
 }
 
-/// Returns what the server says first to a client that it lets in: its id, and how long a message
-/// may be.
+/// Returns what the server says first to a client that it lets in: its id, the number of its
+/// process, and how long a message may be.
 pub(crate) fn welcome(id: ServerId, message_bytes_max: u64) -> ([u8; LANE_HEADER_BYTES], Vec<u8>) {
     let mut body = id.0.to_le_bytes().to_vec();
+    body.extend_from_slice(&std::process::id().to_le_bytes());
     body.extend_from_slice(&message_bytes_max.to_le_bytes());
     (first(WELCOME, body.len()), body)
 }
@@ -728,15 +730,18 @@ fn first(kind: u8, len: usize) -> [u8; LANE_HEADER_BYTES] {
     header
 }
 
-/// Reads what a server has said first: its id and the maximum length of a message, or the text of
-/// its refusal.
-pub(crate) fn read_welcome(message: &[u8]) -> Option<Result<(ServerId, u64), String>> {
+/// What a server has said first: its id, the number of its process, and the maximum length of a
+/// message. Or the text of its refusal.
+pub(crate) type Welcome = Result<(ServerId, u32, u64), String>;
+
+pub(super) fn read_welcome(message: &[u8]) -> Option<Welcome> {
     let (header, body) = message.split_at_checked(LANE_HEADER_BYTES)?;
     match *header.first()? {
         WELCOME => {
-            let (id, max) = body.split_first_chunk()?;
-            let max = <[u8; 8]>::try_from(max).ok()?;
-            Some(Ok((ServerId(u128::from_le_bytes(*id)), u64::from_le_bytes(max))))
+            let (id, rest) = body.split_first_chunk()?;
+            let (pid, max) = rest.split_first_chunk()?;
+            let max = u64::from_le_bytes(<[u8; 8]>::try_from(max).ok()?);
+            Some(Ok((ServerId(u128::from_le_bytes(*id)), u32::from_le_bytes(*pid), max)))
         }
         REFUSED => Some(Err(String::from_utf8_lossy(body).into_owned())),
         _ => None,

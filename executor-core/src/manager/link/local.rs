@@ -35,9 +35,10 @@ use crate::{
 
 /// What the key of such a meeting is derived for. A digest made here proves nothing over TCP.
 const SESSION: &[u8] = b"local";
-/// The first byte of the message with the door. The server's id follows.
+/// The first byte of the message with the door. The server's id and the number of its process
+/// follow.
 const DOOR: u8 = b'D';
-const DOOR_BYTES: usize = 17;
+const DOOR_BYTES: usize = 21;
 
 /// The server's side of a meeting, on its way.
 pub(crate) struct LocalMeeting {
@@ -79,7 +80,8 @@ impl LocalMeeting {
                     say(&self.socket, &said, &[])?;
                     let mut message = [0; DOOR_BYTES];
                     message[0] = DOOR;
-                    message[1..].copy_from_slice(&id.0.to_le_bytes());
+                    message[1..17].copy_from_slice(&id.0.to_le_bytes());
+                    message[17..].copy_from_slice(&std::process::id().to_le_bytes());
                     say(&self.socket, &message, &[door])?;
                     return Ok(Progress::Met(()));
                 }
@@ -97,12 +99,13 @@ impl LocalMeeting {
 /// machine seems dead. With a higher one, connecting to one that is stopped takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connects to the server that listens at a path. Returns its id, and its door.
+/// Connects to the server that listens at a path. Returns its id, the number of its
+/// process, and its door.
 pub(crate) fn connect(
     path: &Path,
     key: &AuthKey,
     deadline: Option<Instant>,
-) -> Result<(ServerId, OwnedFd), MeetError> {
+) -> Result<(ServerId, u32, OwnedFd), MeetError> {
     let deadline = deadline.or_else(|| Instant::now().checked_add(PATIENCE));
     let socket = connect_to(&Address::Unix(path.to_owned()), deadline);
     let socket = socket.map_err(|error| MeetError::Io(error.kind()))?;
@@ -121,17 +124,16 @@ pub(crate) fn connect(
         };
         let heard = &heard[..len];
         if believed {
-            let id = match heard.split_first() {
-                Some((&DOOR, id)) => <[u8; 16]>::try_from(id).ok(),
-                _ => None,
-            };
-            let (Some(id), Some(door)) = (id, descriptors.pop()) else {
+            let (Ok(heard), Some(door)) = (<&[u8; DOOR_BYTES]>::try_from(heard), descriptors.pop())
+            else {
                 return Err(MeetError::Protocol);
             };
+            let [DOOR, id @ .., p0, p1, p2, p3] = heard else { return Err(MeetError::Protocol) };
+            let (id, pid) = (u128::from_le_bytes(*id), u32::from_le_bytes([*p0, *p1, *p2, *p3]));
             if !socket::is_one(door.as_fd()) {
                 return Err(MeetError::Protocol);
             }
-            return Ok((ServerId(u128::from_le_bytes(id)), door));
+            return Ok((ServerId(id), pid, door));
         }
         match challenge.hear(heard).map_err(|error| MeetError::io(&error))? {
             Answer::Listen => {}
@@ -229,8 +231,8 @@ mod tests {
     fn who_knows_the_path_and_the_key_gets_the_door() {
         let folder = tempfile::tempdir().unwrap();
         let (path, meeting) = server(folder.path(), "key");
-        let (id, door) = connect(&path, &AuthKey::new("key"), None).unwrap();
-        assert_eq!(id, ServerId(7));
+        let (id, pid, door) = connect(&path, &AuthKey::new("key"), None).unwrap();
+        assert_eq!((id, pid), (ServerId(7), std::process::id()));
         send_now(&door, b"knock", &[]).unwrap();
         meeting.join().unwrap().unwrap();
     }

@@ -32,10 +32,12 @@ mod tests;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 
-use std::{io, os::fd::BorrowedFd, time::Instant};
+use std::{borrow::Cow, io, os::fd::BorrowedFd, time::Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+#[cfg(feature = "tls")]
+use crate::os::fork::NotInherited;
 use crate::{
     ipc::AuthError,
     transport::ring::lane::{LANE_HEADER_BYTES, LaneError, LaneReceiver, LaneSender},
@@ -145,15 +147,17 @@ impl LinkSender {
     ///
     /// A far sender may keep it until [`must_wake`](Self::must_wake), so that several messages take
     /// one system call.
-    pub(crate) fn send(
+    ///
+    /// A long body that is owned is sent without being copied before.
+    pub(crate) fn send<'a>(
         &mut self,
         header: &[u8; LANE_HEADER_BYTES],
-        body: &[u8],
+        body: impl Into<Cow<'a, [u8]>>,
     ) -> Result<(), LinkError> {
         match self {
             LinkSender::Near(lane) => Ok(lane.send(header, body)?),
             #[cfg(feature = "tls")]
-            LinkSender::Far(far) => far.send(header, body),
+            LinkSender::Far(far) => far.send(header, body.into()),
         }
     }
 
@@ -228,6 +232,31 @@ impl LinkReceiver {
         }
     }
 
+    /// Waits for what the server says first, at most until the deadline.
+    #[cfg(feature = "tls")]
+    pub(crate) fn wait_for_welcome(
+        &mut self,
+        socket: &NotInherited,
+        deadline: Option<Instant>,
+    ) -> Result<far::Welcome, MeetError> {
+        let mut message = Vec::new();
+        loop {
+            self.awake();
+            match self.receive(&mut message) {
+                Ok(true) => return far::read_welcome(&message).ok_or(MeetError::Protocol),
+                Ok(false) => {}
+                Err(LinkError::Closed) => return Err(MeetError::Closed),
+                Err(LinkError::Lost(kind)) => return Err(MeetError::Io(kind)),
+                Err(LinkError::Lane(_) | LinkError::Forged(_)) => return Err(MeetError::Protocol),
+            }
+            let socket = socket.get().ok_or(MeetError::Closed)?;
+            let came = wait_for(socket, PollFlags::IN, deadline);
+            if !came.map_err(|error| MeetError::io(&error))? {
+                return Err(MeetError::TimedOut);
+            }
+        }
+    }
+
     /// Whether there is nothing to receive at this moment. What still is in a TCP socket does not
     /// count: the poll reports it.
     pub(crate) fn is_empty(&self) -> bool {
@@ -235,6 +264,25 @@ impl LinkReceiver {
             LinkReceiver::Near(lane) => lane.is_empty(),
             #[cfg(feature = "tls")]
             LinkReceiver::Far(far) => far.is_empty(),
+        }
+    }
+
+    /// Whether a part of a message has arrived over a lane, and the rest has not.
+    pub(crate) fn is_in_message(&self) -> bool {
+        match self {
+            LinkReceiver::Near(lane) => lane.is_in_message(),
+            #[cfg(feature = "tls")]
+            LinkReceiver::Far(_) => false,
+        }
+    }
+
+    /// Whether the other side of a lane has made room since this side's [`LinkSender`] last asked
+    /// for it.
+    pub(crate) fn room_was_made(&self) -> bool {
+        match self {
+            LinkReceiver::Near(lane) => lane.room_was_made(),
+            #[cfg(feature = "tls")]
+            LinkReceiver::Far(_) => false,
         }
     }
 

@@ -89,7 +89,7 @@ impl<T: Serialize + DeserializeOwned> Array<T> {
             {
                 let (function, rest) = step.encode()?;
                 let request = self.reference.request(Operation::ListUpdate).number(index as u64);
-                request.number(function.0).bytes(&rest)
+                request.number(function).bytes(&rest)
             } => |answer| answer.optional()
         }
 

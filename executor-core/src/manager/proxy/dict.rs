@@ -173,7 +173,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
             {
                 let (function, rest) = step.encode()?;
                 let request = self.reference.request(Operation::MapUpdate).key(key);
-                request.number(function.0).flag(false).bytes(&rest)
+                request.number(function).flag(false).bytes(&rest)
             } => |answer| answer.optional()
         }
 
@@ -191,7 +191,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
             {
                 let (function, rest) = step.encode()?;
                 let request = self.reference.request(Operation::MapUpdate).key(key);
-                request.number(function.0).flag(true).bytes(&rest)
+                request.number(function).flag(true).bytes(&rest)
             } => |answer| answer.value()
         }
 

@@ -156,7 +156,7 @@ impl<T: Serialize + DeserializeOwned> List<T> {
             {
                 let (function, rest) = step.encode()?;
                 let request = self.reference.request(Operation::ListUpdate).number(index as u64);
-                request.number(function.0).bytes(&rest)
+                request.number(function).bytes(&rest)
             } => |answer| answer.optional()
         }
 

@@ -10,7 +10,7 @@ use super::{GRACE_OF_TAKES, calls, create, handle};
 use crate::{
     manager::{
         Manager, ManagerError,
-        client::{Answer, Reference},
+        client::{Answer, Reference, Session},
         protocol::{Kind, Operation, Status},
     },
     os::{fork::Creator, local},
@@ -91,17 +91,19 @@ struct Held<'a> {
     owner: u64,
     owner_died: bool,
     released: bool,
+    /// On another connection, it is not held.
+    session: Session,
     /// A fork of this process has a copy of the guard, and must not release the lock.
     creator: Creator,
 }
 
 impl<'a> Held<'a> {
-    fn new(lock: &'a Reference, owner: u64, owner_died: bool) -> Self {
-        Held { lock, owner, owner_died, released: false, creator: Creator::here() }
+    fn new(lock: &'a Reference, owner: u64, owner_died: bool, session: Session) -> Self {
+        Held { lock, owner, owner_died, released: false, session, creator: Creator::here() }
     }
 
     fn of(lock: &'a Reference, owner: u64, answer: &Answer) -> Self {
-        Held::new(lock, owner, answer.number() == 1)
+        Held::new(lock, owner, answer.number() == 1, answer.session())
     }
 
     fn acquire(
@@ -132,13 +134,21 @@ impl<'a> Held<'a> {
             return Err(ManagerError::Refused("a guard that was copied by `fork` holds no lock"));
         }
         self.released = true;
+        if self.lock.was_lost_in(&self.session) {
+            let text =
+                "the connection was lost while the lock was held, so the server has released it";
+            return Err(ManagerError::Gone(text.into()));
+        }
         release(self.lock, Operation::LockReleaseOwn, self.owner)
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if !self.released && !self.creator.is_elsewhere() {
+        // If the connection was lost, the server has released the lock, and somebody else may hold
+        // it: possibly this thread, on the connection that was made again.
+        let elsewhere = self.creator.is_elsewhere();
+        if !self.released && !elsewhere && !self.lock.was_lost_in(&self.session) {
             // It has no effect if somebody else has released the lock meanwhile.
             self.lock.request(Operation::LockReleaseOwn).number(self.owner).tell();
         }
@@ -249,13 +259,15 @@ impl<'a> LockGuard<'a> {
     }
 
     /// Takes the guard apart. Nobody releases the lock then.
-    pub(super) fn into_parts(mut self) -> (&'a Reference, u64, bool) {
+    pub(super) fn into_parts(mut self) -> (&'a Reference, u64, bool, Session) {
         self.0.released = true;
-        (self.0.lock, self.0.owner, self.0.owner_died)
+        (self.0.lock, self.0.owner, self.0.owner_died, self.0.session.clone())
     }
 
-    pub(super) fn from_parts((lock, owner, owner_died): (&'a Reference, u64, bool)) -> Self {
-        LockGuard(Held::new(lock, owner, owner_died))
+    pub(super) fn from_parts(
+        (lock, owner, owner_died, session): (&'a Reference, u64, bool, Session),
+    ) -> Self {
+        LockGuard(Held::new(lock, owner, owner_died, session))
     }
 
     pub(super) fn owner(&self) -> u64 {

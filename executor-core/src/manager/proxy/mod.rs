@@ -134,7 +134,7 @@ use super::{
 impl super::Manager {
     /// Begins the request that creates an object.
     fn creation(&self, kind: Kind) -> Request<'_> {
-        self.server.request(Operation::Create).number(kind as u64)
+        self.request(Operation::Create).number(kind as u64)
     }
 }
 

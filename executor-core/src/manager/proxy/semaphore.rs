@@ -9,7 +9,7 @@ use super::{GRACE_OF_TAKES, calls, create, handle};
 use crate::{
     manager::{
         Manager, ManagerError,
-        client::Reference,
+        client::{Answer, Reference, Session},
         protocol::{Kind, Operation, Status},
     },
     os::fork::Creator,
@@ -63,6 +63,8 @@ impl Manager {
 pub struct Permit<'a> {
     semaphore: &'a Reference,
     kept: bool,
+    /// After the end of this connection, the server has the permit.
+    session: Session,
     /// A fork of this process has a copy of the permit, and must not give it back.
     creator: Creator,
 }
@@ -77,7 +79,8 @@ impl Permit<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if !self.kept && !self.creator.is_elsewhere() {
+        let elsewhere = self.creator.is_elsewhere();
+        if !self.kept && !elsewhere && !self.semaphore.was_lost_in(&self.session) {
             self.semaphore.request(Operation::SemaphoreRelease).number(1).tell();
         }
     }
@@ -87,6 +90,10 @@ impl fmt::Debug for Permit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Permit").finish_non_exhaustive()
     }
+}
+
+fn permit<'a>(semaphore: &'a Reference, answer: &Answer) -> Permit<'a> {
+    Permit { semaphore, kept: false, session: answer.session(), creator: Creator::here() }
 }
 
 fn acquire(
@@ -99,7 +106,7 @@ fn acquire(
         Err(ManagerError::TimedOut) => Ok(None),
         Err(error) => Err(error),
         Ok(answer) if matches!(answer.status(), Status::NotNow | Status::GivenUp) => Ok(None),
-        Ok(_) => Ok(Some(Permit { semaphore, kept: false, creator: Creator::here() })),
+        Ok(answer) => Ok(Some(permit(semaphore, &answer))),
     }
 }
 
@@ -148,8 +155,7 @@ macro_rules! semaphores {
             /// permit is taken.
             pub async fn acquire_async(&self) -> Result<Permit<'_>, ManagerError> {
                 let request = self.reference.request(Operation::SemaphoreAcquire).flag(true);
-                request.call_async().await?;
-                Ok(Permit { semaphore: &self.reference, kept: false, creator: Creator::here() })
+                Ok(permit(&self.reference, &request.call_async().await?))
             }
 
             /// Gives back a permit, or adds one. See [`release_many`](Self::release_many).

@@ -80,7 +80,7 @@ impl<T: Serialize + DeserializeOwned> Value<T> {
         {
             {
                 let (function, rest) = step.encode()?;
-                self.reference.request(Operation::CellUpdate).number(function.0).bytes(&rest)
+                self.reference.request(Operation::CellUpdate).number(function).bytes(&rest)
             } => |answer| answer.value()
         }
     }

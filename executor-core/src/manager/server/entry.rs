@@ -120,7 +120,7 @@ fn run(setup: ServerSetup) -> Result<(), String> {
         initialize(FnId(function), &arguments)?;
     }
     let id = ServerId(u128::from_le_bytes(setup.id));
-    let outside = Arc::new(Door { id, socket: Arc::new(setup.outside.into_inner()) });
+    let outside = Arc::new(Door::near(id, Arc::new(setup.outside.into_inner())));
     let at_most = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let limits = Limits {
         clients: at_most(setup.clients_max),

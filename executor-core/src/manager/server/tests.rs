@@ -40,7 +40,7 @@ impl Stage {
         let (inside, outside) = socket::pair().unwrap();
         let (owner, theirs) = socket::pair().unwrap();
         let id = ServerId(u128::from_le_bytes(random::bytes().unwrap()));
-        let door = Arc::new(Door { id, socket: Arc::new(outside) });
+        let door = Arc::new(Door::near(id, Arc::new(outside)));
         let limits =
             Limits { clients: 8, objects: 1000, calls_per_client: 100, bytes_per_client: 1 << 20 };
         let setup = Setup {
@@ -59,8 +59,8 @@ impl Stage {
 
     /// Checks that an honest client, which is new to the server, is served.
     fn is_well(&self) {
-        let copy = Arc::new(self.door.socket.try_clone().unwrap());
-        let own = Arc::new(Door { id: self.door.id, socket: copy });
+        let copy = Arc::new(self.door.socket().unwrap().try_clone().unwrap());
+        let own = Arc::new(Door::near(self.door.id, copy));
         let server = Reference::to_server(own).unwrap();
         let request = server.request(Operation::Create).number(Kind::Cell as u64).value(&7);
         let cell = Reference::created(&request.call().unwrap());
@@ -73,7 +73,7 @@ impl Stage {
         let (memory, descriptor) = lane::create().unwrap();
         let (ours, theirs) = socket::pair().unwrap();
         let fds = [theirs.as_fd(), descriptor.as_fd()];
-        socket::send(&*self.door.socket, &knock(), &fds).unwrap();
+        socket::send(&**self.door.socket().unwrap(), &knock(), &fds).unwrap();
         let (answer, _) = socket::recv(&ours).unwrap();
         assert_eq!(answer[0], WELCOME);
         let (sender, receiver) = lane::ends(&memory, LaneSide::Client, u64::MAX);
@@ -130,12 +130,14 @@ fn odd_messages_at_the_door_keep_nobody_out() {
     let (ours, theirs) = socket::pair().unwrap();
     let long = [7; 5000];
     for message in [&b""[..], b"x", &knock(), &long] {
-        socket::send(&*stage.door.socket, message, &[]).unwrap();
-        socket::send(&*stage.door.socket, message, &[ours.as_fd()]).unwrap();
-        socket::send(&*stage.door.socket, message, &[ours.as_fd(), ours.as_fd()]).unwrap();
+        socket::send(&**stage.door.socket().unwrap(), message, &[]).unwrap();
+        socket::send(&**stage.door.socket().unwrap(), message, &[ours.as_fd()]).unwrap();
+        socket::send(&**stage.door.socket().unwrap(), message, &[ours.as_fd(), ours.as_fd()])
+            .unwrap();
     }
     let file = std::fs::File::open("/proc/self/status").unwrap();
-    socket::send(&*stage.door.socket, &knock(), &[theirs.as_fd(), file.as_fd()]).unwrap();
+    socket::send(&**stage.door.socket().unwrap(), &knock(), &[theirs.as_fd(), file.as_fd()])
+        .unwrap();
     drop(theirs);
     let (answer, _) = socket::recv(&ours).unwrap();
     assert_eq!(answer[0], REFUSED, "its memory is a file");

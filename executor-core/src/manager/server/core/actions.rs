@@ -19,7 +19,7 @@ pub(crate) struct JobId(pub(crate) u64);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Job {
     pub(crate) id: JobId,
-    /// The number of the function's `FnId`.
+    /// What the function means: `registry::meaning`.
     pub(crate) function: u64,
     /// Whether the function takes an `Option` of the value.
     pub(crate) optional: bool,

@@ -1,0 +1,364 @@
+//! The way to a server that this process did not start: its address, how it is recognized, and the
+//! connection that there is.
+//!
+//! ```text
+//!  Manager ──┐
+//!  Dict ─────┤ hold ─► Connection ─► Door ─► Route: address, key, trust
+//!  Dict ─────┘                                 │ lost: one call attempts, the others wait
+//!                                              ▼
+//!                         Connection to the same server: handles claim their objects anew
+//!                         to another one, started at this address: old handles have no object
+//! ```
+//!
+//! [`Attempts`] decides who connects when. This module does it, and no lock is held meanwhile.
+
+use std::{
+    fmt,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+#[cfg(feature = "tls")]
+use super::{super::link::tls::TlsClient, door};
+use super::{
+    super::{
+        error::ManagerError,
+        link::{MeetError, local},
+    },
+    backoff::{Attempts, Backoff, Next},
+    connection::Connection,
+    door::{Door, ServerId},
+};
+use crate::{
+    ipc::{Address, AuthError, AuthKey},
+    os::{fork::Creator, random, std_or_model::lock},
+};
+
+/// The way to a server.
+pub(crate) struct Route {
+    options: RouteOptions,
+    /// A fork of this process has copies of locks that nobody may ever release there.
+    creator: Creator,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Where a server is, and how this process gets there.
+pub(crate) struct RouteOptions {
+    pub(crate) address: Address,
+    pub(crate) key: AuthKey,
+    /// For TCP.
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<TlsClient>,
+    /// How long one attempt may take.
+    pub(crate) timeout: Duration,
+    pub(crate) backoff: Option<Backoff>,
+}
+
+struct State {
+    current: Weak<Connection>,
+    /// The same connection, as long as there is a `Manager` for it.
+    kept: Option<Arc<Connection>>,
+    has_manager: bool,
+    attempts: Attempts,
+    /// Why the last attempt has failed.
+    failed: Option<ManagerError>,
+    /// Whether this process wants nothing of the server any more.
+    closed: bool,
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RouteOptions { address, backoff, .. } = &self.options;
+        f.debug_struct("Route")
+            .field("address", &format_args!("{address}"))
+            .field("backoff", backoff)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Route {
+    /// Connects for the first time.
+    pub(crate) fn open(
+        options: RouteOptions,
+    ) -> Result<(Arc<Self>, Arc<Connection>), ManagerError> {
+        let attempts = Attempts::new(options.backoff.unwrap_or_default());
+        let state = State {
+            current: Weak::new(),
+            kept: None,
+            has_manager: true,
+            attempts,
+            failed: None,
+            closed: false,
+        };
+        let route = Arc::new(Route {
+            options,
+            creator: Creator::here(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        let connection = route.attempt(None)?;
+        lock(&route.state).is_now(&connection);
+        Ok((route, connection))
+    }
+
+    /// Whether this process is a fork of the one that has connected.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.creator.is_elsewhere()
+    }
+
+    /// Whether a connection that was lost is made again.
+    pub(super) fn reconnects(&self) -> bool {
+        self.options.backoff.is_some()
+    }
+
+    /// Returns until when a call that has lost its connection at this moment tries again.
+    pub(super) fn end_of_attempts(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.options.backoff?.total)
+    }
+
+    /// Returns the connection if there is one, or the one that was lost.
+    pub(crate) fn current(&self) -> Option<Arc<Connection>> {
+        match self.creator.is_elsewhere() {
+            true => None,
+            false => lock(&self.state).current.upgrade(),
+        }
+    }
+
+    /// Returns the connection. Connects again if it was lost and may be made again.
+    ///
+    /// # Errors
+    /// [`ManagerError::NoObject`] if there is another server than the `wanted` one at the address.
+    pub(super) fn connection(
+        self: &Arc<Self>,
+        wanted: Option<ServerId>,
+        deadline: Option<Instant>,
+    ) -> Result<Arc<Connection>, ManagerError> {
+        if self.creator.is_elsewhere() {
+            let text = "this process is a fork of the one that has connected: connect here as well";
+            return Err(ManagerError::Gone(text.into()));
+        }
+        let end = self.end_of_attempts().into_iter().chain(deadline).min();
+        let mut state = lock(&self.state);
+        loop {
+            if state.closed {
+                return Err(closed());
+            }
+            if let Some(connection) = state.current.upgrade() {
+                if !connection.is_gone() {
+                    return checked(connection, wanted);
+                }
+                if !self.reconnects() {
+                    return Err(connection.gone_error());
+                }
+            }
+            match state.attempts.next(Instant::now(), end) {
+                Next::Attempt => {
+                    drop(state);
+                    match self.attempt_and_tell(end) {
+                        Ok(connection) => return checked(connection, wanted),
+                        // Waiting does not change whom this process trusts, or its key.
+                        Err(error) if !self.reconnects() || is_lasting(&error) => {
+                            return Err(error);
+                        }
+                        Err(_) => state = lock(&self.state),
+                    }
+                }
+                Next::WaitForOther => state = self.wait(state, end),
+                Next::WaitUntil(next) => state = self.wait(state, Some(next)),
+                Next::GiveUp if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                    return Err(ManagerError::TimedOut);
+                }
+                Next::GiveUp => {
+                    let why = match &state.failed {
+                        Some(error) => {
+                            format!("it was lost, and could not be reached again: {error:?}")
+                        }
+                        None => "it was lost, and could not be reached again in time".to_owned(),
+                    };
+                    return Err(ManagerError::Gone(why.into()));
+                }
+            }
+        }
+    }
+
+    /// Makes an attempt, and tells those who wait for it. The lock is not held.
+    fn attempt_and_tell(
+        self: &Arc<Self>,
+        end: Option<Instant>,
+    ) -> Result<Arc<Connection>, ManagerError> {
+        let attempted = self.attempt(end);
+        // Without random numbers, clients come at the same time.
+        let random = random::bytes().map_or(u32::MAX, u32::from_le_bytes);
+        let mut state = lock(&self.state);
+        let result = match attempted {
+            Ok(_) if state.closed => {
+                state.attempts.succeeded();
+                Err(closed())
+            }
+            Ok(connection) => {
+                state.attempts.succeeded();
+                state.is_now(&connection);
+                Ok(connection)
+            }
+            Err(error) => {
+                state.attempts.failed(Instant::now(), random);
+                state.failed = Some(error.clone());
+                Err(error)
+            }
+        };
+        drop(state);
+        self.changed.notify_all();
+        result
+    }
+
+    /// Connects once.
+    fn attempt(self: &Arc<Self>, end: Option<Instant>) -> Result<Arc<Connection>, ManagerError> {
+        let RouteOptions { address, key, timeout, .. } = &self.options;
+        let end = Instant::now().checked_add(*timeout).into_iter().chain(end).min();
+        match address {
+            Address::Unix(path) => {
+                let (id, pid, door) =
+                    local::connect(path, key, end).map_err(|error| failed(address, error))?;
+                let door = Door::at((id, pid), Some(Arc::new(door)), Arc::clone(self));
+                Arc::new(door).connect(end)
+            }
+            #[cfg(feature = "tls")]
+            Address::Tcp(..) => self.attempt_far(end),
+            _ => Err(ManagerError::NotConnected {
+                address: address.clone(),
+                error: Arc::new(std::io::ErrorKind::Unsupported.into()),
+            }),
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn attempt_far(
+        self: &Arc<Self>,
+        end: Option<Instant>,
+    ) -> Result<Arc<Connection>, ManagerError> {
+        use super::super::link::far::Meeting;
+        use crate::{ipc::connect_to, os::fork::NotInherited};
+        let RouteOptions { address, key, tls, .. } = &self.options;
+        let failed = |error| failed(address, error);
+        let Some(tls) = tls else { return Err(failed(MeetError::Protocol)) };
+        let socket = connect_to(address, end).map_err(|error| unreachable(address, error))?;
+        let socket = NotInherited::new(socket);
+        let meeting = Meeting::connect(socket, tls, key.clone(), door::knock()).map_err(failed)?;
+        let end_of_link = meeting.wait(end).map_err(failed)?;
+        let socket = Arc::clone(end_of_link.socket());
+        // The server decides how long an answer is. Memory grows with what arrives.
+        let (sender, mut receiver) = end_of_link.into_ends(u64::MAX);
+        let welcome = receiver.wait_for_welcome(&socket, end).map_err(failed)?;
+        let (id, pid, max) = welcome.map_err(|why| {
+            ManagerError::Gone(format!("it does not let this process in: {why}").into())
+        })?;
+        let door = Arc::new(Door::at((id, pid), None, Arc::clone(self)));
+        Connection::new(door, socket, (sender, receiver), max)
+    }
+
+    /// Closes the connection. No call succeeds from now on.
+    pub(crate) fn close(&self) {
+        if self.creator.is_elsewhere() {
+            return;
+        }
+        let current = {
+            let mut state = lock(&self.state);
+            state.closed = true;
+            state.kept = None;
+            state.current.upgrade()
+        };
+        self.changed.notify_all();
+        if let Some(connection) = current {
+            connection.close();
+        }
+    }
+
+    /// There is no `Manager` any more. From now on the handles keep the connection.
+    pub(crate) fn leave(&self) {
+        if !self.creator.is_elsewhere() {
+            let mut state = lock(&self.state);
+            state.has_manager = false;
+            let kept = state.kept.take();
+            drop(state);
+            drop(kept);
+        }
+    }
+
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        until: Option<Instant>,
+    ) -> MutexGuard<'a, State> {
+        match until {
+            // An attempt ends after its timeout, and tells.
+            None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                let waited = self.changed.wait_timeout(state, left);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        }
+    }
+}
+
+impl State {
+    fn is_now(&mut self, connection: &Arc<Connection>) {
+        self.current = Arc::downgrade(connection);
+        self.kept = self.has_manager.then(|| Arc::clone(connection));
+        self.failed = None;
+    }
+}
+
+fn checked(
+    connection: Arc<Connection>,
+    wanted: Option<ServerId>,
+) -> Result<Arc<Connection>, ManagerError> {
+    match wanted.is_none_or(|wanted| wanted == connection.door().id) {
+        true => Ok(connection),
+        false => Err(ManagerError::NoObject),
+    }
+}
+
+fn closed() -> ManagerError {
+    ManagerError::Gone("this process has closed the connection".into())
+}
+
+/// Whether an attempt fails as long as nobody changes anything on one of the sides.
+fn is_lasting(error: &ManagerError) -> bool {
+    matches!(
+        error,
+        ManagerError::Auth { .. } | ManagerError::Untrusted { .. } | ManagerError::Protocol(_)
+    )
+}
+
+#[cfg(feature = "tls")]
+fn unreachable(address: &Address, error: std::io::Error) -> ManagerError {
+    ManagerError::NotConnected { address: address.clone(), error: Arc::new(error) }
+}
+
+/// Returns the error of an attempt.
+fn failed(address: &Address, error: MeetError) -> ManagerError {
+    use std::io::{Error, ErrorKind};
+    let address = address.clone();
+    let system = |error: Error| ManagerError::NotConnected {
+        address: address.clone(),
+        error: Arc::new(error),
+    };
+    match error {
+        MeetError::Io(kind) => system(kind.into()),
+        MeetError::TimedOut => system(ErrorKind::TimedOut.into()),
+        // It may have been told to end just now.
+        MeetError::Closed | MeetError::Auth(AuthError::Closed | AuthError::TimedOut) => {
+            system(Error::new(ErrorKind::ConnectionReset, error.to_string()))
+        }
+        MeetError::Auth(error) => ManagerError::Auth { address, error },
+        MeetError::Untrusted(why) => ManagerError::Untrusted { address, why: why.into() },
+        error @ MeetError::User(_) => {
+            ManagerError::Untrusted { address, why: error.to_string().into() }
+        }
+        error @ (MeetError::Tls(_) | MeetError::Protocol) => {
+            ManagerError::Protocol(format!("at `{address}`: {error}").into())
+        }
+    }
+}
