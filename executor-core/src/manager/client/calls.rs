@@ -89,6 +89,11 @@ impl Calls {
         threads.chain(std::mem::take(&mut self.others).into_values()).collect()
     }
 
+    /// Whether no call is on its way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.unrecorded.is_none() && self.threads.is_empty() && self.others.is_empty()
+    }
+
     /// Returns the seat of any thread that waits.
     pub(crate) fn any_thread(&self) -> Option<Arc<Seat>> {
         self.threads.values().next().cloned()

@@ -152,6 +152,25 @@ impl Connection {
         self.gone.get().is_some()
     }
 
+    /// Whether the connection has ended, also if that happened while no call was on its way, so that
+    /// nobody has noticed it. Calls that are on their way notice it by themselves, behind the
+    /// replies that came before.
+    pub(super) fn has_quietly_ended(&self) -> bool {
+        if self.is_gone() {
+            return true;
+        }
+        let ended = lock(&self.calls).is_idle() && {
+            let Some(socket) = self.socket.get() else { return true };
+            let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+            matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1))
+        };
+        if ended {
+            self.end(ENDED.to_owned());
+            self.wake_all();
+        }
+        ended
+    }
+
     /// Whether the server has closed the connection, noticed or not.
     pub(super) fn has_ended(&self) -> bool {
         self.is_gone() || self.socket.get().is_none_or(socket::is_hung_up)

@@ -24,6 +24,8 @@ pub(super) mod door;
 mod reference;
 mod route;
 mod table;
+#[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
+mod tests;
 mod value;
 
 pub use backoff::Backoff;

@@ -179,7 +179,7 @@ impl Reference {
     /// Whether calls can be made through this hold, or say why they cannot.
     fn is_of_use(&self, hold: &Hold) -> bool {
         let Hold { connection, .. } = hold;
-        !connection.is_elsewhere() && !(connection.is_gone() && self.door.reconnects())
+        !connection.is_elsewhere() && !(self.door.reconnects() && connection.has_quietly_ended())
     }
 
     /// Returns this process's hold on the object, if it has one.
