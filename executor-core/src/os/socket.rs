@@ -99,7 +99,8 @@ impl Credentials {
 
     /// Returns the credentials of the process that created the pair of which `fd` is an end, at the
     /// time of its creation. For a socket that was connected by its address, those of the process
-    /// that connects, or listens, at the other end. They come from the kernel, and no process can forge them.
+    /// that connects, or listens, at the other end. They come from the kernel, and no process can
+    /// forge them.
     ///
     /// # Errors
     /// If `fd` is not an end of such a pair, or the kernel does not tell.

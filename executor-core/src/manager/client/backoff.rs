@@ -165,8 +165,9 @@ mod tests {
         assert_eq!(attempts.next(now + MS, Some(now + 2 * MS)), Next::WaitForOther);
     }
 
-    /// Many callers, a server that comes and goes, and a clock of its own: at most one attempt runs,
-    /// each caller's wait ends in time, and attempts do not come faster than the delays allow.
+    /// Many callers, a server that comes and goes, and a clock of its own: at most one attempt
+    /// runs, each caller's wait ends in time, and attempts do not come faster than the delays
+    /// allow.
     #[test]
     fn seeded_callers_of_a_server_that_comes_and_goes() {
         for seed in 1..=300_u64 {

@@ -152,8 +152,8 @@ impl Connection {
         self.gone.get().is_some()
     }
 
-    /// Whether the connection has ended, also if that happened while no call was on its way, so that
-    /// nobody has noticed it. Calls that are on their way notice it by themselves, behind the
+    /// Whether the connection has ended, also if that happened while no call was on its way, so
+    /// that nobody has noticed it. Calls that are on their way notice it by themselves, behind the
     /// replies that came before.
     pub(super) fn has_quietly_ended(&self) -> bool {
         if self.is_gone() {

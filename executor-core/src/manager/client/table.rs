@@ -28,9 +28,9 @@ pub(super) fn forget(server: ServerId) {
 /// Returns this process's connection to a server. Makes it if there is none.
 ///
 /// A server that was reached by its address has a [route](super::Route), which has its connection.
-/// Another connection stays until its server ends. What a process has of a server, such as a lock whose
-/// guard it has leaked, belongs to the process and not to a handle. And a worker that gets a handle
-/// with each task does not connect with each task.
+/// Another connection stays until its server ends. What a process has of a server, such as a lock
+/// whose guard it has leaked, belongs to the process and not to a handle. And a worker that gets a
+/// handle with each task does not connect with each task.
 pub(super) fn connection_to(
     door: &Arc<Door>,
     deadline: Option<Instant>,

@@ -13,7 +13,8 @@
 //!
 //! The lock of the TLS state is held while bytes are encrypted and decrypted, and never during a
 //! system call. So a thread that receives holds up none that sends. Only the sender sends: what TLS
-//! itself has to say after the handshake, such as an update of its keys, goes with the next message.
+//! itself has to say after the handshake, such as an update of its keys, goes with the next
+//! message.
 //!
 //! A meeting of two sides ([`Meeting`]) is a state machine on a socket that never blocks, for both
 //! sides. Who waits for it polls, with a deadline. So a peer that says nothing, or one byte a

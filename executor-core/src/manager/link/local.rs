@@ -61,8 +61,8 @@ impl LocalMeeting {
         self.socket.as_fd()
     }
 
-    /// Goes on as far as the socket allows. At the end, the client has the `door`, and the socket is
-    /// of no use any more. After an error, the meeting is over.
+    /// Goes on as far as the socket allows. At the end, the client has the `door`, and the socket
+    /// is of no use any more. After an error, the meeting is over.
     pub(crate) fn advance(
         &mut self,
         id: ServerId,

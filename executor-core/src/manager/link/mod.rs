@@ -46,6 +46,7 @@ use crate::{
 crate::debug::debug_is_display!(LinkError, MeetError);
 
 /// Why a link cannot go on.
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "some are of TCP"))]
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LinkError {
     #[error(transparent)]
@@ -69,6 +70,7 @@ impl LinkError {
 }
 
 /// Why two sides that had an address in common do not talk to each other.
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "some are of TCP"))]
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MeetError {
     #[error(transparent)]
@@ -100,6 +102,7 @@ impl MeetError {
 }
 
 /// What a meeting waits for. Poll its socket for that, then let it go on.
+#[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "a local one only reads"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Waits {
     ToRead,
