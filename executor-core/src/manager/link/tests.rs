@@ -10,7 +10,8 @@ use std::{
 
 use super::{
     LinkError, LinkReceiver, LinkSender, MeetError, Progress, Waits,
-    far::{FarEnd, Meeting, read_welcome, refusal, welcome},
+    far::{FarEnd, Meeting},
+    stream::{read_welcome, refusal, welcome},
     tls::{Identity, TlsClient, TlsServer, Trust},
     wait_for,
 };
