@@ -197,11 +197,11 @@ impl Route {
         let mut state = lock(&self.state);
         let result = match attempted {
             Ok(_) if state.closed => {
-                state.attempts.succeeded();
+                state.attempts.succeeded(Instant::now(), random);
                 Err(closed())
             }
             Ok(connection) => {
-                state.attempts.succeeded();
+                state.attempts.succeeded(Instant::now(), random);
                 state.is_now(&connection);
                 Ok(connection)
             }
