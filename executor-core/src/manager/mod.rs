@@ -65,8 +65,8 @@
 //!   same server, but not be sent to another process, which has to connect by itself.
 //! - A connection can be lost while the server lives. Then calls return [`ManagerError::Gone`], or
 //!   the client connects [again](Connector::reconnect).
-//! - A function of an update runs in the program of the server. It has to exist there, with the same
-//!   types, in the same version of its crate. Otherwise the update is an error.
+//! - A function of an update runs in the program of the server. It has to exist there, with the
+//!   same types, in the same version of its crate. Otherwise the update is an error.
 //! - The types of handles and values are what each program says. A value that is no such type is
 //!   [`ManagerError::Decode`].
 //!
@@ -77,8 +77,8 @@
 //!   a queue that was on its way to the process is lost with it.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
 //! - **The process that has started the `Manager`.** The server ends.
-//! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of the
-//!   other one.
+//! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of
+//!   the other one.
 //!
 //! # Equal keys
 //!
