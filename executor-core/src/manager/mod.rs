@@ -72,6 +72,7 @@ mod any;
 mod builder;
 mod client;
 mod connector;
+mod directory;
 mod error;
 pub(crate) mod function;
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
