@@ -102,11 +102,13 @@ fn check(step: &str) -> Option<Vec<Step>> {
     Some(match step {
         "formatting" => vec![Step::cargo("fmt --all --check")],
         // The second call has the programs whose processes die at every step. They need a feature.
+        // The third one has the library without any: the tests of the workspace enable `tls`.
         "clippy" => vec![
             Step::cargo("clippy --workspace --all-targets -- -D warnings"),
             Step::cargo(
                 "clippy -p executor-test-programs --features kill-points --bins -- -D warnings",
             ),
+            Step::cargo("clippy -p executor-core --lib -- -D warnings"),
         ],
         "documentation" => {
             vec![Step::cargo("doc --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings")]
@@ -330,7 +332,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_reported() {
-        assert_eq!(planned("check").unwrap().len(), 4);
+        assert_eq!(planned("check").unwrap().len(), 5);
         becomes("check formatting", "fmt --all --check");
         for mistake in ["", "chek", "check all", "bench", "models miri ring twice"] {
             planned(mistake).unwrap_err();

@@ -52,7 +52,7 @@ pub struct Target {
 const AHEAD: usize = 3 << 20;
 
 /// All targets.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
     Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
@@ -79,6 +79,7 @@ pub const TARGETS: [Target; 15] = [
         bytes_max: crate::manager::fuzzed::requests_bytes_max,
     },
     Target { name: "replies", run: replies, bytes_max: |len| AHEAD + 64 * len },
+    Target { name: "meeting", run: meeting, bytes_max: |len| (1 << 16) + 8 * len },
     Target { name: "place", run: place, bytes_max: |len| (1 << 16) + 64 * len },
 ];
 
@@ -184,6 +185,12 @@ pub fn requests(data: &[u8]) {
 /// Decodes a reply of a manager's server.
 pub fn replies(data: &[u8]) {
     crate::manager::fuzzed::replies(data);
+}
+
+/// Decodes what a client and a manager's server say to each other inside TLS, before and after they
+/// know each other.
+pub fn meeting(data: &[u8]) {
+    crate::manager::fuzzed::meeting(data);
 }
 
 /// Decodes the first message that a worker reads.

@@ -386,6 +386,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         }
         "requests" => crate::manager::fuzzed::request_seeds(),
         "replies" => crate::manager::fuzzed::reply_seeds(),
+        "meeting" => crate::manager::fuzzed::meeting_seeds(),
         "place" => vec![
             // A head in the first free line: written, opened, dropped, opened again.
             vec![3, 1, 4, 40, 0, 0, 8, 0, 3, 1, 4, 40, 0, 3, 3, 1, 4, 40, 0, 2, 3, 1, 4, 40, 0, 3],

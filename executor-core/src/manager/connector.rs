@@ -107,7 +107,7 @@ impl Connector {
     /// - [`ManagerError::Gone`] if it does not let this process in, for example because it has as
     ///   many clients as it may have.
     /// - [`ManagerError::Protocol`] if it is something else than a manager, for a TCP address
-    ///   without [`trust`](Self::trust) or without the feature `tls`, and for an abstract name.
+    ///   without `trust` or without the feature `tls`, and for an abstract name.
     ///   Managers do not use those: every user could take the name, or fill the queue of those that
     ///   want to connect.
     pub fn connect(self) -> Result<Manager, ManagerError> {

@@ -1,11 +1,16 @@
 //! The decoders of a manager's server and of its clients, as functions of bytes, for the fuzzer.
 
 use super::{
+    client::door::check_knock,
     function,
+    link::{
+        challenge::{Answer, Challenge, whole},
+        stream::{Stream, read_welcome},
+    },
     protocol::{CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, names_in_reply},
     server::core::{Actions, Core, Limits},
 };
-use crate::fuzz::Input;
+use crate::{fuzz::Input, ipc::AuthKey};
 
 /// How much the server may have allocated after requests of `len` bytes in all.
 pub(crate) fn requests_bytes_max(len: usize) -> usize {
@@ -72,6 +77,77 @@ pub(crate) fn replies(data: &[u8]) {
         assert!(names.len() * 8 <= body.len(), "more names than bytes for them");
     }
     let _ = function::failure(body).to_string();
+}
+
+/// Gives both sides of a meeting the stream of a peer that does not know the key. Then reads the
+/// same stream as messages, which come in pieces.
+pub(crate) fn meeting(data: &[u8]) {
+    let mut input = Input::new(data);
+    let piece = usize::from(input.u8()).max(1);
+    let max = u64::from(input.u16());
+    let stream = input.bytes(data.len());
+    let key = AuthKey::new("a key that the fuzzer does not know");
+    let listening = Challenge::listen(key.clone()).expect("there are random numbers");
+    for mut side in [listening.0, Challenge::ask(key).0] {
+        let (mut rest, mut heard) = (stream, 0);
+        while let Ok(Some(len)) = whole(rest) {
+            let (said, behind) = rest.split_at(len);
+            rest = behind;
+            match side.hear(said).expect("there are random numbers") {
+                Answer::Listen | Answer::Say(_) => heard += 1,
+                Answer::Believe(_) => panic!("believed without the key"),
+                Answer::Fail(..) => break,
+            }
+            assert!(heard <= 2, "a challenge that does not end");
+        }
+    }
+    let _ = check_knock(stream);
+    let _ = read_welcome(stream);
+    let mut messages = Stream::new(Vec::new(), max);
+    let (mut message, mut total) = (Vec::new(), 0);
+    for part in stream.chunks(piece) {
+        messages.arriving().extend_from_slice(part);
+        loop {
+            let has = messages.has_message();
+            match messages.next(&mut message) {
+                Ok(next) => assert_eq!(next, has, "what is there is handed out"),
+                Err(_) => return assert!(has, "an error is something to tell"),
+            }
+            if !has {
+                break;
+            }
+            assert!(message.len() as u64 <= HEADER_BYTES as u64 + max, "it is too long");
+            total += message.len();
+        }
+    }
+    assert!(total <= stream.len(), "more was handed out than has arrived");
+}
+
+/// Inputs for [`meeting`].
+#[cfg(test)]
+pub(crate) fn meeting_seeds() -> Vec<Vec<u8>> {
+    use super::{
+        client::{ServerId, door::knock},
+        link::stream::{refusal, welcome},
+    };
+    let input =
+        |piece: u8, max: u16, stream: &[u8]| [&[piece][..], &max.to_le_bytes(), stream].concat();
+    let message = |(header, body): ([u8; HEADER_BYTES], Vec<u8>)| [&header[..], &body].concat();
+    let whole_message = message(welcome(ServerId(7), 1 << 20));
+    let hello_and_answer = [&[4, 0, 6, 64][..], &[1; 64]].concat();
+    let challenge_and_welcome = [&[5, 32][..], &[2; 32], &[7, 32], &[3; 32]].concat();
+    let mut long = [0; HEADER_BYTES];
+    long[16..].fill(0xff);
+    vec![
+        vec![],
+        input(1, 100, &hello_and_answer),
+        input(7, 100, &challenge_and_welcome),
+        input(255, 100, &knock()),
+        input(5, 100, &whole_message.repeat(3)),
+        input(30, 100, &message(refusal("full"))),
+        input(9, u16::MAX, &long),
+        input(9, 0, &[0; 100]),
+    ]
 }
 
 /// Inputs for [`requests`] that use every operation with bodies that are often right.

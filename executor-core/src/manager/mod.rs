@@ -54,13 +54,31 @@
 //! round trip to another process, about a microsecond while both are awake. What it has in return
 //! are maps, lists and sets that grow, nested objects, and values of any type and size.
 //!
+//! # Servers that others have started
+//!
+//! Within one program, handles are enough: whoever gets one can use the object. Processes that have
+//! nothing in common but an address and a key [connect](Manager::connect) to the server: over a
+//! Unix socket on the same machine, or over TCP from another one, with TLS (feature `tls`). Calls
+//! are the same, and take as long as the way there and back. What differs:
+//!
+//! - Handles that came over TCP stay in their process. They can be stored in other objects of the
+//!   same server, but not be sent to another process, which has to connect by itself.
+//! - A connection can be lost while the server lives. Then calls return [`ManagerError::Gone`], or
+//!   the client connects [again](Connector::reconnect).
+//! - A function of an update runs in the program of the server. It has to exist there, with the
+//!   same types, in the same version of its crate. Otherwise the update is an error.
+//! - The types of handles and values are what each program says. A value that is no such type is
+//!   [`ManagerError::Decode`].
+//!
 //! # When somebody dies
 //!
 //! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released
 //!   (the next owner is told), its permits come back, and its handles are gone, at once. An item of
 //!   a queue that was on its way to the process is lost with it.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
-//! - **The process that has the `Manager`.** The server ends.
+//! - **The process that has started the `Manager`.** The server ends.
+//! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of
+//!   the other one.
 //!
 //! # Equal keys
 //!

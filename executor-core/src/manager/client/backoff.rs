@@ -3,11 +3,14 @@
 //! ```text
 //!                 a call                        a failure: the delay doubles, up to its maximum
 //!  connected ──►   lost ──► one call attempts ──────────────► other calls wait for the next time
-//!      ▲                          │ success: the delay is as at first                 │
+//!      ▲                          │ success, that lasts: the delay is as at first     │
 //!      └──────────────────────────┴───────────────◄───────────────────────────────────┘
 //!
 //!  each call gives up at its own end
 //! ```
+//!
+//! A connection that is lost soon after it was made counts as a failure: a server that lets clients
+//! in and dies of each call is not asked again and again without a pause.
 //!
 //! The delays belong to the way to the server and not to a call. So a thousand threads that have
 //! lost their server make as many attempts as one.
@@ -85,11 +88,14 @@ pub(super) struct Attempts {
     delay: Duration,
     /// There is no attempt before.
     next: Option<Instant>,
+    /// When the last attempt has succeeded, if that was the last one.
+    succeeded: Option<Instant>,
 }
 
 impl Attempts {
     pub(super) fn new(backoff: Backoff) -> Self {
-        Attempts { backoff, running: false, delay: backoff.first, next: None }
+        let delay = backoff.first;
+        Attempts { backoff, running: false, delay, next: None, succeeded: None }
     }
 
     /// Returns what a call does next that waits until `end`. After [`Next::Attempt`], one of the
@@ -101,6 +107,11 @@ impl Attempts {
         if self.running {
             return Next::WaitForOther;
         }
+        let longest = self.backoff.max.max(self.backoff.first);
+        if self.succeeded.is_some_and(|at| now.saturating_duration_since(at) >= longest) {
+            // The connection has lasted.
+            *self = Attempts::new(self.backoff);
+        }
         match self.next.filter(|next| *next > now) {
             None => {
                 self.running = true;
@@ -110,12 +121,19 @@ impl Attempts {
         }
     }
 
-    pub(super) fn succeeded(&mut self) {
-        *self = Attempts::new(self.backoff);
+    /// The attempt has succeeded.
+    pub(super) fn succeeded(&mut self, now: Instant, random: u32) {
+        self.ended(now, random);
+        self.succeeded = Some(now);
     }
 
     /// The attempt has failed. `random` decides which part of the delay is left out.
     pub(super) fn failed(&mut self, now: Instant, random: u32) {
+        self.ended(now, random);
+        self.succeeded = None;
+    }
+
+    fn ended(&mut self, now: Instant, random: u32) {
         let half = self.delay / 2;
         let part = half.mul_f64(f64::from(random) / f64::from(u32::MAX));
         self.running = false;
@@ -135,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_double_up_to_their_maximum_and_begin_anew_after_a_success() {
+    fn delays_double_up_to_their_maximum_and_begin_anew_after_a_success_that_lasts() {
         let mut attempts = Attempts::new(backoff(10, 50));
         let mut now = Instant::now();
         for expected in [10, 20, 40, 50, 50] {
@@ -149,7 +167,11 @@ mod tests {
             now = next;
         }
         assert_eq!(attempts.next(now, None), Next::Attempt);
-        attempts.succeeded();
+        attempts.succeeded(now, u32::MAX);
+        // Lost at once.
+        assert_eq!(attempts.next(now + MS, None), Next::WaitUntil(now + 50 * MS));
+        // Lost later.
+        now += 50 * MS;
         assert_eq!(attempts.next(now, None), Next::Attempt);
         attempts.failed(now, 0);
         assert_eq!(attempts.next(now, None), Next::WaitUntil(now + 5 * MS));
@@ -182,7 +204,8 @@ mod tests {
             let begin = Instant::now();
             let (mut now, mut connected, mut running) = (begin, false, None);
             let mut callers: Vec<Instant> = Vec::new();
-            let (mut last_failure, mut failures) = (None::<Instant>, 0);
+            let (mut last_end, mut ends) = (None::<Instant>, 0);
+            let mut since = None::<Instant>;
             for _ in 0..2000 {
                 now += (draw(5) as u32) * MS;
                 if draw(4) == 0 && callers.len() < 20 {
@@ -194,13 +217,13 @@ mod tests {
                 if let Some(end) = running.filter(|end| *end <= now) {
                     let _: Instant = end;
                     running = None;
-                    if draw(3) == 0 {
-                        attempts.succeeded();
-                        (connected, last_failure, failures) = (true, None, 0);
-                    } else {
-                        attempts.failed(now, draw(1 << 32) as u32);
-                        last_failure = Some(now);
-                        failures += 1;
+                    ends += 1;
+                    last_end = Some(now);
+                    connected = draw(3) == 0;
+                    since = connected.then_some(now);
+                    match connected {
+                        true => attempts.succeeded(now, draw(1 << 32) as u32),
+                        false => attempts.failed(now, draw(1 << 32) as u32),
                     }
                 }
                 if connected {
@@ -210,9 +233,12 @@ mod tests {
                 callers.retain(|end| match attempts.next(now, Some(*end)) {
                     Next::Attempt => {
                         assert!(running.is_none(), "two attempts at a time: seed {seed}");
-                        if let Some(failure) = last_failure {
-                            let delay = (10 << (failures - 1).min(3)) * MS / 2;
-                            assert!(now >= failure + delay, "too early: seed {seed}");
+                        let lasted = since.is_some_and(|since| now >= since + 80 * MS);
+                        if lasted {
+                            ends = 0;
+                        } else if let Some(end) = last_end {
+                            let delay = (10 << (ends - 1).min(3)) * MS / 2;
+                            assert!(now >= end + delay, "too early: seed {seed}");
                         }
                         running = Some(now + (draw(30) as u32) * MS);
                         true

@@ -113,6 +113,7 @@ impl Connection {
         (sender, receiver): (LinkSender, LinkReceiver),
         message_bytes_max: u64,
     ) -> Result<Arc<Self>, ManagerError> {
+        let spin = if receiver.is_far() { Spin::patient() } else { Spin::default() };
         let nudge = receiver.is_far().then(EventFd::new).transpose();
         let nudge = nudge.map_err(ManagerError::os("a signal for a connection to a manager"))?;
         Ok(Arc::new(Connection {
@@ -126,7 +127,8 @@ impl Connection {
             receiving: Mutex::new(Receiving {
                 link: receiver,
                 message: Vec::new(),
-                spin: Spin::default(),
+                // A round trip over TCP takes longer than over a lane.
+                spin,
                 brief: Spin::brief(),
             }),
             calls: Mutex::default(),
@@ -589,11 +591,13 @@ impl Connection {
             let spin = if matches!(patience, Patience::Moment) { brief } else { spin };
             // A long request is sent in parts, while the server makes room.
             let unsent = self.unsent.load(Ordering::Relaxed);
-            let ready = || !link.is_empty() || unsent && link.room_was_made();
-            let came = match unsent || link.is_in_message() {
-                _ if is_far => false,
-                true => spin.wait_in_message(link.sender_cpu(), ready),
-                false => spin.wait(link.sender_cpu(), ready),
+            let (cpu, in_message) = (link.sender_cpu(), unsent || link.is_in_message());
+            let ready = || link.look() || unsent && link.room_was_made();
+            let came = match in_message {
+                // The poll below also looks for room.
+                true if is_far => false,
+                true => spin.wait_in_message(cpu, ready),
+                false => spin.wait(cpu, ready),
             };
             if came {
                 continue;

@@ -189,8 +189,9 @@ impl Reference {
         {
             return Some(Arc::clone(hold));
         }
-        let later = lock(&self.later);
-        later.as_ref().filter(|hold| self.is_of_use(hold)).cloned()
+        // Whoever waits for a connection that has ended is told, while no lock is held.
+        let later = lock(&self.later).clone();
+        later.filter(|hold| self.is_of_use(hold))
     }
 
     /// Returns this process's hold on the object, as [`connection`](Self::connection) does.

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     ipc::{Address, AuthError, AuthKey},
     os::{fork::Creator, random, std_or_model::lock},
+    unwind::catch,
 };
 
 /// The way to a server.
@@ -187,17 +188,20 @@ impl Route {
         self: &Arc<Self>,
         end: Option<Instant>,
     ) -> Result<Arc<Connection>, ManagerError> {
-        let attempted = self.attempt(end);
+        // Others wait for the end of it, so a panic must not be one that nobody is told.
+        let attempted = catch(|| self.attempt(end)).unwrap_or_else(|panic| {
+            Err(ManagerError::Gone(format!("connecting to it has panicked: {panic}").into()))
+        });
         // Without random numbers, clients come at the same time.
         let random = random::bytes().map_or(u32::MAX, u32::from_le_bytes);
         let mut state = lock(&self.state);
         let result = match attempted {
             Ok(_) if state.closed => {
-                state.attempts.succeeded();
+                state.attempts.succeeded(Instant::now(), random);
                 Err(closed())
             }
             Ok(connection) => {
-                state.attempts.succeeded();
+                state.attempts.succeeded(Instant::now(), random);
                 state.is_now(&connection);
                 Ok(connection)
             }

@@ -21,7 +21,8 @@ use super::{
         Queue, Trust,
         link::{
             LinkSender,
-            far::{FarEnd, Meeting, refusal, welcome},
+            far::{FarEnd, Meeting},
+            stream::{refusal, welcome},
             tls::TlsServer,
         },
         protocol::{HEADER_BYTES, Operation, Request},

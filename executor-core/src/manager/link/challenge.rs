@@ -85,7 +85,7 @@ fn message(kind: MessageKind, said: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// If no message is that long.
-#[cfg(feature = "tls")]
+#[cfg(any(feature = "tls", test, fuzzing))]
 pub(crate) fn whole(stream: &[u8]) -> Result<Option<usize>, AuthError> {
     let Some(&len) = stream.get(1) else { return Ok(None) };
     let len = 2 + usize::from(len);

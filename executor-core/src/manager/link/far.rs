@@ -39,17 +39,15 @@ use rustls::{ClientConnection, Connection, Error, ServerConnection};
 use super::{
     LinkError, LinkReceiver, LinkSender, MeetError, Progress, Waits,
     challenge::{Answer, Challenge, whole},
+    stream::Stream,
     tls::{Pinned, TlsClient, TlsServer},
     wait_for,
 };
 use crate::{
     ipc::AuthKey,
-    manager::client::{
-        ServerId,
-        door::{KNOCK_BYTES, REFUSED, WELCOME},
-    },
+    manager::client::door::KNOCK_BYTES,
     os::{fork::NotInherited, socket::retry, std_or_model::lock},
-    transport::ring::lane::{LANE_HEADER_BYTES, LaneError},
+    transport::ring::lane::LANE_HEADER_BYTES,
 };
 
 /// What the key of a session is derived for.
@@ -438,13 +436,9 @@ impl FarEnd {
         let receiver = FarReceiver {
             shared: self.shared,
             raw: vec![0; SMALL_PIECE_BYTES],
-            plain: self.plain,
-            at: 0,
-            begun: Vec::new(),
-            missing: None,
+            stream: Stream::new(self.plain, message_bytes_max),
             drained: false,
             over: None,
-            message_bytes_max,
         };
         (LinkSender::Far(sender), LinkReceiver::Far(receiver))
     }
@@ -559,23 +553,18 @@ pub(crate) struct FarReceiver {
     shared: Arc<Shared>,
     /// Where the bytes of the socket are put, before they are decrypted.
     raw: Vec<u8>,
-    /// What is decrypted and, from `at` on, was not handed out.
-    plain: Vec<u8>,
-    at: usize,
-    /// The part of a message that has arrived, and how many bytes are missing.
-    begun: Vec<u8>,
-    missing: Option<u64>,
+    /// What is decrypted.
+    stream: Stream,
     /// Whether the socket had nothing more to give. The poll says when that has changed.
     drained: bool,
     /// Why nothing more comes.
     over: Option<LinkError>,
-    message_bytes_max: u64,
 }
 
 impl FarReceiver {
     pub(super) fn receive(&mut self, message: &mut Vec<u8>) -> Result<bool, LinkError> {
         loop {
-            if self.take(message)? {
+            if self.stream.next(message)? {
                 return Ok(true);
             }
             if let Some(over) = &self.over {
@@ -586,55 +575,6 @@ impl FarReceiver {
             }
             self.read();
         }
-    }
-
-    /// Takes the next whole message from what has arrived.
-    fn take(&mut self, message: &mut Vec<u8>) -> Result<bool, LinkError> {
-        let rest = &self.plain[self.at..];
-        if let Some(missing) = self.missing {
-            // The length was announced, but memory grows only with what arrives: at most doubled.
-            let len = missing.min(rest.len() as u64) as usize;
-            self.begun.extend_from_slice(&rest[..len]);
-            self.at += len;
-            let missing = missing - len as u64;
-            self.missing = (missing > 0).then_some(missing);
-            if missing == 0 {
-                std::mem::swap(message, &mut self.begun);
-                // A large buffer is not kept for the next message.
-                self.begun = Vec::new();
-            }
-        } else if let Some(header) = rest.first_chunk::<LANE_HEADER_BYTES>() {
-            let (words, _) = header.as_chunks::<8>();
-            let len = u64::from_le_bytes(words[2]);
-            if len > self.message_bytes_max {
-                return Err(LaneError::TooLong(len).into());
-            }
-            // A length that does not fit into 64 bits with its header never arrives whole.
-            let len = len.saturating_add(LANE_HEADER_BYTES as u64);
-            if let Some(whole) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) {
-                message.clear();
-                message.extend_from_slice(whole);
-                self.at += whole.len();
-                return Ok(true);
-            }
-            self.begun = rest.to_vec();
-            self.missing = Some(len - rest.len() as u64);
-            self.at = self.plain.len();
-        } else {
-            self.compact();
-            return Ok(false);
-        }
-        if self.missing.is_some() {
-            self.compact();
-        }
-        Ok(self.missing.is_none())
-    }
-
-    /// Moves what was not handed out to the front: at most a part of a header.
-    fn compact(&mut self) {
-        self.plain.drain(..self.at);
-        self.at = 0;
-        self.plain.shrink_to(2 * PIECE_BYTES);
     }
 
     /// Receives what the socket has, as far as it fits into the buffer.
@@ -659,7 +599,10 @@ impl FarReceiver {
             }
         };
         self.drained = len < self.raw.len();
-        let decrypted = decrypt(&mut lock(&self.shared.tls), &self.raw[..len], &mut self.plain);
+        let decrypted = {
+            let mut tls = lock(&self.shared.tls);
+            decrypt(&mut tls, &self.raw[..len], self.stream.arriving())
+        };
         match decrypted {
             Ok(false) => {}
             Ok(true) => self.over = Some(LinkError::Closed),
@@ -674,16 +617,14 @@ impl FarReceiver {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        let rest = &self.plain[self.at..];
-        match self.missing {
-            Some(missing) => (rest.len() as u64) < missing,
-            None => rest.first_chunk::<LANE_HEADER_BYTES>().is_none_or(|header| {
-                let (words, _) = header.as_chunks::<8>();
-                let len = u64::from_le_bytes(words[2]);
-                // A length that is not allowed is told by `receive`.
-                len <= self.message_bytes_max && ((rest.len() - LANE_HEADER_BYTES) as u64) < len
-            }),
+        !self.stream.has_message()
+    }
+
+    pub(super) fn look(&mut self) -> bool {
+        if self.announce_sleep() {
+            self.read();
         }
+        !self.announce_sleep()
     }
 
     pub(super) fn announce_sleep(&mut self) -> bool {
@@ -702,49 +643,6 @@ impl FarReceiver {
     /// Returns how many bytes are reserved for what comes.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
-        self.raw.capacity() + self.plain.capacity() + self.begun.capacity()
-    }
-}
-
-/// Returns what the server says first to a client that it lets in: its id, the number of its
-/// process, and how long a message may be.
-pub(crate) fn welcome(id: ServerId, message_bytes_max: u64) -> ([u8; LANE_HEADER_BYTES], Vec<u8>) {
-    let mut body = id.0.to_le_bytes().to_vec();
-    body.extend_from_slice(&std::process::id().to_le_bytes());
-    body.extend_from_slice(&message_bytes_max.to_le_bytes());
-    (first(WELCOME, body.len()), body)
-}
-
-/// Returns what the server says to a client that it does not let in.
-pub(crate) fn refusal(why: &str) -> ([u8; LANE_HEADER_BYTES], Vec<u8>) {
-    let body = why.as_bytes()[..why.len().min(REFUSAL_BYTES_MAX)].to_vec();
-    (first(REFUSED, body.len()), body)
-}
-
-/// Maximum length of the text of a refusal.
-const REFUSAL_BYTES_MAX: usize = 1024;
-
-fn first(kind: u8, len: usize) -> [u8; LANE_HEADER_BYTES] {
-    let mut header = [0; LANE_HEADER_BYTES];
-    header[0] = kind;
-    header[16..].copy_from_slice(&(len as u64).to_le_bytes());
-    header
-}
-
-/// What a server has said first: its id, the number of its process, and the maximum length of a
-/// message. Or the text of its refusal.
-pub(crate) type Welcome = Result<(ServerId, u32, u64), String>;
-
-pub(super) fn read_welcome(message: &[u8]) -> Option<Welcome> {
-    let (header, body) = message.split_at_checked(LANE_HEADER_BYTES)?;
-    match *header.first()? {
-        WELCOME => {
-            let (id, rest) = body.split_first_chunk()?;
-            let (pid, max) = rest.split_first_chunk()?;
-            let max = u64::from_le_bytes(<[u8; 8]>::try_from(max).ok()?);
-            Some(Ok((ServerId(u128::from_le_bytes(*id)), u32::from_le_bytes(*pid), max)))
-        }
-        REFUSED => Some(Err(String::from_utf8_lossy(body).into_owned())),
-        _ => None,
+        self.raw.capacity() + self.stream.memory()
     }
 }

@@ -27,6 +27,8 @@ pub(crate) mod challenge;
 #[cfg(feature = "tls")]
 pub(crate) mod far;
 pub(crate) mod local;
+#[cfg(any(feature = "tls", test, fuzzing))]
+pub(crate) mod stream;
 #[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
 mod tests;
 #[cfg(feature = "tls")]
@@ -241,12 +243,12 @@ impl LinkReceiver {
         &mut self,
         socket: &NotInherited,
         deadline: Option<Instant>,
-    ) -> Result<far::Welcome, MeetError> {
+    ) -> Result<stream::Welcome, MeetError> {
         let mut message = Vec::new();
         loop {
             self.awake();
             match self.receive(&mut message) {
-                Ok(true) => return far::read_welcome(&message).ok_or(MeetError::Protocol),
+                Ok(true) => return stream::read_welcome(&message).ok_or(MeetError::Protocol),
                 Ok(false) => {}
                 Err(LinkError::Closed) => return Err(MeetError::Closed),
                 Err(LinkError::Lost(kind)) => return Err(MeetError::Io(kind)),
@@ -270,6 +272,16 @@ impl LinkReceiver {
         }
     }
 
+    /// Looks whether there is something to receive. For a thread that looks again and again for a
+    /// moment, before it sleeps. Over TCP, each look is a system call.
+    pub(crate) fn look(&mut self) -> bool {
+        match self {
+            LinkReceiver::Near(lane) => !lane.is_empty(),
+            #[cfg(feature = "tls")]
+            LinkReceiver::Far(far) => far.look(),
+        }
+    }
+
     /// Whether a part of a message has arrived over a lane, and the rest has not.
     pub(crate) fn is_in_message(&self) -> bool {
         match self {
@@ -289,7 +301,7 @@ impl LinkReceiver {
         }
     }
 
-    /// Whether messages come over TCP. Then looking again and again is of no use.
+    /// Whether messages come over TCP.
     pub(crate) fn is_far(&self) -> bool {
         !matches!(self, LinkReceiver::Near(_))
     }

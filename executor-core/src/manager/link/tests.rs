@@ -10,7 +10,8 @@ use std::{
 
 use super::{
     LinkError, LinkReceiver, LinkSender, MeetError, Progress, Waits,
-    far::{FarEnd, Meeting, read_welcome, refusal, welcome},
+    far::{FarEnd, Meeting},
+    stream::{read_welcome, refusal, welcome},
     tls::{Identity, TlsClient, TlsServer, Trust},
     wait_for,
 };
@@ -266,6 +267,36 @@ fn a_server_that_does_not_know_the_key_is_refused_although_it_has_the_certificat
     assert_eq!(client.wait(late()).unwrap_err(), MeetError::Auth(AuthError::WrongKey));
     let rest = played.join().unwrap();
     assert!(rest.len() <= 2, "the client has said nothing but that: {rest:?}");
+}
+
+#[test]
+fn a_challenge_cannot_be_passed_on_between_two_sessions() {
+    // Somebody between both sides whom the client trusts by mistake. He does not know the key.
+    let (identity, his) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+    let server_sides = Sides::new(&identity, &Trust::fingerprint(identity.fingerprint()));
+    let client_sides = Sides::new(&his, &Trust::fingerprint(his.fingerprint()));
+    let ((client, from_client), (to_server, server)) = (sockets(), sockets());
+    let (client, server) = (client_sides.client(client), server_sides.server(server));
+    let (his_config, to_real) = (client_sides.server.0, server_sides.client);
+    thread::scope(|scope| {
+        let client = scope.spawn(|| client.wait(late()));
+        let server = scope.spawn(|| server.wait(late()));
+        let one = rustls::ServerConnection::new(his_config).unwrap();
+        let mut one = rustls::StreamOwned::new(one, from_client);
+        let config = to_real.for_one_meeting().0;
+        let other = rustls::ClientConnection::new(config, to_real.name.clone()).unwrap();
+        let mut other = rustls::StreamOwned::new(other, to_server);
+        let (mut hello, mut challenge, mut answer) = ([0; 2], [0; 34], [0; 66]);
+        one.read_exact(&mut hello).unwrap();
+        other.write_all(&hello).unwrap();
+        other.read_exact(&mut challenge).unwrap();
+        one.write_all(&challenge).unwrap();
+        one.read_exact(&mut answer).unwrap();
+        other.write_all(&answer).unwrap();
+        assert_eq!(server.join().unwrap().unwrap_err(), MeetError::Auth(AuthError::WrongKey));
+        drop((one, other));
+        assert!(client.join().unwrap().is_err());
+    });
 }
 
 #[test]
