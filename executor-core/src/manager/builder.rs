@@ -6,14 +6,16 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "tls")]
+use super::link::tls::Identity;
 use super::{
     Manager, ManagerError, Started,
     client::{Door, Reference, ServerId},
-    server::entry::{Serve, ServerSetup},
+    server::entry::{Secret, Serve, ServerSetup},
 };
 use crate::{
     error::TaskError,
-    ipc::Transfer,
+    ipc::{AuthKey, Transfer},
     os::{fork::Creator, random, socket},
     process::Process,
     task::{IntoTask, Task, TaskArgs, TaskFn, encode::encode},
@@ -39,6 +41,9 @@ use crate::{
 pub struct ManagerBuilder {
     name: String,
     initializer: Option<Result<(u64, Vec<u8>), ManagerError>>,
+    key: Option<AuthKey>,
+    #[cfg(feature = "tls")]
+    identity: Option<Identity>,
     clients_max: usize,
     objects_max: usize,
     client_calls_max: usize,
@@ -53,6 +58,9 @@ impl Default for ManagerBuilder {
         ManagerBuilder {
             name: "manager".to_owned(),
             initializer: None,
+            key: None,
+            #[cfg(feature = "tls")]
+            identity: None,
             clients_max: 1_000,
             objects_max: 10_000_000,
             client_calls_max: 100_000,
@@ -90,6 +98,42 @@ impl ManagerBuilder {
     /// returns its error.
     pub fn initializer(mut self, task: impl IntoTask) -> Self {
         self.initializer = Some(encoded(task.into_task()));
+        self
+    }
+
+    /// Sets the key that clients have to know which come by an address. Without it, the manager does
+    /// not [listen](Manager::listen) anywhere.
+    ///
+    /// Processes that get a handle from one that has it need no key.
+    pub fn key(mut self, key: AuthKey) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Sets who the server is. Clients that come over TCP recognize it by its certificate. Needs
+    /// the feature `tls`.
+    ///
+    /// ```
+    /// use executor::{AuthKey, manager::{Identity, Manager, Trust}};
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let (key, identity) = (AuthKey::random()?, Identity::generate()?);
+    ///     let fingerprint = identity.fingerprint();
+    ///     let manager = Manager::builder().key(key.clone()).identity(identity).start()?;
+    ///     let address = manager.listen(&"127.0.0.1:0".parse()?)?;
+    ///
+    ///     // This could be another machine.
+    ///     let far = Manager::connector(&address, &key).trust(Trust::fingerprint(fingerprint));
+    ///     let far = far.connect()?;
+    ///     let squares = far.dict((0..4).map(|n| (n, n * n)))?;
+    ///     assert_eq!(squares.get(&3)?, Some(9));
+    ///     Ok(())
+    /// }
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
         self
     }
 
@@ -165,6 +209,9 @@ impl ManagerBuilder {
             client_bytes_max: self.client_bytes_max,
             message_bytes_max: self.message_bytes_max,
             unread_bytes_max: self.unread_bytes_max,
+            key: self.key.as_ref().map(|key| Secret(key.as_bytes().to_vec())),
+            #[cfg(feature = "tls")]
+            identity: self.identity.as_ref().map(Identity::to_parts),
             initializer,
         };
         let child = Process::new(Task::<Serve, ServerSetup>::new(setup))
@@ -191,7 +238,14 @@ impl ManagerBuilder {
         })?;
         let started = Started {
             child,
-            owner: Mutex::new(Some(owner)),
+            owner: Mutex::new(Some(Arc::new(owner))),
+            orders: Mutex::default(),
+            addresses: Mutex::default(),
+            has_key: self.key.is_some(),
+            #[cfg(feature = "tls")]
+            has_identity: self.identity.is_some(),
+            #[cfg(not(feature = "tls"))]
+            has_identity: false,
             shutdown_timeout: self.shutdown_timeout,
         };
         Ok(Manager {

@@ -29,6 +29,14 @@ pub enum ManagerError {
     Gone(Arc<str>),
     /// The server was not started. The text says why.
     NotStarted(Arc<str>),
+    /// The server cannot listen at this address.
+    #[non_exhaustive]
+    NotListening {
+        /// The address.
+        address: Address,
+        /// The reason.
+        error: Arc<io::Error>,
+    },
     /// There is no server at this address, or it did not answer in time.
     #[non_exhaustive]
     NotConnected {
@@ -117,6 +125,9 @@ impl fmt::Display for ManagerError {
         match self {
             ManagerError::Gone(why) => write!(f, "the manager's server is gone: {why}"),
             ManagerError::NotStarted(why) => write!(f, "the manager was not started: {why}"),
+            ManagerError::NotListening { address, .. } => {
+                write!(f, "the manager cannot listen at `{address}`")
+            }
             ManagerError::NotConnected { address, .. } => {
                 write!(f, "there is no connection to a manager at `{address}`")
             }

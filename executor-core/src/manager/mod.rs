@@ -90,11 +90,13 @@ mod any;
 mod builder;
 mod client;
 mod connector;
+mod directory;
 mod error;
 pub(crate) mod function;
 #[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
 pub(crate) mod fuzzed;
 mod link;
+mod listen;
 mod protocol;
 mod proxy;
 mod server;
@@ -162,8 +164,14 @@ pub struct Manager {
 
 struct Started {
     child: Child<()>,
-    /// While this is open, the server runs.
-    owner: Mutex<Option<OwnedFd>>,
+    /// While this is open, the server runs. Orders to it go over this socket.
+    owner: Mutex<Option<Arc<OwnedFd>>>,
+    /// Number of the last order. Held while one is given.
+    orders: Mutex<u32>,
+    addresses: Mutex<Vec<Address>>,
+    has_key: bool,
+    /// Whether the server can be recognized over TCP.
+    has_identity: bool,
     shutdown_timeout: Duration,
 }
 
@@ -276,10 +284,10 @@ impl Manager {
         if let Some(route) = &self.route {
             route.close();
         }
-        let Some(Started { child, owner, shutdown_timeout }) = &self.started else { return };
+        let Some(Started { child, owner, shutdown_timeout, .. }) = &self.started else { return };
         if let Some(owner) = lock(owner).take() {
             // Closing it is not enough: a child that this process has forked may have a copy.
-            let _ = socket::send_now(&owner, b"!", &[]);
+            let _ = socket::send_now(&*owner, b"!", &[]);
         }
         if child.join_timeout(*shutdown_timeout).is_none() {
             // It was stopped, or is in a system call that does not end.

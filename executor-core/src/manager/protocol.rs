@@ -19,6 +19,9 @@ pub(crate) struct ObjectId(pub(crate) u64);
 impl ObjectId {
     /// The object of requests that concern no object.
     pub(crate) const NONE: ObjectId = ObjectId(0);
+    /// The map of what is published. It is always there, and every client may use it. Its keys are
+    /// names.
+    pub(crate) const DIRECTORY: ObjectId = ObjectId(u64::MAX);
 }
 
 /// Identifies a call of one client. The client chooses the number. The reply repeats it.

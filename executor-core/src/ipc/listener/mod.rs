@@ -49,8 +49,8 @@ use rustix::{
         timerfd_settime,
     },
 };
-pub(crate) use socket::connect_to;
-use socket::{SocketFile, address_of, bind_to, prepare};
+pub(crate) use socket::{SocketFile, bind_private, connect_to};
+use socket::{address_of, bind_to, prepare};
 use tokio::io::Interest;
 
 use super::{

@@ -9,12 +9,13 @@ use std::{
 };
 
 use rustix::{
-    fs::{FileType, FlockOperation, Mode, OFlags, flock, lstat, open, unlink},
+    fs::{FileType, FlockOperation, Mode, OFlags, fchmod, flock, fstat, lstat, open, unlink},
     io::Errno,
     net::{
         AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
         listen, socket_with, sockopt,
     },
+    process::geteuid,
 };
 
 use super::super::{address::Address, readiness::Deadline};
@@ -24,14 +25,16 @@ use crate::os::random;
 const BACKLOG: i32 = 4096;
 
 /// The file of a Unix socket with a path.
-pub(super) struct SocketFile {
-    path: PathBuf,
-    inode: (u64, u64),
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    pub(crate) path: PathBuf,
+    /// Device and inode.
+    pub(crate) inode: (u64, u64),
 }
 
 impl SocketFile {
     /// Removes the file if it is still ours: another listener may have replaced it.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         let is_ours = lstat(&self.path).is_ok_and(|now| (now.st_dev, now.st_ino) == self.inode);
         if is_ours {
             let _ = unlink(&self.path);
@@ -60,10 +63,33 @@ pub(super) fn bind_to(address: &Address) -> io::Result<(OwnedFd, Address, Option
             Ok((socket, Address::Abstract(name), None))
         }
         Address::Unix(path) => {
-            let (socket, file) = bind_path(path)?;
+            let (socket, file) = bind_path(path, Access::ByUmask)?;
             Ok((socket, address.clone(), Some(file)))
         }
     }
+}
+
+/// Makes a socket that listens at an address, as [`bind_to`] does. If it has a file, only processes
+/// of this user can connect to it, and nobody else can put another one in its place.
+pub(crate) fn bind_private(
+    address: &Address,
+) -> io::Result<(OwnedFd, Address, Option<SocketFile>)> {
+    match address {
+        Address::Unix(path) => {
+            let (socket, file) = bind_path(path, Access::Private)?;
+            Ok((socket, address.clone(), Some(file)))
+        }
+        other => bind_to(other),
+    }
+}
+
+/// Who may connect to a Unix socket with a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Whoever may write to the file that is created.
+    ByUmask,
+    /// Processes of this user, and of root.
+    Private,
 }
 
 /// Connects a socket to an address.
@@ -111,14 +137,22 @@ fn bind_tcp(host: &str, port: u16) -> io::Result<(OwnedFd, Address)> {
 /// Between the check that no process listens there and the removal, another process could begin to
 /// listen, and its file would be removed. So the folder is locked meanwhile, by every process that
 /// binds a path with this function.
-fn bind_path(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
+fn bind_path(path: &Path, access: Access) -> io::Result<(OwnedFd, SocketFile)> {
     let address = SocketAddrUnix::new(path)?;
     let parent =
         path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder =
         open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
+    if access == Access::Private {
+        check_folder(parent, folder.as_ref())?;
+    }
     let locked = folder.as_ref().is_some_and(lock_folder);
     let socket = unix_socket(SocketFlags::NONBLOCK)?;
+    if access == Access::Private {
+        // The file gets these permissions when it is created, so there is no moment at which others
+        // could connect.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    }
     match bind(&socket, &address) {
         Err(Errno::ADDRINUSE) if locked && is_left_behind(path, &address) => {
             unlink(path)?;
@@ -129,6 +163,28 @@ fn bind_path(path: &Path) -> io::Result<(OwnedFd, SocketFile)> {
     listen(&socket, BACKLOG)?;
     let now = lstat(path)?;
     Ok((socket, SocketFile { path: path.to_owned(), inode: (now.st_dev, now.st_ino) }))
+}
+
+/// Checks that no other user can replace a file in this folder.
+fn check_folder(path: &Path, folder: Option<&OwnedFd>) -> io::Result<()> {
+    let stat = match folder {
+        Some(folder) => fstat(folder),
+        // It may be entered, and not be read.
+        None => rustix::fs::stat(path),
+    }?;
+    let mode = Mode::from_raw_mode(stat.st_mode);
+    let is_ours = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();
+    let others_write = mode.intersects(Mode::WGRP | Mode::WOTH) && !mode.contains(Mode::SVTX);
+    if is_ours && !others_write {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "other users may change the folder `{}`; use one that belongs to this user, and that only this user may write to",
+            path.display()
+        ),
+    ))
 }
 
 /// Tries to lock the folder and returns whether it did. Processes hold this lock for microseconds.

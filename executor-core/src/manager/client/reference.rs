@@ -400,6 +400,8 @@ impl Deref for About<'_> {
 /// A request that is being put together.
 pub(crate) struct Request<'a> {
     reference: About<'a>,
+    /// The object that the request is for.
+    object: ObjectId,
     undo: Undo,
     body: Vec<u8>,
     /// The objects that the values name. They are kept until the request is sent, although their
@@ -410,8 +412,16 @@ pub(crate) struct Request<'a> {
 
 impl<'a> Request<'a> {
     fn new(reference: About<'a>, operation: Operation) -> Self {
-        let undo = Undo { operation, object: reference.object, owner: 0 };
-        Request { reference, undo, body: Vec::new(), named: Vec::new(), failed: None }
+        let object = reference.object;
+        let undo = Undo { operation, object, owner: 0 };
+        Request { reference, object, undo, body: Vec::new(), named: Vec::new(), failed: None }
+    }
+
+    /// Turns a request that concerns the server into one for its directory.
+    pub(crate) fn to_directory(mut self) -> Self {
+        self.object = ObjectId::DIRECTORY;
+        self.undo.object = ObjectId::DIRECTORY;
+        self
     }
 
     pub(crate) fn number(mut self, number: u64) -> Self {
@@ -481,7 +491,7 @@ impl<'a> Request<'a> {
         loop {
             let hold = self.reference.hold(deadline)?;
             self.check(&hold)?;
-            let (undo, object, body) = (self.undo, self.reference.object, self.body());
+            let (undo, object, body) = (self.undo, self.object, self.body());
             let called = hold.connection.call(undo, object, body, deadline);
             if self.is_lost(&called) && self.repeats() && again(&self.reference.door, &mut attempts)
             {
@@ -551,7 +561,7 @@ impl<'a> Request<'a> {
         let limit = grace.and_then(|grace| deadline?.checked_add(grace));
         let hold = self.reference.hold(limit)?;
         self.check(&hold)?;
-        let (connection, object) = (&hold.connection, self.reference.object);
+        let (connection, object) = (&hold.connection, self.object);
         let body = std::mem::take(&mut self.body).into();
         let called = connection.call_then_give_up(self.undo, object, body, deadline, grace);
         let message = called.map_err(|error| self.explained(error))?;
@@ -567,7 +577,7 @@ impl<'a> Request<'a> {
         loop {
             let hold = self.reference.hold_async().await?;
             self.check(&hold)?;
-            let (undo, object, body) = (self.undo, self.reference.object, self.body());
+            let (undo, object, body) = (self.undo, self.object, self.body());
             let called = match hold.connection.begin(undo, object, body) {
                 Ok(pending) => pending.await,
                 Err(error) => Err(error),
@@ -592,7 +602,7 @@ impl<'a> Request<'a> {
             None => self.reference.hold(None).ok(),
         };
         if let Some(hold) = hold {
-            hold.connection.tell(self.undo.operation, self.reference.object, &self.body);
+            hold.connection.tell(self.undo.operation, self.object, &self.body);
         }
     }
 }

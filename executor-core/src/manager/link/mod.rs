@@ -120,7 +120,7 @@ pub(crate) enum Progress<T> {
 }
 
 /// Waits until a socket is ready. Returns `false` at the deadline.
-fn wait_for(
+pub(super) fn wait_for(
     socket: BorrowedFd<'_>,
     flags: PollFlags,
     deadline: Option<Instant>,

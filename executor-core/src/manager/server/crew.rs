@@ -23,6 +23,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "tls")]
+use super::super::link::far::FarEnd;
 use super::{
     super::{client::Door, function::Application},
     core::{Job, JobId},
@@ -38,16 +40,27 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// What a function has given: the new value, or the body of a reply that says why there is none.
 pub(super) type Outcome = Result<Vec<u8>, Vec<u8>>;
 
-/// The results of functions whose threads do not lead any more.
+/// What other threads have for the leader: the results of functions whose threads do not lead any
+/// more, and clients that have come in through the gate.
 pub(super) struct Late {
     ended: Mutex<Vec<(JobId, Outcome)>>,
+    #[cfg(feature = "tls")]
+    come: Mutex<Vec<FarEnd>>,
+    /// Why the server cannot go on.
+    failed: Mutex<Option<String>>,
     /// Wakes the leader.
     pub(super) signal: EventFd,
 }
 
 impl Late {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Late { ended: Mutex::default(), signal: EventFd::new()? })
+        Ok(Late {
+            ended: Mutex::default(),
+            #[cfg(feature = "tls")]
+            come: Mutex::default(),
+            failed: Mutex::default(),
+            signal: EventFd::new()?,
+        })
     }
 
     /// Returns what has ended since the last time.
@@ -59,6 +72,30 @@ impl Late {
     fn put(&self, job: JobId, outcome: Outcome) {
         lock(&self.ended).push((job, outcome));
         self.signal.ring();
+    }
+
+    /// Hands a client over that has come in.
+    #[cfg(feature = "tls")]
+    pub(super) fn come(&self, end: FarEnd) {
+        lock(&self.come).push(end);
+        self.signal.ring();
+    }
+
+    /// Returns the clients that have come in since the last time.
+    #[cfg(feature = "tls")]
+    pub(super) fn newcomers(&self) -> Vec<FarEnd> {
+        std::mem::take(&mut lock(&self.come))
+    }
+
+    /// Ends the server with an error.
+    pub(super) fn fail(&self, why: String) {
+        *lock(&self.failed) = Some(why);
+        self.signal.ring();
+    }
+
+    /// Returns why the server cannot go on, if it cannot.
+    pub(super) fn failure(&self) -> Option<String> {
+        lock(&self.failed).take()
     }
 }
 

@@ -1,20 +1,23 @@
 //! How the server's process begins: a process with one task, whose task is to serve.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{fmt, os::fd::OwnedFd, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "tls")]
+use super::super::link::tls::{Identity, IdentityParts, TlsServer};
 use super::{
     super::client::{Door, ServerId},
     core::Limits,
     crew,
+    gate::GateSetup,
     serve::{self, Server},
 };
 use crate::{
     __private::{Arguments, AsSerde, reply, way},
     error::Failure,
     id::{FnId, TaskId},
-    ipc::Transfer,
+    ipc::{AuthKey, Transfer},
     os::signals,
     registry::{Call, CallContext, CallResult, Registered, SourcePlace, TASKS, TaskEntry},
     task::{TaskArgs, TaskFn},
@@ -45,8 +48,23 @@ pub(in crate::manager) struct ServerSetup {
     pub(in crate::manager) client_bytes_max: u64,
     pub(in crate::manager) message_bytes_max: u64,
     pub(in crate::manager) unread_bytes_max: u64,
+    /// What clients have to know that come through the gate.
+    pub(in crate::manager) key: Option<Secret>,
+    /// Who the server is, over TCP.
+    #[cfg(feature = "tls")]
+    pub(in crate::manager) identity: Option<IdentityParts>,
     /// The number and the encoded arguments of the initializer.
     pub(in crate::manager) initializer: Option<(u64, Vec<u8>)>,
+}
+
+/// The bytes of a key, on their way to the server's process.
+#[derive(Serialize, Deserialize)]
+pub(in crate::manager) struct Secret(pub(in crate::manager) Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 #[linkme::distributed_slice(TASKS)]
@@ -136,10 +154,28 @@ fn run(setup: ServerSetup) -> Result<(), String> {
         message_bytes_max: setup.message_bytes_max,
         unread_bytes_max: setup.unread_bytes_max,
         client_leases_max,
+        gate: GateSetup {
+            key: setup.key.map(|Secret(bytes)| AuthKey::new(bytes)),
+            #[cfg(feature = "tls")]
+            tls: setup.identity.map(tls_of).transpose()?,
+            ..GateSetup::default()
+        },
+    };
+    let serve = |server: Server| {
+        let gate = server.gate();
+        let served = crew::run(server);
+        gate.close();
+        served
     };
     Server::new(setup)
-        .and_then(crew::run)
+        .and_then(serve)
         .map_err(|error| format!("the server of a manager cannot wait: {error}"))
+}
+
+#[cfg(feature = "tls")]
+fn tls_of(parts: IdentityParts) -> Result<TlsServer, String> {
+    let identity = Identity::from_parts(parts).map_err(|error| error.to_string())?;
+    TlsServer::new(&identity).map_err(|error| error.to_string())
 }
 
 fn initialize(function: FnId, arguments: &[u8]) -> Result<(), String> {

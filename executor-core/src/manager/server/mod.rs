@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  the door ── a client ───────► welcome: its lane and its socket
+//!  the gate ── a client ───────► over a Unix socket: the door; over TCP: its connection
 //!  lanes of busy clients ──────► Core: objects, references, waits ──► replies into the lanes
 //!  sockets of sleeping clients ► "look"      │
 //!  pipes (leases) ─────────────► closed      └─ functions of users ─► crew ─► Core
@@ -26,6 +27,8 @@
 pub(super) mod core;
 mod crew;
 pub(super) mod entry;
+pub(super) mod gate;
+mod guest;
 mod serve;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests;

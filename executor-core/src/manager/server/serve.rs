@@ -9,22 +9,31 @@ use std::{
 
 use rustix::event::{Timespec, epoll};
 
+#[cfg(feature = "tls")]
+use super::{
+    super::link::far::{self, FarEnd},
+    gate::refuse,
+};
 use super::{
     super::{
         client::{
             Door,
-            connection::{LEASE, LOOK},
+            connection::LEASE,
             door::{REFUSED, WELCOME, WELCOME_BYTES, check_knock},
         },
+        link::{LinkError, LinkReceiver, LinkSender},
         protocol::{HEADER_BYTES, ObjectId, Operation, Reply, Request, Status},
     },
     core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits},
     crew::{Late, Outcome},
+    gate::{Gate, GateSetup, ListenOrder, ORDER_BYTES_MAX},
+    guest::{Guest, GuestSocket},
 };
 use crate::{
     id::IdHasher,
+    ipc::SocketFile,
     os::{socket, spin::Spin},
-    transport::ring::lane::{self, LaneReceiver, LaneSender, LaneSide},
+    transport::ring::lane::{self, LaneSide},
 };
 
 /// Maximum number of requests of one client that are served before the next client's.
@@ -80,33 +89,6 @@ impl Source {
     }
 }
 
-/// A client, as the loop knows it.
-struct Guest {
-    socket: OwnedFd,
-    sender: LaneSender,
-    receiver: LaneReceiver,
-    /// Whether the loop looks at its lane. Otherwise the client has to send a byte.
-    hot: bool,
-    /// Whether replies were sent that the client has not been woken for.
-    touched: bool,
-    /// Number of handles that it has sent to other processes and that are still there.
-    leases_held: usize,
-    /// Pipes that have come, and were not asked for yet.
-    leases: VecDeque<(ObjectId, OwnedFd)>,
-}
-
-impl Guest {
-    /// Whether a part of a request or of a reply is on its way, and the rest has yet to come.
-    fn is_in_message(&self) -> bool {
-        self.receiver.is_in_message() || !self.sender.is_flushed()
-    }
-
-    /// Whether there is a request, or room for a reply that waits for it.
-    fn is_ready(&self) -> bool {
-        !self.receiver.is_empty() || !self.sender.is_flushed() && self.receiver.room_was_made()
-    }
-}
-
 /// What the loop is started with.
 pub(super) struct Setup {
     /// The server's end of the door.
@@ -122,6 +104,7 @@ pub(super) struct Setup {
     /// Maximum number of objects of which one client has handles elsewhere. Each needs a descriptor
     /// of this process.
     pub(super) client_leases_max: usize,
+    pub(super) gate: GateSetup,
 }
 
 type Guests = HashMap<ClientId, Guest, IdHasher>;
@@ -141,6 +124,10 @@ pub(super) struct Server {
     /// Number of functions that run.
     running: usize,
     late: Arc<Late>,
+    gate: Arc<Gate>,
+    /// Far clients whose replies are encrypted and not written: several take one system call.
+    #[cfg(feature = "tls")]
+    unwritten: Vec<ClientId>,
     /// Number of turns since the last look at the descriptors.
     turns: u32,
     actions: Actions,
@@ -158,7 +145,7 @@ pub(super) enum Turn {
 }
 
 impl Server {
-    pub(super) fn new(setup: Setup) -> io::Result<Self> {
+    pub(super) fn new(mut setup: Setup) -> io::Result<Self> {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let late = Arc::new(Late::new()?);
         for (descriptor, source) in [
@@ -169,6 +156,8 @@ impl Server {
             epoll::add(&poll, descriptor, source.to_data(), epoll::EventFlags::IN)?;
         }
         let core = Core::new(setup.limits.clone());
+        let gate = std::mem::take(&mut setup.gate);
+        let gate = Gate::new(gate, Arc::clone(&setup.outside), Arc::clone(&late))?;
         Ok(Server {
             setup,
             poll,
@@ -180,6 +169,9 @@ impl Server {
             functions: VecDeque::new(),
             running: 0,
             late,
+            gate,
+            #[cfg(feature = "tls")]
+            unwritten: Vec::new(),
             turns: 0,
             actions: Actions::default(),
             message: Vec::new(),
@@ -196,6 +188,10 @@ impl Server {
         Arc::clone(&self.late)
     }
 
+    pub(super) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
+    }
+
     /// Takes the result of a function.
     pub(super) fn applied(&mut self, job: JobId, outcome: &Outcome) {
         self.running -= 1;
@@ -206,6 +202,7 @@ impl Server {
         self.core.ran(job, outcome, &mut self.actions);
         kill_point!(ManagerFunctionApplied);
         self.perform();
+        self.write();
     }
 
     /// Serves all clients once, and waits if there is nothing to do.
@@ -220,6 +217,7 @@ impl Server {
                 return Ok(Turn::Over);
             }
         }
+        self.write();
         // One function between two looks at the clients: many that are slow hold up nobody.
         match self.functions.pop_front_if(|_| self.running < FUNCTIONS_MAX) {
             None => Ok(Turn::Served),
@@ -233,6 +231,7 @@ impl Server {
     /// Looks at the descriptors, and waits if there is nothing to do. Returns whether the owner is
     /// gone.
     fn look_and_wait(&mut self, busy: bool) -> io::Result<bool> {
+        self.write();
         let idle = !busy && (self.functions.is_empty() || self.running >= FUNCTIONS_MAX);
         let wait = idle && !self.spins() && self.announce_sleep();
         let over = self.look(wait)?;
@@ -244,6 +243,10 @@ impl Server {
     /// something.
     fn spins(&mut self) -> bool {
         let Server { spin, guests, hot, .. } = self;
+        if hot.iter().all(|id| guests.get(id).is_none_or(Guest::is_far)) {
+            // Nothing would be there before the poll says so.
+            return false;
+        }
         // With one client, its processor tells whether it waits for this one.
         let cpu = match **hot {
             [] => return false,
@@ -298,6 +301,11 @@ impl Server {
             match guest.receiver.receive(&mut self.message) {
                 Ok(true) => {}
                 Ok(false) => break,
+                // What a far client had asked for before its end is done.
+                Err(LinkError::Closed) => {
+                    self.condemned.push((client, String::new()));
+                    break;
+                }
                 Err(error) => {
                     self.condemned.push((client, error.to_string()));
                     break;
@@ -324,14 +332,50 @@ impl Server {
         if let Some(guest) = self.guests.get_mut(&client)
             && guest.receiver.must_wake()
         {
-            let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+            guest.send_look();
         }
+        self.write();
         served > 0
+    }
+
+    /// Writes the replies to far clients. Has to be done before the loop waits, or runs a function.
+    #[cfg(feature = "tls")]
+    fn write(&mut self) {
+        while let Some(client) = self.unwritten.pop() {
+            let Some(guest) = self.guests.get_mut(&client) else { continue };
+            guest.touched = false;
+            guest.wake();
+            self.poll_for_room(client);
+        }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn write(&mut self) {}
+
+    /// Lets the poll report room in the socket of a far client, as long as there is something that
+    /// waits for it.
+    #[cfg(feature = "tls")]
+    fn poll_for_room(&mut self, client: ClientId) {
+        let Some(guest) = self.guests.get_mut(&client) else { return };
+        let wants = guest.sender.wants_write();
+        if std::mem::replace(&mut guest.polls_for_room, wants) == wants {
+            return;
+        }
+        let mut flags = epoll::EventFlags::IN;
+        flags.set(epoll::EventFlags::OUT, wants);
+        let data = Source::Client(client).to_data();
+        if let Some(socket) = guest.socket.get()
+            && let Err(error) = epoll::modify(&self.poll, socket, data, flags)
+        {
+            self.condemned.push((client, error.to_string()));
+        }
     }
 
     /// Sends the replies that there are, and begins the jobs.
     fn perform(&mut self) {
         let Server { actions, guests, condemned, setup, functions, spin, .. } = self;
+        #[cfg(feature = "tls")]
+        let unwritten = &mut self.unwritten;
         if actions.is_empty() {
             return;
         }
@@ -350,6 +394,11 @@ impl Server {
             }
             kill_point!(ManagerReplySent);
             if !std::mem::replace(&mut guest.touched, true) {
+                #[cfg(feature = "tls")]
+                if guest.is_far() {
+                    unwritten.push(client);
+                    continue;
+                }
                 match touched.iter_mut().find(|place| place.is_none()) {
                     Some(place) => *place = Some(client),
                     None => others.push(client),
@@ -359,9 +408,7 @@ impl Server {
         for client in touched.into_iter().flatten().chain(others) {
             let Some(guest) = guests.get_mut(&client) else { continue };
             guest.touched = false;
-            if guest.sender.must_wake() {
-                // A full socket has bytes that the client has yet to look at.
-                let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+            if guest.wake() {
                 kill_point!(ManagerClientWoken);
             } else {
                 // Its next request may come at once.
@@ -376,6 +423,12 @@ impl Server {
     fn lease(&mut self, client: ClientId, request: Request) {
         self.drain_socket(client);
         let Some(guest) = self.guests.get_mut(&client) else { return };
+        if guest.is_far() {
+            // No pipe comes over TCP.
+            let status = Status::Refused;
+            let reply = Reply { call: request.call, status, number: 0, len: 0 };
+            return self.actions.reply(client, reply, &[]);
+        }
         let at = guest.leases.iter().position(|(object, _)| *object == request.object);
         let pipe = at.and_then(|at| guest.leases.remove(at)).map(|(_, pipe)| pipe);
         kill_point!(ManagerPipeTaken);
@@ -441,13 +494,22 @@ impl Server {
             let epoll::Event { flags, data } = *event;
             match Source::from_data(data) {
                 Source::Owner => {
-                    kill_point!(ManagerOwnerGone);
-                    return Ok(true);
+                    if !self.hear_owner() {
+                        kill_point!(ManagerOwnerGone);
+                        return Ok(true);
+                    }
                 }
                 Source::Door => self.open_door(),
                 Source::Late => {
                     for (job, outcome) in self.late.take() {
                         self.applied(job, &outcome);
+                    }
+                    #[cfg(feature = "tls")]
+                    for end in self.late.newcomers() {
+                        self.let_in_far(end);
+                    }
+                    if let Some(why) = self.late.failure() {
+                        return Err(io::Error::other(why));
                     }
                 }
                 Source::Lease(lease) => {
@@ -469,12 +531,39 @@ impl Server {
         Ok(false)
     }
 
-    /// Reads what came over a client's socket. Returns whether the client is still there.
+    /// Does what the owner asks for. Returns whether the server goes on.
+    fn hear_owner(&mut self) -> bool {
+        let mut bytes = [0; ORDER_BYTES_MAX];
+        let (len, mut descriptors) = match socket::recv_short_now(&self.setup.owner, &mut bytes) {
+            Ok(heard) => heard,
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        };
+        let Some(order) = ListenOrder::from_bytes(&bytes[..len]) else { return false };
+        let file = order.file.as_ref().map(|(device, inode, path)| SocketFile {
+            path: path.clone(),
+            inode: (*device, *inode),
+        });
+        let done = match descriptors.pop() {
+            Some(socket) => self.gate.listen(socket, file),
+            None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+        };
+        // The owner waits for it, so there is room.
+        let _ = socket::send_now(&self.setup.owner, &order.answer(&done), &[]);
+        true
+    }
+
+    /// Reads what came over a client's socket. Returns whether the client is still there. The
+    /// socket of a far client is read by its receiver.
     fn drain_socket(&mut self, client: ClientId) -> bool {
         let Some(guest) = self.guests.get_mut(&client) else { return false };
+        let socket = match &guest.socket {
+            GuestSocket::Near(socket) => socket,
+            #[cfg(feature = "tls")]
+            GuestSocket::Far(_) => return true,
+        };
         let mut bytes = [0; 16];
         for _ in 0..SOCKET_TURN {
-            match socket::recv_short_now(&guest.socket, &mut bytes) {
+            match socket::recv_short_now(socket, &mut bytes) {
                 Ok((0, _)) => return false,
                 Ok((9, mut descriptors)) if bytes[0] == LEASE => {
                     let object = u64::from_le_bytes(bytes[1..9].try_into().expect("8 bytes"));
@@ -499,8 +588,12 @@ impl Server {
         let Some(guest) = self.guests.get_mut(&client) else { return };
         if let Err(error) = guest.sender.flush() {
             self.condemned.push((client, error.to_string()));
-        } else if guest.sender.must_wake() {
-            let _ = socket::send_now(&guest.socket, &[LOOK], &[]);
+        } else {
+            guest.wake();
+            #[cfg(feature = "tls")]
+            if guest.is_far() {
+                self.poll_for_room(client);
+            }
         }
     }
 
@@ -581,19 +674,43 @@ impl Server {
             return Err(error.to_string());
         }
         kill_point!(ManagerWelcomeSent);
-        let guest = Guest {
-            socket,
-            sender,
-            receiver,
-            hot: true,
-            touched: false,
-            leases_held: 0,
-            leases: VecDeque::new(),
-        };
+        let (sender, receiver) = (LinkSender::Near(sender), LinkReceiver::Near(receiver));
+        let guest = Guest::new(GuestSocket::Near(socket), sender, receiver);
         self.guests.insert(client, guest);
         self.hot.push(client);
         kill_point!(ManagerClientEntered);
         Ok(())
+    }
+
+    /// Lets in a client that has come through the gate, over TCP.
+    #[cfg(feature = "tls")]
+    fn let_in_far(&mut self, end: FarEnd) {
+        let client = match self.core.connect() {
+            Ok(client) => client,
+            Err(limit) => return refuse(end, &limit.to_string()),
+        };
+        kill_point!(ManagerClientCounted);
+        let max = self.setup.message_bytes_max;
+        let socket = GuestSocket::Far(Arc::clone(end.socket()));
+        let (mut sender, receiver) = end.into_ends(max);
+        let (header, body) = far::welcome(self.setup.outside.id, max);
+        let data = Source::Client(client).to_data();
+        let entered = match (sender.send(&header, body), socket.get()) {
+            (Ok(()), Some(socket)) => epoll::add(&self.poll, socket, data, epoll::EventFlags::IN)
+                .map_err(|error| error.to_string()),
+            (Err(error), _) => Err(error.to_string()),
+            (_, None) => Err("this process was forked".to_owned()),
+        };
+        if let Err(error) = entered {
+            tracing::error!(%error, "a manager cannot let in a client");
+            return self.core.disconnect(client, &mut self.actions);
+        }
+        self.guests.insert(client, Guest::new(socket, sender, receiver));
+        self.hot.push(client);
+        // The welcome.
+        self.unwritten.push(client);
+        self.write();
+        kill_point!(ManagerClientEntered);
     }
 
     /// Ends the connections of clients that are gone, or that break the protocol.
@@ -601,8 +718,10 @@ impl Server {
         while let Some((client, why)) = self.condemned.pop() {
             let Some(guest) = self.guests.remove(&client) else { continue };
             // Closing it is not enough: a child that a user's function has forked may have a copy.
-            let _ = epoll::delete(&self.poll, &guest.socket);
-            let _ = rustix::net::shutdown(&guest.socket, rustix::net::Shutdown::Both);
+            if let Some(socket) = guest.socket.get() {
+                let _ = epoll::delete(&self.poll, socket);
+                let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+            }
             drop(guest);
             kill_point!(ManagerClientCutOff);
             if !why.is_empty() {

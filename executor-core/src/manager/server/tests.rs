@@ -20,6 +20,7 @@ use super::{
     },
     core::Limits,
     crew,
+    gate::GateSetup,
     serve::{Server, Setup},
 };
 use crate::{
@@ -51,6 +52,7 @@ impl Stage {
             message_bytes_max: 1 << 20,
             unread_bytes_max: 1 << 20,
             client_leases_max: 10,
+            gate: GateSetup::default(),
         };
         let server = Server::new(setup).unwrap();
         let server = thread::spawn(move || crew::run(server));

@@ -101,8 +101,11 @@ impl Clients {
         self.table.get(&client)
     }
 
-    /// Returns whether a client has a reference to an object.
+    /// Returns whether a client has a reference to an object. Each has one to the directory.
     pub(super) fn has_reference(&self, client: ClientId, object: ObjectId) -> bool {
+        if object == ObjectId::DIRECTORY {
+            return true;
+        }
         self.table.get(&client).is_some_and(|client| client.references.contains_key(&object))
     }
 

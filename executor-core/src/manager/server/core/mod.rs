@@ -24,7 +24,9 @@
 //!   Cycles are not found: objects that name each other live until the server ends.
 //! - A client that is gone holds nothing: its calls do not wait any more, its locks are free, its
 //!   permits are back, and its references are dropped.
-//! - A client can only use objects to which it has a reference.
+//! - A client can only use objects to which it has a reference, and the directory
+//!   ([`ObjectId::DIRECTORY`]): a map that is always there, in which clients publish objects by
+//!   name.
 //!
 //! A request whose call is [`CallId::NONE`] is done without a reply. If it would have to wait, it
 //! is not done.
@@ -258,6 +260,10 @@ impl Core {
             return Ok(Progress::Waits);
         }
         if let Operation::MapUpdate | Operation::ListUpdate | Operation::CellUpdate = operation {
+            if object == ObjectId::DIRECTORY {
+                // A function that does not end would keep it busy for all clients.
+                return Err(Status::WrongKind.into());
+            }
             let update = entry.state.update(operation, fields)?;
             self.updates.begin(update, &mut turn)?;
             return Ok(Progress::Waits);

@@ -98,16 +98,25 @@ pub(super) struct Object {
     pub(super) state: State,
 }
 
-/// All objects.
-#[derive(Debug, Default)]
+/// All objects, and the directory.
+#[derive(Debug)]
 pub(super) struct Objects {
     table: HashMap<ObjectId, Object, IdHasher>,
     last: u64,
 }
 
+impl Default for Objects {
+    fn default() -> Self {
+        // The one reference to the directory is the server's own, which is never dropped.
+        let directory = Object { references: 1, state: State::Map(Box::default()) };
+        Objects { table: HashMap::from_iter([(ObjectId::DIRECTORY, directory)]), last: 0 }
+    }
+}
+
 impl Objects {
+    /// Returns how many objects there are, without the directory.
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.table.len() - 1
     }
 
     pub(super) fn contains(&self, id: ObjectId) -> bool {
@@ -325,6 +334,34 @@ mod tests {
         desk.ask(a, O::ListExtend, first, Body::new().naming("second", &[second])).done();
         desk.disconnect(a);
         assert_eq!(desk.core.objects(), 2);
+    }
+
+    #[test]
+    fn the_directory_is_no_object_of_anybody_and_keeps_what_is_published() {
+        let (mut desk, a, b) = Desk::with_two();
+        let directory = ObjectId::DIRECTORY;
+        assert_eq!(desk.core.objects(), 0);
+        let cell = desk.create(a, Kind::Cell, Body::new().value("v"));
+        let entry = Body::new().bytes("name").naming("a cell", &[cell]);
+        desk.ask(a, O::MapInsert, directory, entry);
+        desk.disconnect(a);
+        assert_eq!(desk.core.objects(), 1);
+        // Nobody has a reference to the directory that could be given back.
+        desk.release(b, directory, u64::MAX);
+        let got = desk.ask(b, O::MapGet, directory, Body::new().bytes("name"));
+        assert_eq!(got.texts(), ["a cell"]);
+        assert_eq!(desk.ask(b, O::CellGet, cell, Body::new()).texts(), ["v"]);
+        desk.ask(b, O::MapRemove, directory, Body::new().bytes("name")).done();
+        desk.disconnect(b);
+        assert_eq!(desk.core.objects(), 0);
+    }
+
+    #[test]
+    fn no_function_of_a_client_keeps_the_directory_busy() {
+        let (mut desk, a, _) = Desk::with_two();
+        let update = || Body::new().bytes("name").number(1).number(1).bytes("");
+        assert_eq!(desk.refused(a, O::MapUpdate, ObjectId::DIRECTORY, update()), Status::WrongKind);
+        assert!(desk.jobs.is_empty());
     }
 
     #[test]

@@ -179,7 +179,8 @@ impl World {
             12 => self.lease(),
             13 => self.lease_ended(),
             14..21 => self.ran(),
-            21..27 => self.create(),
+            21..26 => self.create(),
+            26 => self.publish(),
             27..37 => self.claim(),
             _ => self.ask(),
         }
@@ -316,6 +317,19 @@ impl World {
         let request = Request { call, operation, object, len: body.len() as u64 };
         self.core.request(client, request, body, &mut self.out);
         self.collect(object);
+    }
+
+    /// Puts something into the directory, or does anything else there.
+    fn publish(&mut self) {
+        let Some(client) = self.client() else { return };
+        let directory = ObjectId::DIRECTORY;
+        let operation = match self.dice.percent(50) {
+            true => Operation::MapInsert,
+            false => self.dice.pick(operations(Kind::Map)),
+        };
+        let body = self.body(client, operation, directory);
+        self.count("directory");
+        self.call(client, operation, directory, None, &body.0);
     }
 
     fn claim(&mut self) {
@@ -476,6 +490,11 @@ impl World {
 
     /// Everything ends: nothing is left.
     fn end(&mut self) {
+        while self.clients.is_empty() {
+            self.connect();
+        }
+        let client = self.clients[0];
+        self.call(client, Operation::Clear, ObjectId::DIRECTORY, None, &[]);
         let mut todo = self.clients.len() + self.jobs.len() + self.leases.len();
         while todo > 0 {
             match self.dice.below(3) {

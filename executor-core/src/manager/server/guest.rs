@@ -1,0 +1,104 @@
+//! A client, as the server's loop knows it: over shared memory, or over TCP.
+
+use std::{
+    collections::VecDeque,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+
+use super::super::{
+    client::connection::LOOK,
+    link::{LinkReceiver, LinkSender},
+    protocol::ObjectId,
+};
+#[cfg(feature = "tls")]
+use crate::os::fork::NotInherited;
+use crate::os::socket;
+
+/// A client.
+pub(super) struct Guest {
+    pub(super) socket: GuestSocket,
+    pub(super) sender: LinkSender,
+    pub(super) receiver: LinkReceiver,
+    /// Whether the loop looks at its link. Otherwise the client has to send something.
+    pub(super) hot: bool,
+    /// Whether replies were sent that the client has not been woken for.
+    pub(super) touched: bool,
+    /// Whether the poll reports room in a TCP socket.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "there are no TCP sockets"))]
+    pub(super) polls_for_room: bool,
+    /// Number of handles that it has sent to other processes and that are still there.
+    pub(super) leases_held: usize,
+    /// Pipes that have come, and were not asked for yet.
+    pub(super) leases: VecDeque<(ObjectId, OwnedFd)>,
+}
+
+/// The socket of a client.
+pub(super) enum GuestSocket {
+    /// A pair. What is sent over it are bytes that ask to look at the lane, and pipes.
+    Near(OwnedFd),
+    /// TCP. What is sent over it are the messages themselves.
+    #[cfg(feature = "tls")]
+    Far(Arc<NotInherited>),
+}
+
+impl GuestSocket {
+    /// Returns the descriptor, to poll it. `None` in a fork.
+    pub(super) fn get(&self) -> Option<BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        match self {
+            GuestSocket::Near(socket) => Some(socket.as_fd()),
+            #[cfg(feature = "tls")]
+            GuestSocket::Far(socket) => socket.get(),
+        }
+    }
+}
+
+impl Guest {
+    pub(super) fn new(socket: GuestSocket, sender: LinkSender, receiver: LinkReceiver) -> Self {
+        Guest {
+            socket,
+            sender,
+            receiver,
+            hot: true,
+            touched: false,
+            polls_for_room: false,
+            leases_held: 0,
+            leases: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn is_far(&self) -> bool {
+        self.receiver.is_far()
+    }
+
+    /// Whether a part of a request or of a reply is on its way over a lane, and the rest has yet to
+    /// come.
+    pub(super) fn is_in_message(&self) -> bool {
+        !self.is_far() && (self.receiver.is_in_message() || !self.sender.is_flushed())
+    }
+
+    /// Whether there is a request, or room for a reply that waits for it.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.receiver.is_empty() || !self.sender.is_flushed() && self.receiver.room_was_made()
+    }
+
+    /// Has to be called behind the last of several replies. Wakes the client if it sleeps. Returns
+    /// whether it did.
+    pub(super) fn wake(&mut self) -> bool {
+        let sleeps = self.sender.must_wake();
+        if sleeps {
+            self.send_look();
+        }
+        sleeps
+    }
+
+    /// Asks a near client to look at its lane.
+    pub(super) fn send_look(&self) {
+        if let GuestSocket::Near(socket) = &self.socket {
+            // A full socket has bytes that the client has yet to look at.
+            let _ = socket::send_now(socket, &[LOOK], &[]);
+        }
+    }
+}
