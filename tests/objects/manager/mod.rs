@@ -7,6 +7,7 @@ mod found;
 mod futures;
 mod handles;
 mod life;
+mod reconnect;
 mod synchronisation;
 mod updates;
 

@@ -43,7 +43,7 @@ use rustix::{
 #[cfg(feature = "tls")]
 use super::super::{
     client::door::check_knock,
-    link::{far, tls::TlsServer},
+    link::{far, stream, tls::TlsServer},
 };
 use super::{
     super::{
@@ -338,10 +338,8 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// Keeps the gate until it is closed.
     fn keep(&mut self) -> io::Result<()> {
-        let none = epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        };
+        let none =
+            epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
         let mut events = [none; 64];
         loop {
             let first = self.meetings.values().next().map(|peer| peer.deadline);
@@ -601,7 +599,7 @@ fn advanced(meeting: &mut Meeting, gate: &Gate) -> Result<Met, MeetError> {
 /// Tells a client that both sides know each other, and that it may not come in.
 #[cfg(feature = "tls")]
 pub(super) fn refuse(end: far::FarEnd, why: &str) {
-    let (header, body) = far::refusal(why);
+    let (header, body) = stream::refusal(why);
     let (mut sender, _receiver) = end.into_ends(0);
     // A client that does not read it notices the end.
     let _ = sender.send(&header, body);
