@@ -829,7 +829,10 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.reader.end();
+        // In a fork, another thread of the parent may have held that lock for ever.
+        if !self.creator.is_elsewhere() {
+            self.reader.end();
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use super::{
     calls::{Message, Undo},
     connection::Connection,
     door::{Door, ServerId},
+    route::Route,
     table,
     value::{self, Taken},
 };
@@ -89,6 +90,35 @@ fn claim(
             answer => {
                 Answer::new(answer?, Arc::clone(&connection), undo.operation)?;
                 kill_point!(ClientClaimed);
+                return Ok(Arc::new(Hold { connection, object }));
+            }
+        }
+    }
+}
+
+/// Does what [`claim`] does, without blocking the thread.
+async fn claim_async(
+    route: &Arc<Route>,
+    door: &Door,
+    object: ObjectId,
+) -> Result<Arc<Hold>, ManagerError> {
+    let mut attempts = None;
+    loop {
+        if object == ObjectId::NONE {
+            let connection = route.connection_async(None).await?;
+            return Ok(Arc::new(Hold { connection, object }));
+        }
+        let connection = route.connection_async(Some(door.id)).await?;
+        let undo = Undo { operation: Operation::Claim, object, owner: 0 };
+        let called = match connection.begin(undo, object, Cow::Borrowed(&[])) {
+            Ok(pending) => pending.await,
+            Err(error) => Err(error),
+        };
+        match called {
+            // A claim is of no use on another connection, and does no harm.
+            Err(ManagerError::Gone(_)) if again(door, &mut attempts) => {}
+            answer => {
+                Answer::new(answer?, Arc::clone(&connection), undo.operation)?;
                 return Ok(Arc::new(Hold { connection, object }));
             }
         }
@@ -202,26 +232,16 @@ impl Reference {
         }
     }
 
-    /// Does what [`hold`](Self::hold) does. What may take long is done by a thread of its own.
+    /// Does what [`hold`](Self::hold) does, without blocking the thread.
     async fn hold_async(&self) -> Result<Arc<Hold>, ManagerError> {
         if let Some(hold) = self.held() {
             return Ok(hold);
         }
-        if self.door.route().is_none() {
+        match self.door.route() {
+            Some(route) => Ok(self.keep(claim_async(route, &self.door, self.object).await?)),
             // The server is on this machine, and answers at once.
-            return self.hold(None);
+            None => self.hold(None),
         }
-        let (door, object) = (Arc::clone(&self.door), self.object);
-        let (tell, told) = futures::channel::oneshot::channel();
-        // It ends when the route gives up. If the future is dropped, so is what it has claimed.
-        let thread = std::thread::Builder::new().name("executor-manager".to_owned());
-        thread
-            .spawn(move || drop(tell.send(claim(&door, object, None))))
-            .map_err(ManagerError::os("a thread that connects to a manager"))?;
-        let claimed = told.await;
-        Ok(self.keep(claimed.unwrap_or_else(|_| {
-            Err(ManagerError::Gone("the thread that connects has ended".into()))
-        })?))
     }
 
     /// Keeps a hold for the calls that follow.

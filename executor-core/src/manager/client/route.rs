@@ -15,8 +15,11 @@
 use std::{
     fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
     time::{Duration, Instant},
 };
+
+use futures::channel::oneshot;
 
 #[cfg(feature = "tls")]
 use super::{super::link::tls::TlsClient, door};
@@ -32,6 +35,7 @@ use super::{
 use crate::{
     ipc::{Address, AuthError, AuthKey},
     os::{fork::Creator, random, std_or_model::lock},
+    shield::shielded,
     unwind::catch,
 };
 
@@ -64,6 +68,8 @@ struct State {
     attempts: Attempts,
     /// Why the last attempt has failed.
     failed: Option<ManagerError>,
+    /// Futures that wait for a connection. While there are any, a thread connects for all of them.
+    futures: Vec<oneshot::Sender<Result<Arc<Connection>, ManagerError>>>,
     /// Whether this process wants nothing of the server any more.
     closed: bool,
 }
@@ -90,6 +96,7 @@ impl Route {
             has_manager: true,
             attempts,
             failed: None,
+            futures: Vec::new(),
             closed: false,
         };
         let route = Arc::new(Route {
@@ -179,6 +186,59 @@ impl Route {
                     };
                     return Err(ManagerError::Gone(why.into()));
                 }
+            }
+        }
+    }
+
+    /// Does what [`connection`](Self::connection) does. If it has to wait, a thread does so for all
+    /// futures.
+    pub(super) async fn connection_async(
+        self: &Arc<Self>,
+        wanted: Option<ServerId>,
+    ) -> Result<Arc<Connection>, ManagerError> {
+        let told = {
+            let live = self.current().filter(|connection| !connection.is_gone());
+            if let Some(connection) = live {
+                return checked(connection, wanted);
+            }
+            if self.creator.is_elsewhere() {
+                // It says why not, and does not wait.
+                return self.connection(wanted, None);
+            }
+            let (tell, told) = oneshot::channel();
+            let mut state = lock(&self.state);
+            state.futures.push(tell);
+            if state.futures.len() == 1 {
+                let route = Arc::clone(self);
+                let thread = thread::Builder::new().name("executor-manager".to_owned());
+                if let Err(error) = thread.spawn(move || route.connect_for_futures()) {
+                    let futures = std::mem::take(&mut state.futures);
+                    // Their wakers are the user's code.
+                    drop(state);
+                    drop(futures);
+                    return Err(ManagerError::os("a thread that connects to a manager")(error));
+                }
+            }
+            told
+        };
+        match shielded(told).await {
+            Ok(connection) => checked(connection?, wanted),
+            Err(oneshot::Canceled) => {
+                Err(ManagerError::Gone("the thread that connects to it has ended".into()))
+            }
+        }
+    }
+
+    /// It ends when there is a connection, or when the time of the attempts is over.
+    fn connect_for_futures(self: Arc<Self>) {
+        let connected = catch(|| self.connection(None, None));
+        let futures = std::mem::take(&mut lock(&self.state).futures);
+        // If it has panicked, those who wait see that their channel is closed.
+        if let Ok(connected) = connected {
+            for tell in futures {
+                // The waker of a future is the user's code. A panic of it must not keep the others
+                // from being told.
+                let _ = catch(|| tell.send(connected.clone()));
             }
         }
     }

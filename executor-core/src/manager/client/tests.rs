@@ -482,6 +482,33 @@ fn while_the_server_is_away_calls_wait_as_long_as_asked_and_not_longer() {
 }
 
 #[test]
+fn futures_that_wait_for_a_server_share_one_thread_and_can_be_dropped() {
+    let played = Played::new();
+    let manager = played.connect_for_good();
+    let lists: Vec<_> = (0..60).map(|number| manager.list([number]).unwrap()).collect();
+    played.is_away(true);
+    played.lose_all_but(0);
+    let threads = || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap();
+        threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok())
+    };
+    futures::executor::block_on(async {
+        let mut calls: Vec<_> = lists.iter().map(|list| Box::pin(list.len_async())).collect();
+        for call in &mut calls {
+            assert!(futures::poll!(call).is_pending());
+        }
+        // There may be some of other tests.
+        assert!(threads().filter(|name| name.trim() == "executor-manage").count() < 40);
+        calls.truncate(10);
+        played.is_away(false);
+        for call in calls {
+            assert!(matches!(call.await, Err(ManagerError::NoObject)));
+        }
+    });
+    assert_eq!(manager.objects().unwrap(), 0);
+}
+
+#[test]
 fn what_is_told_at_a_drop_makes_no_connection() {
     let played = Played::new();
     let manager = played.connect_for_good();
