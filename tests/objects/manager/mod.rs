@@ -3,6 +3,7 @@
 
 mod containers;
 mod deaths;
+mod far;
 mod found;
 mod futures;
 mod handles;

@@ -210,6 +210,7 @@ impl LinkSender {
 
     /// Whether the socket is to be polled for room, since something is unsent. Never for a lane,
     /// whose other side says when there is room.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "it is asked for TCP sockets"))]
     pub(crate) fn wants_write(&self) -> bool {
         match self {
             LinkSender::Near(_) => false,
