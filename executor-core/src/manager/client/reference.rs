@@ -209,7 +209,10 @@ impl Reference {
     /// Whether calls can be made through this hold, or say why they cannot.
     fn is_of_use(&self, hold: &Hold) -> bool {
         let Hold { connection, .. } = hold;
-        !connection.is_elsewhere() && !(self.door.reconnects() && connection.has_quietly_ended())
+        if connection.is_elsewhere() {
+            return false;
+        }
+        !self.door.reconnects() || !connection.has_quietly_ended()
     }
 
     /// Returns this process's hold on the object, if it has one.

@@ -4,7 +4,6 @@
 use std::{
     collections::HashMap,
     net::TcpListener,
-    os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},

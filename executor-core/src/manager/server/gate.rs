@@ -286,7 +286,10 @@ struct Place {
 enum Accepted {
     Local(OwnedFd),
     /// So that the peer notices the end of this process, and of the connection.
-    Far(#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "nobody meets it"))] NotInherited),
+    Far(
+        #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "nobody meets it"))]
+        NotInherited,
+    ),
 }
 
 enum Meeting {
