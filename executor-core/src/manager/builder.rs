@@ -171,7 +171,8 @@ impl ManagerBuilder {
             .name(self.name)
             .daemon(true)
             .start()
-            .map_err(|error| ManagerError::NotStarted(error.to_string().into()))?;
+            // Its `Debug` has the causes, too.
+            .map_err(|error| ManagerError::NotStarted(format!("{error:?}").into()))?;
         let door =
             Arc::new(Door { id: ServerId(u128::from_le_bytes(id)), socket: Arc::new(outside) });
         let server = Reference::to_server(door);
@@ -181,7 +182,7 @@ impl ManagerBuilder {
                 Some(Err(TaskError::Failed(error))) => {
                     ManagerError::NotStarted(error.message().into())
                 }
-                Some(Err(error)) => ManagerError::NotStarted(error.to_string().into()),
+                Some(Err(error)) => ManagerError::NotStarted(format!("{error:?}").into()),
                 _ => error,
             },
             error => error,

@@ -209,7 +209,7 @@ impl Serialize for Reference {
             match self.hold(None) {
                 Ok(hold) => value::name(*object, hold),
                 Err(error) => {
-                    let text = error.to_string();
+                    let text = format!("{error:?}");
                     value::fail(error);
                     return Err(ser::Error::custom(text));
                 }
@@ -219,7 +219,8 @@ impl Serialize for Reference {
         }
         let attach = |descriptor: &Attachment| attachment::attach::<S>(descriptor);
         let socket = attach(&door.socket).map_err(ser::Error::custom)?;
-        let lease = self.lease().map_err(ser::Error::custom)?;
+        // With its causes, which are lost otherwise.
+        let lease = self.lease().map_err(|error| ser::Error::custom(format_args!("{error:?}")))?;
         let lease = attach(&lease).map_err(ser::Error::custom)?;
         kill_point!(ClientHandleAttached);
         (server, object.0, Some((socket, lease))).serialize(serializer)
