@@ -218,7 +218,8 @@ impl ManagerBuilder {
             .name(self.name)
             .daemon(true)
             .start()
-            .map_err(|error| ManagerError::NotStarted(error.to_string().into()))?;
+            // Its `Debug` has the causes, too.
+            .map_err(|error| ManagerError::NotStarted(format!("{error:?}").into()))?;
         let door = Arc::new(Door::near(ServerId(u128::from_le_bytes(id)), Arc::new(outside)));
         let server = Reference::to_server(door);
         let server = server.map_err(|error| match error {
@@ -227,7 +228,7 @@ impl ManagerBuilder {
                 Some(Err(TaskError::Failed(error))) => {
                     ManagerError::NotStarted(error.message().into())
                 }
-                Some(Err(error)) => ManagerError::NotStarted(error.to_string().into()),
+                Some(Err(error)) => ManagerError::NotStarted(format!("{error:?}").into()),
                 _ => error,
             },
             error => error,

@@ -148,10 +148,12 @@ impl Door {
         wait(&socket, PollFlags::IN, deadline)?;
         let mut answer = [0; 256];
         let (len, _) = socket::recv_short_now(socket, &mut answer)
-            .map_err(ManagerError::socket("the answer of a manager"))?;
+            .map_err(ManagerError::socket("the answer of a manager (recvmsg)"))?;
         let answer = &answer[..len];
         match answer.split_first() {
-            None => Err(ManagerError::Gone("it ended, or has too many open files".into())),
+            None => Err(ManagerError::Gone(
+                "it ended, or has no descriptor left for another client".into(),
+            )),
             Some((&WELCOME, rest)) if answer.len() == WELCOME_BYTES => {
                 let max = rest.first_chunk().map_or(0, |max| u64::from_le_bytes(*max));
                 // The server decides how long an answer is. Memory grows with what arrives.

@@ -333,7 +333,7 @@ impl Serialize for Reference {
             match hold {
                 Ok(hold) => value::name(*object, hold),
                 Err(error) => {
-                    let text = error.to_string();
+                    let text = format!("{error:?}");
                     value::fail(error);
                     return Err(ser::Error::custom(text));
                 }
@@ -349,7 +349,8 @@ impl Serialize for Reference {
             ));
         };
         let socket = attach(socket).map_err(ser::Error::custom)?;
-        let lease = self.lease().map_err(ser::Error::custom)?;
+        // With its causes, which are lost otherwise.
+        let lease = self.lease().map_err(|error| ser::Error::custom(format_args!("{error:?}")))?;
         let lease = attach(&lease).map_err(ser::Error::custom)?;
         kill_point!(ClientHandleAttached);
         (server, object.0, Some((socket, lease))).serialize(serializer)

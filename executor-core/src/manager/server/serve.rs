@@ -128,6 +128,10 @@ pub(super) struct Server {
     /// Far clients whose replies are encrypted and not written: several take one system call.
     #[cfg(feature = "tls")]
     unwritten: Vec<ClientId>,
+    /// Whether the loop looks at its descriptors at this moment.
+    looks: bool,
+    /// Whether the owner is gone.
+    over: bool,
     /// Number of turns since the last look at the descriptors.
     turns: u32,
     actions: Actions,
@@ -172,6 +176,8 @@ impl Server {
             gate,
             #[cfg(feature = "tls")]
             unwritten: Vec::new(),
+            looks: false,
+            over: false,
             turns: 0,
             actions: Actions::default(),
             message: Vec::new(),
@@ -209,6 +215,9 @@ impl Server {
     pub(super) fn turn(&mut self) -> io::Result<Turn> {
         let busy = self.serve_hot();
         self.cut_off();
+        if self.over {
+            return Ok(Turn::Over);
+        }
         self.turns += 1;
         let due = self.turns >= TURNS_BETWEEN_LOOKS || self.running > 0;
         if due || !busy && self.functions.is_empty() {
@@ -318,10 +327,10 @@ impl Server {
                 self.condemned.push((client, "it asks for something unknown".to_owned()));
                 break;
             };
-            if request.operation == Operation::Lease {
-                self.lease(client, request);
-            } else {
-                self.core.request(client, request, body, &mut self.actions);
+            match request.operation {
+                Operation::Lease => self.lease(client, request),
+                Operation::CountObjects => self.count_objects(client, request),
+                _ => self.core.request(client, request, body, &mut self.actions),
             }
             kill_point!(ManagerRequestDone);
             self.perform();
@@ -419,6 +428,22 @@ impl Server {
         actions.clear();
     }
 
+    /// Answers how many objects there are, when all deaths are counted that came before the
+    /// request: a process that waits for the end of another one, and asks then, is told what is
+    /// left.
+    fn count_objects(&mut self, client: ClientId, request: Request) {
+        // The last requests of a client that is gone are done while the loop looks. Another look
+        // within that one would find the same client, and its next request of this kind.
+        if !self.looks {
+            match self.look(false) {
+                Ok(over) => self.over |= over,
+                Err(error) => tracing::error!(%error, "a manager cannot look at its descriptors"),
+            }
+            self.cut_off();
+        }
+        self.core.request(client, request, &[], &mut self.actions);
+    }
+
     /// Answers a client that has sent the pipe which is to keep an object alive.
     fn lease(&mut self, client: ClientId, request: Request) {
         self.drain_socket(client);
@@ -459,7 +484,7 @@ impl Server {
         };
         let text: &[u8] = match status {
             Status::Limit => {
-                b"the server has too many open files to watch one more handle that was sent"
+                b"the server has no descriptor left to watch one more handle that was sent"
             }
             _ => b"",
         };
@@ -490,13 +515,21 @@ impl Server {
         if wait {
             kill_point!(ManagerAwake);
         }
-        for event in &events[..count] {
+        self.looks = true;
+        let over = self.see(&events[..count]);
+        self.looks = false;
+        Ok(over)
+    }
+
+    /// Deals with what the poll has reported. Returns whether the owner is gone.
+    fn see(&mut self, events: &[epoll::Event]) -> bool {
+        for event in events {
             let epoll::Event { flags, data } = *event;
             match Source::from_data(data) {
                 Source::Owner => {
                     if !self.hear_owner() {
                         kill_point!(ManagerOwnerGone);
-                        return Ok(true);
+                        return true;
                     }
                 }
                 Source::Door => self.open_door(),
@@ -528,7 +561,7 @@ impl Server {
                 Source::Client(client) => self.hear(client),
             }
         }
-        Ok(false)
+        false
     }
 
     /// Does what the owner asks for. Returns whether the server goes on.
