@@ -43,7 +43,7 @@ use rustix::{
 #[cfg(feature = "tls")]
 use super::super::{
     client::door::check_knock,
-    link::{far, tls::TlsServer},
+    link::{far, stream, tls::TlsServer},
 };
 use super::{
     super::{
@@ -601,7 +601,7 @@ fn advanced(meeting: &mut Meeting, gate: &Gate) -> Result<Met, MeetError> {
 /// Tells a client that both sides know each other, and that it may not come in.
 #[cfg(feature = "tls")]
 pub(super) fn refuse(end: far::FarEnd, why: &str) {
-    let (header, body) = far::refusal(why);
+    let (header, body) = stream::refusal(why);
     let (mut sender, _receiver) = end.into_ends(0);
     // A client that does not read it notices the end.
     let _ = sender.send(&header, body);

@@ -11,7 +11,7 @@ use rustix::event::{Timespec, epoll};
 
 #[cfg(feature = "tls")]
 use super::{
-    super::link::far::{self, FarEnd},
+    super::link::{far::FarEnd, stream},
     gate::refuse,
 };
 use super::{
@@ -693,7 +693,7 @@ impl Server {
         let max = self.setup.message_bytes_max;
         let socket = GuestSocket::Far(Arc::clone(end.socket()));
         let (mut sender, receiver) = end.into_ends(max);
-        let (header, body) = far::welcome(self.setup.outside.id, max);
+        let (header, body) = stream::welcome(self.setup.outside.id, max);
         let data = Source::Client(client).to_data();
         let entered = match (sender.send(&header, body), socket.get()) {
             (Ok(()), Some(socket)) => epoll::add(&self.poll, socket, data, epoll::EventFlags::IN)
