@@ -49,8 +49,8 @@ pub(crate) use auth::{Asking, LEN_MAX as AUTH_BYTES_MAX, Listening, Step as Auth
 pub use auth::{AuthError, AuthKey};
 pub use connection::{Connection, Receiver, Sender, channel, pipe};
 pub use error::{RecvError, SendError};
-pub(crate) use listener::{SocketFile, bind_private, connect_to};
 pub use listener::{AcceptError, Client, ConnectError, Listener};
+pub(crate) use listener::{SocketFile, bind_private, connect_to};
 pub(crate) use message::MessageKind;
 pub use queue::{
     Consumer, GetError, JoinableQueue, LostItems, OnLost, Producer, PutError, Queue, SimpleQueue,

@@ -15,7 +15,11 @@ use serde::{
     de::{self, DeserializeOwned, SeqAccess, Visitor},
 };
 
-use super::{Manager, ManagerError, client::Request, protocol::{Operation, Status}};
+use super::{
+    Manager, ManagerError,
+    client::Request,
+    protocol::{Operation, Status},
+};
 
 /// What stands in the directory under a name.
 struct Entry<H>(H);

@@ -286,7 +286,10 @@ struct Place {
 enum Accepted {
     Local(OwnedFd),
     /// So that the peer notices the end of this process, and of the connection.
-    Far(#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "nobody meets it"))] NotInherited),
+    Far(
+        #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "nobody meets it"))]
+        NotInherited,
+    ),
 }
 
 enum Meeting {
@@ -338,10 +341,8 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// Keeps the gate until it is closed.
     fn keep(&mut self) -> io::Result<()> {
-        let none = epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        };
+        let none =
+            epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
         let mut events = [none; 64];
         loop {
             let first = self.meetings.values().next().map(|peer| peer.deadline);

@@ -1,11 +1,11 @@
 //! A client, as the server's loop knows it: over shared memory, or over TCP.
 
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::{
     collections::VecDeque,
     os::fd::{BorrowedFd, OwnedFd},
 };
-#[cfg(feature = "tls")]
-use std::sync::Arc;
 
 use super::super::{
     client::connection::LOOK,
