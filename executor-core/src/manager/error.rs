@@ -164,9 +164,9 @@ impl fmt::Display for ManagerError {
 impl std::error::Error for ManagerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            ManagerError::Os { error, .. } | ManagerError::NotConnected { error, .. } => {
-                Some(&**error)
-            }
+            ManagerError::Os { error, .. }
+            | ManagerError::NotConnected { error, .. }
+            | ManagerError::NotListening { error, .. } => Some(&**error),
             ManagerError::Failed(error) => std::error::Error::source(error),
             _ => None,
         }

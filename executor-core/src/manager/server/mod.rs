@@ -28,6 +28,8 @@ pub(super) mod core;
 mod crew;
 pub(super) mod entry;
 pub(super) mod gate;
+#[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
+mod gate_tests;
 mod guest;
 mod serve;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
