@@ -437,7 +437,10 @@ impl Server {
         if !self.looks {
             match self.look(false) {
                 Ok(over) => self.over |= over,
-                Err(error) => tracing::error!(%error, "a manager cannot look at its descriptors"),
+                Err(error) => {
+                    tracing::error!(%error, "a manager cannot look at its descriptors");
+                    self.over = true;
+                }
             }
             self.cut_off();
         }
@@ -518,18 +521,18 @@ impl Server {
         self.looks = true;
         let over = self.see(&events[..count]);
         self.looks = false;
-        Ok(over)
+        over
     }
 
     /// Deals with what the poll has reported. Returns whether the owner is gone.
-    fn see(&mut self, events: &[epoll::Event]) -> bool {
+    fn see(&mut self, events: &[epoll::Event]) -> io::Result<bool> {
         for event in events {
             let epoll::Event { flags, data } = *event;
             match Source::from_data(data) {
                 Source::Owner => {
                     if !self.hear_owner() {
                         kill_point!(ManagerOwnerGone);
-                        return true;
+                        return Ok(true);
                     }
                 }
                 Source::Door => self.open_door(),
@@ -561,7 +564,7 @@ impl Server {
                 Source::Client(client) => self.hear(client),
             }
         }
-        false
+        Ok(false)
     }
 
     /// Does what the owner asks for. Returns whether the server goes on.
