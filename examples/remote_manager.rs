@@ -1,31 +1,26 @@
-//! Objects that programs on different machines share: a server, found by its address, with TLS and
-//! a key, and a worker that goes on when the server was killed and started again.
+//! Objects that programs on different machines share: a server with TLS and a key, and a worker
+//! that goes on when the server was killed and started again.
 //!
-//! ```text
-//! cargo run --release --example remote_manager --features tls                  shows all of it
-//! cargo run … -- serve FOLDER ADDRESS                          one program, on one machine
-//! cargo run … -- work FOLDER ADDRESS                           another one, on another machine
-//! ```
-//!
-//! The folder of the server has its certificate, its private key and the key that all share. The
-//! worker needs the shared key and the fingerprint of the certificate.
+//! `cargo run --release --example remote_manager --features tls` plays both programs. With the
+//! arguments `serve FOLDER ADDRESS` or `work FOLDER ADDRESS` it is one of them. The worker needs
+//! the files `key` and `fingerprint` of the server's folder.
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, ErrorKind},
+    io::{BufRead, BufReader, Lines},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use executor::{
     AuthKey,
-    manager::{Backoff, Dict, Fingerprint, Identity, Manager, ManagerError, Queue, Trust},
+    manager::{Backoff, Dict, Identity, Manager, ManagerError, Queue, Trust},
     prelude::*,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Runs in the server.
+/// Runs in the server, so nothing is lost between reading the count and writing it.
 #[task]
 fn one_more(count: Option<u64>) -> u64 {
     count.unwrap_or(0) + 1
@@ -42,49 +37,45 @@ fn main() -> Outcome<()> {
     }
 }
 
-/// The key that both programs know: of the environment, or of a file.
+/// The key that both programs know.
 fn key(folder: &Path) -> Outcome<AuthKey> {
-    Ok(match env::var("MANAGER_KEY") {
-        Ok(key) => AuthKey::new(key),
-        Err(_) => AuthKey::new(fs::read(folder.join("key"))?),
-    })
+    Ok(AuthKey::new(
+        env::var("MANAGER_KEY")
+            .map_or_else(|_| fs::read(folder.join("key")), |key| Ok(key.into_bytes()))?,
+    ))
 }
 
-/// The server. It is the same one after a restart, as its identity is kept.
-fn serve(folder: &Path, address: &str) -> Outcome<()> {
+/// Who the server is. It is kept, so that clients recognize the server after a restart.
+fn identity(folder: &Path) -> Outcome<Identity> {
     let [certificate, secret] = ["certificate.pem", "private.pem"].map(|name| folder.join(name));
-    let identity = match fs::read(&certificate) {
-        Ok(pem) => Identity::from_pem(&pem, &fs::read(&secret)?)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let identity = Identity::generate()?;
-            let (public, private) = identity.to_pem();
-            fs::write(&secret, private)?;
-            fs::write(folder.join("fingerprint"), identity.fingerprint().to_string())?;
-            fs::write(&certificate, public)?;
-            identity
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let manager = Manager::builder().key(key(folder)?).identity(identity).start()?;
+    if !certificate.exists() {
+        let identity = Identity::generate()?;
+        let (public, private) = identity.to_pem();
+        fs::write(folder.join("fingerprint"), identity.fingerprint().to_string())?;
+        fs::write(&secret, private)?;
+        fs::write(&certificate, public)?;
+    }
+    Ok(Identity::from_pem(&fs::read(certificate)?, &fs::read(secret)?)?)
+}
+
+fn serve(folder: &Path, address: &str) -> Outcome<()> {
+    let manager = Manager::builder().key(key(folder)?).identity(identity(folder)?).start()?;
     let jobs = manager.queue::<String>(None)?;
     ["a rose", "is a rose"].iter().try_for_each(|line| jobs.put(*line))?;
     manager.publish("jobs", &jobs)?;
     manager.publish("counts", &manager.dict::<String, u64>([])?)?;
     println!("{}", manager.listen(&address.parse()?)?);
-    // It serves until this program is killed.
-    loop {
-        std::thread::park();
-    }
+    manager.wait().map_err(Into::into)
 }
 
-/// Counts the words of all jobs. The server may be restarted meanwhile, and then has new ones.
+/// Counts the words of all jobs, and once more when the server has other ones after a restart.
 fn work(folder: &Path, address: &str) -> Outcome<()> {
-    let fingerprint: Fingerprint = fs::read_to_string(folder.join("fingerprint"))?.parse()?;
+    let fingerprint = fs::read_to_string(folder.join("fingerprint"))?.parse()?;
     let manager = Manager::connector(&address.parse()?, &key(folder)?)
         .trust(Trust::fingerprint(fingerprint))
         .reconnect(Backoff::default())
         .connect()?;
-    for _ in 0..2 {
+    loop {
         let jobs: Queue<String> = manager.published("jobs")?.ok_or("no jobs")?;
         let counts: Dict<String, u64> = manager.published("counts")?.ok_or("no counts")?;
         while let Some(line) = jobs.try_get()? {
@@ -92,50 +83,39 @@ fn work(folder: &Path, address: &str) -> Outcome<()> {
                 counts.update_or_insert(word, one_more::with())?;
             }
         }
-        println!("counted: {:?}", counts.snapshot()?);
-        // There is no more work. This call waits until the server is killed.
+        println!("counted {:?}", counts.snapshot()?);
+        // There is nothing else to do. The call ends with the server, and the loop begins anew.
         match jobs.get() {
             Err(ManagerError::Gone(_)) => println!("the server is gone"),
             other => return Err(format!("not expected: {other:?}").into()),
         }
-        let old = counts.len().expect_err("it was an object of the server that is gone");
-        println!("its objects as well: {old}");
     }
-    Ok(())
 }
 
 /// Plays both programs: the server is killed when the worker has counted all words.
 fn show() -> Outcome<()> {
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("key"), AuthKey::random()?.as_bytes())?;
-    let start = |role: &str, address: &str| -> Outcome<(Child, BufReader<_>)> {
+    let start = |role: &str, address: &str| -> Outcome<(Child, Lines<BufReader<ChildStdout>>)> {
         let mut command = Command::new(env::current_exe()?);
         command.arg(role).arg(folder.path()).arg(address).stdout(Stdio::piped());
         let mut child = command.spawn()?;
-        let lines = BufReader::new(child.stdout.take().ok_or("it has an output")?);
-        Ok((child, lines))
-    };
-    let line = |lines: &mut BufReader<_>| -> Outcome<String> {
-        let mut line = String::new();
-        BufRead::read_line(lines, &mut line)?;
-        Ok(line.trim().to_owned())
+        let says = child.stdout.take().ok_or("it has no output")?;
+        Ok((child, BufReader::new(says).lines()))
     };
     let (mut server, mut says) = start("serve", "127.0.0.1:0")?;
-    let address = line(&mut says)?;
+    let address = says.next().ok_or("the server has ended")??;
     let (mut worker, mut reports) = start("work", &address)?;
-    println!("worker: {}", line(&mut reports)?);
-    server.kill()?;
-    server.wait()?;
-    println!("worker: {}", line(&mut reports)?);
-    // The same identity, the same address, and new objects.
-    let (mut server, mut says) = start("serve", &address)?;
-    line(&mut says)?;
-    println!("worker: {}", line(&mut reports)?);
-    println!("worker: {}", line(&mut reports)?);
-    server.kill()?;
-    server.wait()?;
-    println!("worker: {}", line(&mut reports)?);
-    worker.kill()?;
-    worker.wait()?;
+    let mut report = || -> Outcome<()> {
+        println!("worker: {}", reports.next().ok_or("the worker has ended")??);
+        Ok(())
+    };
+    report()?;
+    (server.kill()?, server.wait()?);
+    report()?;
+    // The same identity and address, and other objects, which have the same names.
+    let (mut server, _says) = start("serve", &address)?;
+    report()?;
+    (server.kill()?, server.wait()?, worker.kill()?, worker.wait()?);
     Ok(())
 }
