@@ -1,9 +1,9 @@
 //! Objects that programs on different machines share: a server with TLS and a key, and a worker
 //! that goes on when the server was killed and started again.
 //!
-//! `cargo run --release --example remote_manager --features tls` plays both programs. With the
-//! arguments `serve FOLDER ADDRESS` or `work FOLDER ADDRESS` it is one of them. The worker needs
-//! the files `key` and `fingerprint` of the server's folder.
+//! `cargo run --release --example remote_manager` plays both programs. With the arguments
+//! `serve FOLDER ADDRESS` or `work FOLDER ADDRESS` it is one of them. The worker needs the files
+//! `key` and `fingerprint` of the server's folder.
 
 use std::{
     env, fs,
@@ -39,10 +39,7 @@ fn main() -> Outcome<()> {
 
 /// The key that both programs know.
 fn key(folder: &Path) -> Outcome<AuthKey> {
-    Ok(AuthKey::new(
-        env::var("MANAGER_KEY")
-            .map_or_else(|_| fs::read(folder.join("key")), |key| Ok(key.into_bytes()))?,
-    ))
+    Ok(AuthKey::new(fs::read(folder.join("key"))?))
 }
 
 /// Who the server is. It is kept, so that clients recognize the server after a restart.
