@@ -1,5 +1,5 @@
-//! Runs the programs of the package `examples/tutorial` as their users run them, and checks their
-//! output. Each test has the name of its program, with the numbers of the behaviors it covers in
+//! Runs the programs of the package `examples/tutorial` as their users run them, and an example that
+//! consists of two programs. Checks their output. Each test has the name of its program, with the numbers of the behaviors it covers in
 //! front.
 //!
 //! `cargo test --tests` does not build examples. So the first test that runs here builds them, in
@@ -42,6 +42,7 @@ fn programs() -> &'static Path {
             let path = entry.expect("an entry").path();
             cargo.arg("--example").arg(path.file_stem().expect("a program"));
         }
+        cargo.args(["--example", "remote_manager"]);
         // These variables belong to the outer cargo, and are not meant for another build.
         cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("RUSTC_WORKSPACE_WRAPPER");
         let output = cargo.output().expect("cargo starts");
@@ -466,4 +467,10 @@ fn se19_d36_three_children() {
     let ends: BTreeSet<_> = lines.iter().filter(|line| line.ends_with(" ends")).collect();
     assert_eq!(ends.len(), 3);
     assert_eq!(lines.last().unwrap(), "0 children left");
+}
+
+#[test]
+fn g05_remote_manager() {
+    let counted = r#"worker: counted [("a", 2), ("rose", 2), ("is", 1)]"#;
+    assert_eq!(run("remote_manager"), [counted, "worker: the server is gone", counted]);
 }

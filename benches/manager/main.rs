@@ -11,6 +11,7 @@
 //!        rate      ── starts ──────► warm up, barrier, calls ─────► executor: the manager
 //!        latency   ── starts ──────► warm up, barrier, calls ─────► CPython: `peers.py`'s manager
 //!                  ◄── times ──────                                 Redis: `redis-server`, by TCP
+//!                                                           executor, TLS: a manager, by TCP
 //!  medians ── tables of figures and goals
 //! ```
 //!
@@ -113,7 +114,8 @@ fn compare(
     results: &mut Results,
     versions: &mut BTreeMap<String, String>,
 ) {
-    let mut peers: Vec<Box<dyn Peer>> = vec![Box::new(ours::Executor::start())];
+    let mut peers: Vec<Box<dyn Peer>> =
+        vec![Box::new(ours::Executor::start()), Box::new(ours::Executor::start_far())];
     match python::Python::start() {
         Ok(python) => peers.push(Box::new(python)),
         Err(error) => println!("CPython is left out: {error}"),
@@ -146,7 +148,7 @@ fn compare(
                 match run() {
                     Ok(()) => {}
                     Err(error) => {
-                        assert!(name != ours::NAME, "{work}: {error}");
+                        assert!(![ours::NAME, ours::NAME_FAR].contains(&name), "{work}: {error}");
                         println!("{name}, {work}, round {round}: {error}");
                     }
                 }

@@ -1,17 +1,20 @@
-//! The manager of this library, and its clients.
+//! The manager of this library, and its clients: near ones, over shared memory, and far ones, over
+//! TCP and TLS.
 
 use std::hint::black_box;
 
 use executor::{
-    Barrier, Process,
-    manager::{Dict, Manager, Value},
+    AuthKey, Barrier, Process,
+    manager::{Dict, Identity, Manager, ManagerError, Trust, Value},
     prelude::*,
 };
+use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::measure::{Job, Operation, Peer, Ran, ran};
 
 pub(crate) const NAME: &str = "executor";
+pub(crate) const NAME_FAR: &str = "executor, TLS";
 /// The key that all clients update.
 const COUNT: &str = "x";
 
@@ -19,6 +22,16 @@ pub(crate) struct Executor {
     manager: Manager,
     dict: Dict<String, u64>,
     large: Value<ByteBuf>,
+    /// For far clients.
+    way: Option<Way>,
+}
+
+/// What a far client has to know.
+#[derive(Clone, Serialize, Deserialize)]
+struct Way {
+    address: String,
+    key: Vec<u8>,
+    fingerprint: String,
 }
 
 #[task]
@@ -35,9 +48,29 @@ fn client(
     number: usize,
     together: Barrier,
 ) -> Ran {
+    calls(&dict, &large, &job, number, &together)
+}
+
+/// One client that connects by the address.
+#[task]
+fn far_client(way: Way, job: Job, number: usize, together: Barrier) -> Result<Ran, ManagerError> {
+    let address = way.address.parse().expect("an address");
+    let trust = Trust::fingerprint(way.fingerprint.parse().expect("a fingerprint"));
+    let manager = Manager::connector(&address, &AuthKey::new(way.key)).trust(trust).connect()?;
+    let (dict, large) = manager.published("objects")?.expect("it is published");
+    Ok(calls(&dict, &large, &job, number, &together))
+}
+
+fn calls(
+    dict: &Dict<String, u64>,
+    large: &Value<ByteBuf>,
+    job: &Job,
+    number: usize,
+    together: &Barrier,
+) -> Ran {
     let key = format!("key {number}");
     let bytes = ByteBuf::from(vec![7; job.bytes]);
-    let run = |call: &dyn Fn()| ran(&job, 1, &together, call);
+    let run = |call: &dyn Fn()| ran(job, 1, together, call);
     match (job.operation, job.bytes) {
         (Operation::Get, 0) => {
             run(&|| assert!(black_box(dict.get(&key)).expect("the server runs").is_some()))
@@ -56,17 +89,35 @@ fn client(
 
 impl Executor {
     pub(crate) fn start() -> Self {
-        let manager = Manager::start().expect("a manager");
+        Self::of(Manager::start().expect("a manager"))
+    }
+
+    fn of(manager: Manager) -> Self {
         let keys = (0..8).map(|number| format!("key {number}")).chain([COUNT.to_owned()]);
         let dict = manager.dict(keys.map(|key| (key, 0))).expect("a dict");
         let large = manager.value(ByteBuf::new()).expect("a value");
-        Executor { manager, dict, large }
+        Executor { manager, dict, large, way: None }
+    }
+
+    /// One whose clients come over TCP and TLS.
+    pub(crate) fn start_far() -> Self {
+        let (key, identity) = (AuthKey::random(), Identity::generate());
+        let (key, identity) = (key.expect("a key"), identity.expect("an identity"));
+        let fingerprint = identity.fingerprint().to_string();
+        let builder = Manager::builder().key(key.clone()).identity(identity);
+        let near = Self::of(builder.start().expect("a manager"));
+        let address = near.manager.listen(&"127.0.0.1:0".parse().expect("an address"));
+        let address = address.expect("a free port").to_string();
+        near.manager
+            .publish("objects", &(near.dict.clone(), near.large.clone()))
+            .expect("the server runs");
+        Executor { way: Some(Way { address, key: key.as_bytes().to_vec(), fingerprint }), ..near }
     }
 }
 
 impl Peer for Executor {
     fn name(&self) -> &'static str {
-        NAME
+        if self.way.is_some() { NAME_FAR } else { NAME }
     }
 
     fn version(&self) -> Option<String> {
@@ -86,10 +137,18 @@ impl Peer for Executor {
         let together = Barrier::new(job.clients).map_err(|error| text(&error))?;
         let clients: Vec<_> = (0..job.clients)
             .map(|number| {
-                let (dict, large) = (self.dict.clone(), self.large.clone());
-                Process::new(client::task(dict, large, *job, number, together.clone()))
-                    .daemon(true)
-                    .start()
+                let together = together.clone();
+                match self.way.clone() {
+                    None => {
+                        let (dict, large) = (self.dict.clone(), self.large.clone());
+                        let task = client::task(dict, large, *job, number, together);
+                        Process::new(task).daemon(true).start()
+                    }
+                    Some(way) => {
+                        let task = far_client::task(way, *job, number, together);
+                        Process::new(task).daemon(true).start()
+                    }
+                }
             })
             .collect::<Result<_, _>>()
             .map_err(|error| text(&error))?;

@@ -110,10 +110,8 @@ impl Manager {
         Ok(address)
     }
 
-    /// Lets others connect at this address, and waits until the server has ended: by
-    /// [`shutdown`](Self::shutdown) in another thread. It corresponds to `serve_forever`.
-    ///
-    /// SIGINT and SIGTERM end the program as they always do, and the server with it.
+    /// Lets others connect at this address, and [waits](Self::wait) until the server has ended. It
+    /// corresponds to `serve_forever`.
     ///
     /// ```no_run
     /// use executor::{AuthKey, manager::Manager};
@@ -129,10 +127,20 @@ impl Manager {
     /// ```
     ///
     /// # Errors
-    /// As for [`listen`](Self::listen), and [`ManagerError::Gone`] if the server has ended in
-    /// another way. The text says how.
+    /// As for [`listen`](Self::listen) and [`wait`](Self::wait).
     pub fn serve(&self, address: &Address) -> Result<(), ManagerError> {
         self.listen(address)?;
+        self.wait()
+    }
+
+    /// Waits until the server has ended: by [`shutdown`](Self::shutdown) in another thread.
+    ///
+    /// SIGINT and SIGTERM end the program as they always do, and the server with it.
+    ///
+    /// # Errors
+    /// [`ManagerError::Gone`] if the server has ended in another way. The text says how.
+    /// [`ManagerError::Refused`] if this manager was connected and not started.
+    pub fn wait(&self) -> Result<(), ManagerError> {
         let started = self.started()?;
         match started.child.join() {
             Ok(()) => Ok(()),
@@ -149,7 +157,8 @@ impl Manager {
     }
 
     fn started(&self) -> Result<&Started, ManagerError> {
-        let why = "only the process that has started a manager can let it listen";
+        let why =
+            "only the process that has started a manager can let it listen, and wait for its end";
         self.started.as_ref().ok_or(ManagerError::Refused(why))
     }
 }

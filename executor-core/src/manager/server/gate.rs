@@ -179,7 +179,9 @@ struct Orders {
     begun: bool,
     closed: bool,
     /// Sockets that the thread has not seen yet.
-    new: Vec<OwnedFd>,
+    new: Vec<Place>,
+    /// All sockets.
+    sockets: Vec<Arc<NotInherited>>,
     /// The files of Unix sockets.
     files: Vec<SocketFile>,
 }
@@ -209,20 +211,28 @@ impl Gate {
             thread.spawn(move || gate.run(poll))?;
             orders.begun = true;
         }
-        orders.new.push(socket);
+        let is_local = socket::is_one(socket.as_fd());
+        let socket = Arc::new(NotInherited::new(socket));
+        orders.sockets.push(Arc::clone(&socket));
+        orders.new.push(Place { socket, is_local });
         orders.files.extend(file);
         drop(orders);
         self.signal.ring();
         Ok(())
     }
 
-    /// Ends the thread, and removes the files of Unix sockets.
+    /// Ends the thread, closes the addresses, and removes the files of Unix sockets. Afterwards
+    /// others can listen there.
     pub(super) fn close(&self) {
-        let files = {
+        let (sockets, files) = {
             let mut orders = lock(&self.orders);
             orders.closed = true;
-            std::mem::take(&mut orders.files)
+            (std::mem::take(&mut orders.sockets), std::mem::take(&mut orders.files))
         };
+        for socket in sockets.iter().filter_map(|socket| socket.get()) {
+            // The thread closes it later.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
         files.iter().for_each(SocketFile::remove);
         self.signal.ring();
     }
@@ -278,7 +288,7 @@ impl Source {
 
 /// A socket that listens.
 struct Place {
-    socket: NotInherited,
+    socket: Arc<NotInherited>,
     is_local: bool,
 }
 
@@ -378,9 +388,7 @@ impl Keeper<'_> {
             let mut orders = lock(&self.gate.orders);
             (std::mem::take(&mut orders.new), orders.closed)
         };
-        for socket in new {
-            let is_local = socket::is_one(socket.as_fd());
-            let place = Place { socket: NotInherited::new(socket), is_local };
+        for place in new {
             if let Some(socket) = place.socket.get() {
                 let data = Source::Place(self.places.len()).to_data();
                 epoll::add(&self.poll, socket, data, self.interest_in_places())?;
@@ -434,7 +442,6 @@ impl Keeper<'_> {
                     }
                     // The socket was shut down.
                     Some(Errno::INVAL | Errno::BADF) => {
-                        tracing::error!(%error, "a manager does not listen any more");
                         let _ = epoll::delete(&self.poll, listener);
                         return;
                     }

@@ -532,6 +532,8 @@ impl Server {
                 Source::Owner => {
                     if !self.hear_owner() {
                         kill_point!(ManagerOwnerGone);
+                        // Before clients notice the end, so that they find a new server there.
+                        self.gate.close();
                         return Ok(true);
                     }
                 }
