@@ -1,6 +1,6 @@
-//! Runs the programs of the package `examples/tutorial` as their users run them, and an example that
-//! consists of two programs. Checks their output. Each test has the name of its program, with the numbers of the behaviors it covers in
-//! front.
+//! Runs the programs of the package `examples/tutorial` as their users run them, and an example
+//! that consists of two programs, and checks their output. Each test has the name of its program,
+//! with the numbers of the behaviors it covers in front.
 //!
 //! `cargo test --tests` does not build examples. So the first test that runs here builds them, in
 //! the profile and target folder of this test. Nothing is built twice, and the other tests wait for

@@ -101,8 +101,8 @@ impl ManagerBuilder {
         self
     }
 
-    /// Sets the key that clients have to know which come by an address. Without it, the manager does
-    /// not [listen](Manager::listen) anywhere.
+    /// Sets the key that clients which come by an address have to know. Without it, the manager
+    /// does not [listen](Manager::listen) anywhere.
     ///
     /// Processes that get a handle from one that has it need no key.
     pub fn key(mut self, key: AuthKey) -> Self {

@@ -4,9 +4,10 @@
 //!  publish("jobs", &queue) ──► directory of the server: name ─► type, handle ──► published("jobs")
 //! ```
 //!
-//! The directory is a map that each server has ([`ObjectId::DIRECTORY`](super::protocol::ObjectId)).
-//! What is in it is kept alive by it. A value is the name of the type that was published, and the
-//! value itself. The server does not look at either: the process that asks compares the types.
+//! The directory is a map that each server has
+//! ([`ObjectId::DIRECTORY`](super::protocol::ObjectId)). What is in it is kept alive by it. A value
+//! is the name of the type that was published, and the value itself. The server does not look at
+//! either: the process that asks compares the types.
 
 use std::{any::type_name, fmt, marker::PhantomData};
 

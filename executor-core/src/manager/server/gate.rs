@@ -14,9 +14,9 @@
 //! it knows the key. A meeting is a state machine (`manager/link`). A peer that says nothing, half
 //! of something or garbage costs one of the places, until its deadline at most, and no thread.
 //!
-//! If peers take all places, the oldest one has to leave. So an attacker who reaches the address can
-//! keep others from coming in while it makes connections faster than they do. It does not disturb
-//! those that are in.
+//! If peers take all places, the oldest one has to leave. So an attacker who reaches the address
+//! can keep others from coming in while it makes connections faster than they do. It does not
+//! disturb those that are in.
 //!
 //! If this process has no descriptor left for another peer, the oldest meeting has to leave. If
 //! there is none, the gate pauses for a moment.
