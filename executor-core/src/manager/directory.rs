@@ -55,7 +55,7 @@ impl<'de, H: Deserialize<'de>> Deserialize<'de> for Entry<H> {
 
 impl Manager {
     fn at(&self, operation: Operation, name: &str) -> Request<'static> {
-        self.request(operation).to_directory().key(name)
+        self.request(operation).for_directory().key(name)
     }
 
     /// Gives an object a name, by which every process that is [connected](Self::connect) to the

@@ -422,7 +422,7 @@ impl<'a> Request<'a> {
     }
 
     /// Turns a request that concerns the server into one for its directory.
-    pub(crate) fn to_directory(mut self) -> Self {
+    pub(crate) fn for_directory(mut self) -> Self {
         self.object = ObjectId::DIRECTORY;
         self.undo.object = ObjectId::DIRECTORY;
         self
