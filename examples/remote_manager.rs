@@ -65,7 +65,7 @@ fn serve(folder: &Path, address: &str) -> Outcome<()> {
     manager.wait().map_err(Into::into)
 }
 
-/// Counts the words of all jobs, and once more when the server has other ones after a restart.
+/// Counts the words of all jobs, and again when the server has other ones after a restart.
 fn work(folder: &Path, address: &str) -> Outcome<()> {
     let fingerprint = fs::read_to_string(folder.join("fingerprint"))?.parse()?;
     let manager = Manager::connector(&address.parse()?, &key(folder)?)
@@ -100,19 +100,21 @@ fn show() -> Outcome<()> {
         let says = child.stdout.take().ok_or("it has no output")?;
         Ok((child, BufReader::new(says).lines()))
     };
-    let (mut server, mut says) = start("serve", "127.0.0.1:0")?;
+    let (server, mut says) = start("serve", "127.0.0.1:0")?;
     let address = says.next().ok_or("the server has ended")??;
-    let (mut worker, mut reports) = start("work", &address)?;
+    let (worker, mut reports) = start("work", &address)?;
+    let kill = |mut program: Child| program.kill().and_then(|()| program.wait());
     let mut report = || -> Outcome<()> {
         println!("worker: {}", reports.next().ok_or("the worker has ended")??);
         Ok(())
     };
     report()?;
-    (server.kill()?, server.wait()?);
+    kill(server)?;
     report()?;
     // The same identity and address, and other objects, which have the same names.
-    let (mut server, _says) = start("serve", &address)?;
+    let (server, _says) = start("serve", &address)?;
     report()?;
-    (server.kill()?, server.wait()?, worker.kill()?, worker.wait()?);
+    kill(server)?;
+    kill(worker)?;
     Ok(())
 }

@@ -44,6 +44,15 @@ pub(super) enum GuestSocket {
 }
 
 impl GuestSocket {
+    /// Returns the socket of a near client.
+    pub(super) fn near(&self) -> Option<&OwnedFd> {
+        match self {
+            GuestSocket::Near(socket) => Some(socket),
+            #[cfg(feature = "tls")]
+            GuestSocket::Far(_) => None,
+        }
+    }
+
     /// Returns the descriptor, to poll it. `None` in a fork.
     pub(super) fn get(&self) -> Option<BorrowedFd<'_>> {
         use std::os::fd::AsFd;
@@ -96,11 +105,9 @@ impl Guest {
 
     /// Asks a near client to look at its lane.
     pub(super) fn send_look(&self) {
-        match &self.socket {
+        if let Some(socket) = self.socket.near() {
             // A full socket has bytes that the client has yet to look at.
-            GuestSocket::Near(socket) => drop(socket::send_now(socket, &[LOOK], &[])),
-            #[cfg(feature = "tls")]
-            GuestSocket::Far(_) => {}
+            let _ = socket::send_now(socket, &[LOOK], &[]);
         }
     }
 }

@@ -594,11 +594,7 @@ impl Server {
     /// socket of a far client is read by its receiver.
     fn drain_socket(&mut self, client: ClientId) -> bool {
         let Some(guest) = self.guests.get_mut(&client) else { return false };
-        let socket = match &guest.socket {
-            GuestSocket::Near(socket) => socket,
-            #[cfg(feature = "tls")]
-            GuestSocket::Far(_) => return true,
-        };
+        let Some(socket) = guest.socket.near() else { return true };
         let mut bytes = [0; 16];
         for _ in 0..SOCKET_TURN {
             match socket::recv_short_now(socket, &mut bytes) {
