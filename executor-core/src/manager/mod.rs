@@ -74,7 +74,9 @@
 //!
 //! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released
 //!   (the next owner is told), its permits come back, and its handles are gone, at once. An item of
-//!   a queue that was on its way to the process is lost with it.
+//!   a queue that was on its way to the process is the first of the queue again, and a lock that
+//!   was on its way goes to the next one without a notice. An item that the process had received is
+//!   lost with it.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
 //! - **The process that has started the `Manager`.** The server ends.
 //! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of

@@ -214,7 +214,8 @@ impl Connection {
             if awake {
                 receiving.spin.suggest();
             }
-            self.receive(&mut receiving, Some(call), Patience::Until(deadline))
+            let own = Some((call, undo.keeps_object()));
+            self.receive(&mut receiving, own, Patience::Until(deadline))
         });
         // Only a call that is interrupted needs it, so that the others allocate nothing.
         let interrupted = matches!(received, Ok(Received::Interrupted));
@@ -363,7 +364,8 @@ impl Connection {
                     self.unlock(receiving);
                     return Ok(Received::Own(message));
                 }
-                let received = self.receive(&mut receiving, Some(call), Patience::Until(deadline));
+                let own = Some((call, undo.is_none_or(Undo::keeps_object)));
+                let received = self.receive(&mut receiving, own, Patience::Until(deadline));
                 let interrupted = matches!(received, Ok(Received::Interrupted));
                 match (&received, undo) {
                     (Ok(Received::Interrupted), _) | (Ok(Received::Nothing), None) => {}
@@ -535,11 +537,12 @@ impl Connection {
     }
 
     /// Receives, and passes on the replies of others, until the reply to `own` is there or the
-    /// patience is at its end. Without `own`, until anything was passed on.
+    /// patience is at its end. Without `own`, until anything was passed on. With `own` comes
+    /// whether its reply may give this process something.
     fn receive(
         self: &Arc<Self>,
         receiving: &mut Receiving,
-        own: Option<CallId>,
+        own: Option<(CallId, bool)>,
         patience: Patience,
     ) -> Result<Received, ManagerError> {
         let mut hung_up = false;
@@ -568,7 +571,14 @@ impl Connection {
                     return Err(self.end("a reply that nobody understands".to_owned()));
                 };
                 let message = std::mem::take(message);
-                if own == Some(reply.call) {
+                let is_own = own.is_some_and(|(call, _)| call == reply.call);
+                // Whoever is cut off has not got what the server gives to others after that. The
+                // question costs a fence, and most replies give nothing.
+                let gives = !is_own || own.is_some_and(|(_, gives)| gives);
+                if gives && link.is_revoked() {
+                    return Err(self.end("it has cut off this process".to_owned()));
+                }
+                if is_own {
                     kill_point!(ClientReplyTaken);
                     if link.must_wake() {
                         self.wake_server();
@@ -950,7 +960,10 @@ impl Future for PendingCall {
         if let Some(mut receiving) = this.connection.try_receiving() {
             let own = match this.slot.take() {
                 (Some(message), _) => Ok(Received::Own(message)),
-                _ => this.connection.receive(&mut receiving, Some(this.call), Patience::Moment),
+                _ => {
+                    let own = Some((this.call, this.undo.keeps_object()));
+                    this.connection.receive(&mut receiving, own, Patience::Moment)
+                }
             };
             if matches!(own, Ok(Received::Own(_))) {
                 lock(&this.connection.calls).remove(this.call);

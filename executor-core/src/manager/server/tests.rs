@@ -176,6 +176,47 @@ fn a_client_that_takes_no_replies_is_cut_off() {
 }
 
 #[test]
+fn what_a_client_is_cut_off_before_it_reads_goes_to_others_and_not_to_it() {
+    const ITEMS: u32 = 20;
+    let stage = Stage::new();
+    let server = Reference::to_server(Arc::clone(&stage.door)).unwrap();
+    let request = server.request(Operation::Create).number(Kind::Queue as u64);
+    let queue = Reference::created(&request.number(0).flag(false).call().unwrap());
+    let item = |number: u32| (number, vec![7_u8; 200_000]);
+    for number in 0..ITEMS {
+        let request = queue.request(Operation::QueuePut).flag(false);
+        request.value(&item(number)).call().unwrap();
+    }
+    let (socket, mut lane, mut receiver) = stage.enter();
+    assert_eq!(queue.object(), ObjectId(1), "`send` asks for this object");
+    send(&socket, &mut lane, 1, Operation::Claim, &[]);
+    let mut first = Vec::new();
+    let mut read = 0;
+    for call in 0..ITEMS {
+        let mut waits = Vec::new();
+        put_number(&mut waits, 0);
+        send(&socket, &mut lane, 2 + call, Operation::QueueGet, &waits);
+        // It reads the answer to the claim and the first item, and nothing else.
+        while read < 2 && call == 0 {
+            read += u32::from(receiver.receive(&mut first).unwrap());
+            let _ = socket::send_now(&socket, b"!", &[]);
+        }
+    }
+    assert!(!receiver.is_revoked());
+    is_cut_off(&socket);
+    // Parts of the others are in its ring, and it is told not to use them.
+    while receiver.receive(&mut first) == Ok(true) {
+        assert!(receiver.is_revoked());
+    }
+    assert!(receiver.is_revoked());
+    for number in 1..ITEMS {
+        let answer = queue.request(Operation::QueueGet).flag(true).call().unwrap();
+        assert_eq!(answer.value::<(u32, Vec<u8>)>().unwrap(), item(number));
+    }
+    assert_eq!(queue.request(Operation::Len).call().unwrap().number(), 0);
+}
+
+#[test]
 fn a_client_that_hangs_up_and_goes_on_writing_holds_up_nobody() {
     let stage = Stage::new();
     let (socket, mut lane, _receiver) = stage.enter();
