@@ -124,11 +124,12 @@ pub use proxy::{
     condition::Condition,
     dict::{Dict, Entry},
     event::Event,
+    iter::Iter,
     list::List,
-    lock::{Lock, LockGuard, RLock, RLockGuard},
+    lock::{Lock, LockGuard, OwnedLockGuard, OwnedRLockGuard, RLock, RLockGuard},
     namespace::Namespace,
     queue::{JoinableQueue, Queue},
-    semaphore::{BoundedSemaphore, Permit, Semaphore},
+    semaphore::{BoundedSemaphore, OwnedPermit, Permit, Semaphore},
     set::Set,
     value::Value,
 };
@@ -269,6 +270,11 @@ impl Manager {
     /// ```
     pub fn objects(&self) -> Result<u64, ManagerError> {
         Ok(self.request(Operation::CountObjects).call()?.number())
+    }
+
+    /// Does what [`objects`](Self::objects) does, without blocking the thread.
+    pub async fn objects_async(&self) -> Result<u64, ManagerError> {
+        Ok(self.request(Operation::CountObjects).call_async().await?.number())
     }
 
     /// Ends the server. Calls that wait, and all later ones, return [`ManagerError::Gone`]. It does

@@ -142,6 +142,9 @@ fn mg26_what_a_client_was_given_and_had_not_read_when_it_was_killed_goes_to_othe
         let all_given = lock.is_locked().unwrap() && queue.len().unwrap() == 1;
         child.kill().unwrap();
         ends_killed(&child);
+        // The server has noticed it.
+        drop(begun);
+        has_objects(&manager, 2);
         assert!(!lock.acquire().unwrap().owner_died(), "nobody knew that it had it");
         for item in &items {
             assert_eq!(queue.get().unwrap(), *item);
