@@ -14,7 +14,7 @@ use std::{
 };
 
 use executor::{
-    manager::{Dict, Manager, ManagerError, Queue},
+    manager::{Dict, List, Manager, ManagerError, Queue},
     prelude::*,
 };
 use futures::{
@@ -23,7 +23,11 @@ use futures::{
 };
 
 use super::{Done, SHORT, has_objects, start};
-use crate::support::{LONG, eventually, rounds, watchdog};
+use rustix::process::Signal;
+
+use crate::support::{
+    LONG, eventually, executor_threads, rounds, signal, stop, watchdog, with_a_timeout_long_enough,
+};
 
 /// Polls a future some times, and drops it unless it is ready.
 fn poll_and_drop<T>(future: impl Future<Output = T>, times: usize) -> Option<T> {
@@ -459,5 +463,82 @@ fn the_future_that_loses_a_select_takes_no_item() {
         let distinct: BTreeSet<u32> = items.iter().copied().collect();
         assert_eq!(distinct.len(), items.len());
         assert!(distinct.into_iter().eq((0..count).map(|n| 2 * n + own)));
+    }
+}
+
+/// What a process does whose server is stopped meanwhile.
+#[task]
+fn first_calls(
+    list: List<u32>,
+    other: Queue<u32>,
+    connects_before: bool,
+    begun: executor::Event,
+    stopped: executor::Event,
+    progress: executor::Event,
+) -> Result<usize, ManagerError> {
+    if connects_before {
+        // Only the claims of the others are left to be done.
+        list.clone().len()?;
+    }
+    begun.set();
+    stopped.wait();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let own = other.clone();
+        let call = tokio::spawn(async move { own.len_async().await });
+        for _ in 0..50 {
+            // Its first call, each time, and dropped each time.
+            let first = tokio::time::timeout(Duration::from_millis(1), other.get_async());
+            assert!(first.await.is_err());
+        }
+        let threads = executor_threads();
+        let own = threads.iter().filter(|name| name.starts_with("executor-manage")).count();
+        assert!(own <= 2, "{threads:?}");
+        assert!(!call.is_finished());
+        // Threads with a timeout do not wait for those without.
+        std::thread::scope(|scope| {
+            scope.spawn(|| list.len().map(drop));
+            for _ in 0..3 {
+                assert_eq!(other.get_timeout(SHORT)?, None);
+            }
+            progress.set();
+            Done::Ok(())
+        })?;
+        call.await.unwrap()
+    })
+}
+
+#[test]
+fn a_first_call_that_is_awaited_does_not_block_its_thread_while_the_server_is_stopped() {
+    let _watchdog = watchdog();
+    for (connects_before, killed) in [(false, false), (true, false), (false, true), (true, true)] {
+        let manager = Manager::start().unwrap();
+        let (list, queue) = (manager.list([1]).unwrap(), manager.queue(None).unwrap());
+        let events = [(); 3].map(|()| executor::Event::new().unwrap());
+        let [begun, stopped, progress] = &events;
+        let child = start(first_calls::task(
+            list.clone(),
+            queue.clone(),
+            connects_before,
+            begun.clone(),
+            stopped.clone(),
+            progress.clone(),
+        ));
+        assert!(begun.wait_timeout(LONG));
+        stop(manager.pid());
+        stopped.set();
+        assert!(progress.wait_timeout(LONG), "other tasks of the thread go on");
+        if killed {
+            signal(manager.pid(), Signal::KILL);
+            let error = child.join().unwrap_err();
+            assert!(error.to_string().contains("the manager's server is gone"), "{error}");
+        } else {
+            queue.put_timeout(&1, SHORT).unwrap_err();
+            signal(manager.pid(), Signal::CONT);
+            assert!(child.join().unwrap() <= 1);
+            // The item that was put meanwhile was not lost with the calls that were dropped.
+            let item = with_a_timeout_long_enough("the item", |t| queue.get_timeout(t).unwrap());
+            assert_eq!(item, 1);
+        }
     }
 }

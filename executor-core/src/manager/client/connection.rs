@@ -35,7 +35,7 @@ use super::{
         },
     },
     calls::{Calls, Message, Seat, Slot, Undo, Waiting},
-    door::Door,
+    door::{self, Door},
 };
 use crate::{
     os::{
@@ -437,13 +437,17 @@ impl Connection {
     }
 
     /// Keeps an object alive while the other end of this pipe is open anywhere.
-    pub(super) fn lease(&self, object: ObjectId, end: &OwnedFd) -> io::Result<()> {
+    pub(super) fn lease(
+        &self,
+        object: ObjectId,
+        end: &OwnedFd,
+        deadline: Option<Instant>,
+    ) -> Result<(), ManagerError> {
         let mut message = [0; 9];
         message[0] = LEASE;
         message[1..].copy_from_slice(&object.0.to_le_bytes());
-        let socket = self.socket.get().ok_or(io::ErrorKind::NotConnected)?;
-        // It waits only if the server has left many bytes unread.
-        socket::send(socket, &message, &[end.as_fd()])
+        let socket = self.socket.get().ok_or_else(forked)?;
+        door::send(&socket, &message, &[end.as_fd()], deadline)
     }
 
     fn check_size(&self, body: &[u8]) -> Result<(), ManagerError> {
@@ -1012,7 +1016,7 @@ impl Drop for PendingCall {
 }
 
 /// The error of a call that a forked process makes through the connection of its parent.
-fn forked() -> ManagerError {
+pub(super) fn forked() -> ManagerError {
     ManagerError::Gone("this process is a fork of the one that began the call".into())
 }
 
