@@ -70,6 +70,16 @@
 //! - The types of handles and values are what each program says. A value that is no such type is
 //!   [`ManagerError::Decode`].
 //!
+//! # How many handles travel at once
+//!
+//! In arguments, results and messages of queues and connections, a handle brings a descriptor. The
+//! system allows 253 in one message, so at most 252 handles of one manager travel in one. Inside
+//! managed objects there is no such limit: to send more, put them into a managed list, and send the
+//! list.
+//!
+//! Sending a handle may wait for the server, which notes it. If the server does not answer within
+//! 30 seconds, for example because it is stopped, the value cannot be encoded.
+//!
 //! # When somebody dies
 //!
 //! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released

@@ -369,16 +369,26 @@ impl Serialize for Reference {
             kill_point!(ClientHandleNamed);
             return (server, object.0, None::<(u8, u8)>).serialize(serializer);
         }
-        let attach = |descriptor: &Attachment| attachment::attach::<S>(descriptor);
-        let Some(socket) = door.socket() else {
+        let attach = |descriptor: &Attachment| {
+            let attached = attachment::attach::<S>(descriptor);
+            attached.map_err(|why| {
+                ser::Error::custom(format!(
+                    "a managed object: {why}; many of them travel as items of one managed list"
+                ))
+            })
+        };
+        // All handles of a message share one descriptor for their server, and each has one more.
+        let known = table::door(door.id);
+        let known = known.as_ref().and_then(|door| door.socket());
+        let Some(socket) = known.or_else(|| door.socket()) else {
             return Err(ser::Error::custom(
                 "a handle of a manager that was reached over TCP cannot be sent to another process: \
                  that process can connect to the manager, and get the object with `published`",
             ));
         };
-        let socket = attach(socket).map_err(ser::Error::custom)?;
+        let socket = attach(socket)?;
         let lease = self.lease().map_err(|error| ser::Error::custom(unsent(&error)))?;
-        let lease = attach(&lease).map_err(ser::Error::custom)?;
+        let lease = attach(&lease)?;
         kill_point!(ClientHandleAttached);
         (server, object.0, Some((socket, lease))).serialize(serializer)
     }

@@ -69,6 +69,13 @@ pub(super) fn forget(server: ServerId) {
     drop(forgotten);
 }
 
+/// Returns the door of a server to which this process has a connection.
+pub(super) fn door(server: ServerId) -> Option<Arc<Door>> {
+    let place = lock(TABLE.get()).get(&server).cloned()?;
+    let state = lock(&place.state);
+    state.connection.as_ref().map(|connection| Arc::clone(connection.door()))
+}
+
 /// Returns the place of a server.
 fn place_of(door: &Door) -> Arc<Place> {
     let mut table = lock(TABLE.get());

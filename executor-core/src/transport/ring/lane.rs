@@ -432,7 +432,7 @@ mod tests {
         let ends: Vec<u64> = lengths
             .iter()
             .map(|len| {
-                to_client.send(&header(*len), &vec![1; *len]).unwrap();
+                to_client.send(&header(*len), vec![1; *len]).unwrap();
                 to_client.end()
             })
             .collect();
