@@ -42,6 +42,11 @@ const TURN: usize = 32;
 /// clients and deaths wait for longer while others are busy. With a lower value, more system calls
 /// are made.
 const TURNS_BETWEEN_LOOKS: u32 = 64;
+/// Number of requests between two looks at the sockets, if they come sooner than that. One client
+/// that asks without waiting for answers has a full turn each time. With a higher value, the byte
+/// of a client that wakes this loop waits for longer meanwhile. With a lower value, more system
+/// calls are made.
+const REQUESTS_BETWEEN_LOOKS: usize = 512;
 /// Maximum number of pipes that one client has sent and not asked for.
 const LEASES_WAITING_MAX: usize = 1024;
 /// Maximum number of functions that run at the same time. Each that takes long has a thread. With a
@@ -134,6 +139,8 @@ pub(super) struct Server {
     over: bool,
     /// Number of turns since the last look at the descriptors.
     turns: u32,
+    /// Number of requests since then.
+    requests: usize,
     actions: Actions,
     message: Vec<u8>,
     spin: Spin,
@@ -179,6 +186,7 @@ impl Server {
             looks: false,
             over: false,
             turns: 0,
+            requests: 0,
             actions: Actions::default(),
             message: Vec::new(),
             spin: Spin::after_first_wait(),
@@ -219,9 +227,11 @@ impl Server {
             return Ok(Turn::Over);
         }
         self.turns += 1;
-        let due = self.turns >= TURNS_BETWEEN_LOOKS || self.running > 0;
+        let due = self.turns >= TURNS_BETWEEN_LOOKS
+            || self.requests >= REQUESTS_BETWEEN_LOOKS
+            || self.running > 0;
         if due || !busy && self.functions.is_empty() {
-            self.turns = 0;
+            (self.turns, self.requests) = (0, 0);
             if self.look_and_wait(busy)? {
                 return Ok(Turn::Over);
             }
@@ -335,6 +345,7 @@ impl Server {
             kill_point!(ManagerRequestDone);
             self.perform();
         }
+        self.requests += served;
         if self.message.capacity() > KEPT_BYTES_MAX {
             self.message = Vec::new();
         }
