@@ -542,3 +542,21 @@ fn a_first_call_that_is_awaited_does_not_block_its_thread_while_the_server_is_st
         }
     }
 }
+
+#[test]
+fn a_first_wait_for_a_condition_that_is_dropped_early_leaves_the_lock_free() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let sent = manager.condition().unwrap();
+    let queue = executor::SimpleQueue::new().unwrap();
+    for times in 1..4 {
+        // Another handle, which has made no call yet.
+        queue.put(sent.clone()).unwrap();
+        let condition = queue.get().unwrap();
+        let guard = condition.acquire().unwrap();
+        stop(manager.pid());
+        assert!(poll_and_drop(condition.wait_async(guard), times).is_none());
+        signal(manager.pid(), Signal::CONT);
+        assert!(sent.get_lock().acquire_timeout(LONG).unwrap().is_some(), "it is free");
+    }
+}

@@ -285,6 +285,12 @@ impl Reference {
             })
     }
 
+    /// Connects and claims the object, if this process has not done so yet. The next call then
+    /// begins when it is polled first.
+    pub(crate) async fn ready_async(&self) -> Result<(), ManagerError> {
+        self.hold_async().await.map(drop)
+    }
+
     /// Begins a request about this object.
     pub(crate) fn request(&self, operation: Operation) -> Request<'_> {
         Request::new(About::Borrowed(self), operation)

@@ -178,6 +178,8 @@ impl Condition {
         &self,
         guard: LockGuard<'a>,
     ) -> Result<LockGuard<'a>, ManagerError> {
+        // The first call of a handle may wait before it is made. Until then the guard has the lock.
+        self.reference.ready_async().await?;
         let request = self.waiting(&guard);
         // From now on the call owns the lock: if it is abandoned, the lock is released.
         let parts = guard.into_parts();
