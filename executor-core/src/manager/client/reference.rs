@@ -386,13 +386,13 @@ impl Serialize for Reference {
         // All handles of a message share one descriptor for their server, and each has one more.
         let known = table::door(door.id);
         let known = known.as_ref().and_then(|door| door.socket());
-        let Some(socket) = known.or_else(|| door.socket()) else {
+        let Some(own) = door.socket() else {
             return Err(ser::Error::custom(
                 "a handle of a manager that was reached over TCP cannot be sent to another process: \
                  that process can connect to the manager, and get the object with `published`",
             ));
         };
-        let socket = attach(socket)?;
+        let socket = attach(known.unwrap_or(own))?;
         let lease = self.lease().map_err(|error| ser::Error::custom(unsent(&error)))?;
         let lease = attach(&lease)?;
         kill_point!(ClientHandleAttached);
