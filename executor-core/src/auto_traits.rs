@@ -147,6 +147,36 @@ const _: () = {
         ReleaseError,
         Semaphore,
     );
+    // Managed objects.
+    send_and_sync!(
+        manager::Any,
+        manager::Array<u8>,
+        manager::Barrier,
+        manager::BoundedSemaphore,
+        manager::Condition,
+        manager::Dict<u8, u8>,
+        manager::Entry<'static, u8, u8>,
+        manager::Event,
+        manager::Iter<u8>,
+        manager::JoinableQueue<u8>,
+        manager::List<u8>,
+        manager::Lock,
+        manager::LockGuard<'static>,
+        manager::Manager,
+        manager::ManagerBuilder,
+        manager::ManagerError,
+        manager::Namespace,
+        manager::OwnedLockGuard,
+        manager::OwnedPermit,
+        manager::OwnedRLockGuard,
+        manager::Permit<'static>,
+        manager::Queue<u8>,
+        manager::RLock,
+        manager::RLockGuard<'static>,
+        manager::Semaphore,
+        manager::Set<u8>,
+        manager::Value<u8>,
+    );
 };
 
 mod tests {

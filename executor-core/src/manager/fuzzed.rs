@@ -48,7 +48,7 @@ pub(crate) fn requests(data: &[u8]) {
         core.request(client, request, body, &mut actions);
         while !actions.is_empty() {
             answered += actions.replies().len();
-            for (_, reply, body) in actions.replies() {
+            for (_, reply, body, _) in actions.replies() {
                 assert_eq!(reply.len, body.len() as u64, "a reply is as long as it says");
             }
             let jobs = actions.take_jobs();
@@ -64,7 +64,7 @@ pub(crate) fn requests(data: &[u8]) {
         assert!(answered <= call as usize, "more answers than calls");
     }
     for client in clients {
-        core.disconnect(client, &mut actions);
+        core.disconnect(client, usize::MAX, &mut actions);
         actions.clear();
     }
 }

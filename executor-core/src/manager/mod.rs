@@ -70,11 +70,23 @@
 //! - The types of handles and values are what each program says. A value that is no such type is
 //!   [`ManagerError::Decode`].
 //!
+//! # How many handles travel at once
+//!
+//! In arguments, results and messages of queues and connections, a handle brings a descriptor. The
+//! system allows 253 in one message, so at most 252 handles of one manager travel in one. Inside
+//! managed objects there is no such limit: to send more, put them into a managed list, and send the
+//! list.
+//!
+//! Sending a handle may wait for the server, which notes it. If the server does not answer within
+//! 30 seconds, for example because it is stopped, the value cannot be encoded.
+//!
 //! # When somebody dies
 //!
 //! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released
 //!   (the next owner is told), its permits come back, and its handles are gone, at once. An item of
-//!   a queue that was on its way to the process is lost with it.
+//!   a queue that was on its way to the process is the first of the queue again, and a lock that
+//!   was on its way goes to the next one without a notice. An item that the process had received is
+//!   lost with it.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
 //! - **The process that has started the `Manager`.** The server ends.
 //! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of
@@ -128,11 +140,12 @@ pub use proxy::{
     condition::Condition,
     dict::{Dict, Entry},
     event::Event,
+    iter::Iter,
     list::List,
-    lock::{Lock, LockGuard, RLock, RLockGuard},
+    lock::{Lock, LockGuard, OwnedLockGuard, OwnedRLockGuard, RLock, RLockGuard},
     namespace::Namespace,
     queue::{JoinableQueue, Queue},
-    semaphore::{BoundedSemaphore, Permit, Semaphore},
+    semaphore::{BoundedSemaphore, OwnedPermit, Permit, Semaphore},
     set::Set,
     value::Value,
 };
@@ -273,6 +286,11 @@ impl Manager {
     /// ```
     pub fn objects(&self) -> Result<u64, ManagerError> {
         Ok(self.request(Operation::CountObjects).call()?.number())
+    }
+
+    /// Does what [`objects`](Self::objects) does, without blocking the thread.
+    pub async fn objects_async(&self) -> Result<u64, ManagerError> {
+        Ok(self.request(Operation::CountObjects).call_async().await?.number())
     }
 
     /// Ends the server. Calls that wait, and all later ones, return [`ManagerError::Gone`]. It does

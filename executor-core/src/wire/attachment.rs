@@ -176,7 +176,10 @@ pub(crate) fn attach<S>(descriptor: &Attachment) -> Result<u8, String> {
         let at =
             own.iter().position(|(_, other)| Arc::ptr_eq(other, descriptor)).unwrap_or(own.len());
         if at >= ATTACHMENTS_MAX {
-            return Err(format!("more than {ATTACHMENTS_MAX} descriptors in one message"));
+            return Err(format!(
+                "the handles in one message need more than {ATTACHMENTS_MAX} descriptors, which is the \
+                 system's limit"
+            ));
         }
         if at == own.len() {
             leaving.push((depth, Arc::clone(descriptor)));

@@ -466,6 +466,7 @@ fn a_value_of_another_type_is_an_error_that_names_the_expected_type() {
     let text = error.to_string();
     assert!(text.starts_with("what a manager has stored cannot be read: as a "), "{text}");
     assert!(text.contains("Other"), "{text}");
+    assert!(text.contains("probably stored as another type, through another handle"), "{text}");
     assert_eq!(space.get::<String>("n").unwrap().unwrap(), "some text", "it is still there");
 }
 

@@ -111,6 +111,52 @@ fn mg26_a_client_killed_in_a_waiting_call_takes_nothing_from_the_others() {
 }
 
 #[task]
+fn take_at_once(queue: Queue<(u32, Vec<u8>)>, lock: Lock, begun: Event) -> Done {
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| queue.get().map(drop));
+        }
+        scope.spawn(|| lock.acquire().map(drop));
+        lock.is_locked()?;
+        begun.set()
+    })
+}
+
+#[test]
+fn mg26_what_a_client_was_given_and_had_not_read_when_it_was_killed_goes_to_others() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (queue, lock) = (manager.queue(None).unwrap(), manager.lock().unwrap());
+    // The last one finds no room in the ring of a process that does not read.
+    let items = [(1, vec![1]), (2, Vec::new()), (3, vec![3; 1_000_000])];
+    eventually("the process has asked for everything when it is stopped", || {
+        let begun = manager.event().unwrap();
+        let guard = lock.acquire().unwrap();
+        let child = start(take_at_once::task(queue.clone(), lock.clone(), begun.clone()));
+        assert!(begun.wait_timeout(LONG).unwrap());
+        sleeps(child.pid());
+        stop(child.pid());
+        guard.release().unwrap();
+        items.iter().for_each(|item| queue.put(item).unwrap());
+        queue.put(&(4, Vec::new())).unwrap();
+        let all_given = lock.is_locked().unwrap() && queue.len().unwrap() == 1;
+        child.kill().unwrap();
+        ends_killed(&child);
+        // The server has noticed it.
+        drop(begun);
+        has_objects(&manager, 2);
+        assert!(!lock.acquire().unwrap().owner_died(), "nobody knew that it had it");
+        for item in &items {
+            assert_eq!(queue.get().unwrap(), *item);
+        }
+        assert_eq!(queue.get().unwrap(), (4, Vec::new()));
+        all_given
+    });
+    drop((queue, lock));
+    has_objects(&manager, 0);
+}
+
+#[task]
 fn wait_at(barrier: Barrier) -> Result<bool, ManagerError> {
     Ok(barrier.wait()? == Err(BarrierError::Broken))
 }

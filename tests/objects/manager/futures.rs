@@ -1,17 +1,20 @@
 //! Calls that are awaited, and futures that are dropped early.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     future::Future,
     pin::pin,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll, Waker},
     thread,
     time::Duration,
 };
 
 use executor::{
-    manager::{Dict, Manager, Queue},
+    manager::{Dict, List, Manager, ManagerError, Queue},
     prelude::*,
 };
 use futures::{
@@ -19,8 +22,12 @@ use futures::{
     future::{join_all, select},
 };
 
-use super::{Done, has_objects, start};
-use crate::support::{LONG, eventually, rounds, watchdog};
+use super::{Done, SHORT, has_objects, start};
+use rustix::process::Signal;
+
+use crate::support::{
+    LONG, eventually, executor_threads, rounds, signal, stop, watchdog, with_a_timeout_long_enough,
+};
 
 /// Polls a future some times, and drops it unless it is ready.
 fn poll_and_drop<T>(future: impl Future<Output = T>, times: usize) -> Option<T> {
@@ -167,6 +174,177 @@ fn a_dropped_creation_leaves_no_object() {
     }
     list.clear().unwrap();
     has_objects(&manager, 1);
+    for round in 0..rounds() {
+        drop(poll_and_drop(manager.list_async([1]), round % 3));
+        drop(poll_and_drop(manager.dict_async([(1, 1)]), round % 4));
+        drop(poll_and_drop(manager.condition_async(), round % 4));
+    }
+    has_objects(&manager, 1);
+}
+
+/// Returns a runtime with this number of threads.
+fn runtime(threads: usize) -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads).enable_all().build().unwrap()
+}
+
+#[test]
+fn every_object_is_created_and_used_in_futures_that_are_spawned() {
+    let _watchdog = watchdog();
+    let runtime = runtime(2);
+    let manager = Arc::new(Manager::start().unwrap());
+    let own = Arc::clone(&manager);
+    let containers = runtime.spawn(async move {
+        let dict = own.dict_async([("a".to_owned(), 1_u32)]).await?;
+        dict.extend_async([("b".to_owned(), 2), ("c".to_owned(), 3)]).await?;
+        dict.extend_async([]).await?;
+        assert_eq!(dict.keys_async().await?, ["a", "b", "c"]);
+        assert_eq!(dict.values_async().await?, dict.values()?);
+        assert_eq!(dict.entry("d".to_owned()).or_insert_async(&4).await?, 4);
+        assert_eq!(dict.entry("d".to_owned()).or_insert_with_async(|| 5).await?, 4);
+        let more = dict.entry("d".to_owned()).update_async(one_more::with()).await?;
+        assert_eq!(more, 5);
+        let mut entries = dict.iter();
+        let mut sum = 0;
+        while let Some(entry) = entries.next_async().await {
+            sum += entry?.1;
+        }
+        assert_eq!(sum, 11);
+        assert!(entries.next_async().await.is_none());
+
+        let list = own.list_async([3, 1, 2]).await?;
+        list.sort_async().await?;
+        assert_eq!(list.snapshot_async().await?, [1, 2, 3]);
+        list.sort_by_key_async(|item| -item).await?;
+        assert!(list.remove_item_async(&2).await? && !list.remove_item_async(&2).await?);
+        list.retain_async(|item| *item > 1).await?;
+        assert_eq!(list.snapshot()?, [3]);
+        assert_eq!(own.array_async([1, 2]).await?.range_async(0..2).await?, Some(vec![1, 2]));
+
+        let (set, other) = (own.set_async([1, 2]).await?, HashSet::from([2, 3]));
+        assert!(!set.is_disjoint_async(&other).await? && !set.is_subset_async(&other).await?);
+        assert!(!set.is_superset_async(&other).await?);
+        assert_eq!(set.union_async(&other).await?, HashSet::from([1, 2, 3]));
+        assert_eq!(set.intersection_async(&other).await?, HashSet::from([2]));
+        assert_eq!(set.difference_async(&other).await?, HashSet::from([1]));
+        assert_eq!(set.symmetric_difference_async(&other).await?, HashSet::from([1, 3]));
+        assert_eq!(set.to_hash_set_async().await?, HashSet::from([1, 2]));
+
+        let namespace = own.namespace_async().await?;
+        namespace.set_async("a", &1).await?;
+        assert_eq!(own.value_async(7).await?.get_async().await?, 7);
+        own.joinable_queue_async::<u8>(None).await?.join_async().await?;
+        let queue = own.queue_async::<u8>(Some(1)).await?;
+        queue.put_async(&1).await?;
+        assert_eq!(own.objects_async().await?, own.objects()?);
+        assert!(matches!(own.queue_async::<u8>(Some(0)).await, Err(ManagerError::Refused(_))));
+        assert!(matches!(own.barrier_async(0).await, Err(ManagerError::Refused(_))));
+        Done::Ok(())
+    });
+    runtime.block_on(containers).unwrap().unwrap();
+    let own = Arc::clone(&manager);
+    let locks = runtime.spawn(async move {
+        let lock = own.lock_async().await?;
+        lock.acquire_async().await?.release_async().await?;
+        lock.acquire_async().await?.leak();
+        lock.release_async().await?;
+        assert!(matches!(lock.release_async().await, Err(ManagerError::Refused(_))));
+        let _rlock = own.rlock_async().await?.acquire_async().await?.release_async().await?;
+        let semaphore = own.semaphore_async(1).await?;
+        semaphore.acquire_async().await?.forget();
+        semaphore.release_async().await?;
+        let bounded = own.bounded_semaphore_async(1).await?;
+        assert!(matches!(bounded.release_async().await, Err(ManagerError::Refused(_))));
+        own.event_async().await?.set_async().await?;
+        own.barrier_async(1).await?.wait_async().await?.unwrap();
+
+        let condition = own.condition_with_lock_async(lock).await?;
+        let (theirs, flag) = (condition.clone(), own.value(false)?);
+        let seen = flag.clone();
+        let waits = tokio::spawn(async move {
+            let guard = theirs.acquire_async().await?;
+            theirs.wait_for_async(guard, || seen.get_async()).await.map(drop)
+        });
+        loop {
+            let guard = condition.acquire_async().await?;
+            flag.set_async(&true).await?;
+            let woken = condition.notify_async(&guard, 1).await?
+                + usize::from(condition.notify_one_async(&guard).await?)
+                + condition.notify_all_async(&guard).await?;
+            assert!(woken <= 1);
+            drop(guard);
+            if waits.is_finished() {
+                return waits.await.unwrap();
+            }
+        }
+    });
+    runtime.block_on(locks).unwrap().unwrap();
+    has_objects(&manager, 0);
+}
+
+#[test]
+fn owned_guards_outlive_the_handles_and_futures_that_took_them() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let runtime = runtime(2);
+    let (lock, rlock) = (manager.lock().unwrap(), manager.rlock().unwrap());
+    let (semaphore, bounded) =
+        (manager.semaphore(1).unwrap(), manager.bounded_semaphore(1).unwrap());
+    let taken = {
+        let (lock, rlock) = (lock.clone(), rlock.clone());
+        let (semaphore, bounded) = (semaphore.clone(), bounded.clone());
+        runtime.spawn(async move {
+            Ok::<_, ManagerError>((
+                lock.acquire_owned_async().await?,
+                rlock.acquire_owned_async().await?,
+                semaphore.acquire_owned_async().await?,
+                bounded.acquire_owned_async().await?,
+            ))
+        })
+    };
+    let taken = runtime.block_on(taken).unwrap().unwrap();
+    assert!(lock.try_acquire_owned().unwrap().is_none());
+    assert!(rlock.try_acquire_owned().unwrap().is_none());
+    assert!(semaphore.try_acquire_owned().unwrap().is_none());
+    assert!(bounded.acquire_owned_timeout(SHORT).unwrap().is_none());
+    assert!(lock.acquire_owned_timeout(SHORT).unwrap().is_none());
+    // Dropped while they wait, or when they have just got it.
+    for round in 0..rounds() {
+        drop(poll_and_drop(lock.acquire_owned_async(), round % 3));
+        drop(poll_and_drop(semaphore.acquire_owned_async(), round % 3));
+    }
+    assert!(!taken.0.owner_died());
+    drop(taken);
+    for round in 0..rounds() {
+        drop(poll_and_drop(lock.acquire_owned_async(), round % 3));
+        if let Some(guard) = poll_and_drop(lock.acquire_owned_async(), 1) {
+            // Also if the release is dropped, before or after it has begun.
+            drop(poll_and_drop(guard.unwrap().release_async(), round % 2));
+        }
+    }
+    lock.acquire_owned().unwrap().release().unwrap();
+    let (outer, inner) = (rlock.acquire_owned().unwrap(), rlock.acquire_owned().unwrap());
+    drop((outer, inner));
+    semaphore.acquire_owned().unwrap().forget();
+    semaphore.release().unwrap();
+    lock.acquire_owned().unwrap().leak();
+    lock.release().unwrap();
+    eventually("all are free", || {
+        !lock.is_locked().unwrap()
+            && !rlock.is_locked().unwrap()
+            && semaphore.value().unwrap() == 1
+            && bounded.value().unwrap() == 1
+    });
+    let guard = lock.acquire_owned().unwrap();
+    drop((lock, rlock, semaphore, bounded));
+    has_objects(&manager, 1);
+    drop(guard);
+    has_objects(&manager, 0);
+}
+
+#[task]
+fn one_more(count: Option<u32>) -> u32 {
+    count.unwrap_or(0) + 1
 }
 
 #[task]
@@ -184,8 +362,7 @@ fn threads_and_futures_of_one_process_call_at_once() {
     let counter = manager.dict([(0_u32, 0_u32)]).unwrap();
     let queue = manager.queue::<u32>(Some(4)).unwrap();
     let lock = manager.lock().unwrap();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = runtime(2);
     let each = rounds() as u32 / 3;
     let within = AtomicU32::new(0);
     let mut tasks = Vec::new();
@@ -286,5 +463,100 @@ fn the_future_that_loses_a_select_takes_no_item() {
         let distinct: BTreeSet<u32> = items.iter().copied().collect();
         assert_eq!(distinct.len(), items.len());
         assert!(distinct.into_iter().eq((0..count).map(|n| 2 * n + own)));
+    }
+}
+
+/// What a process does whose server is stopped meanwhile.
+#[task]
+fn first_calls(
+    list: List<u32>,
+    other: Queue<u32>,
+    connects_before: bool,
+    begun: executor::Event,
+    stopped: executor::Event,
+    progress: executor::Event,
+) -> Result<usize, ManagerError> {
+    if connects_before {
+        // Only the claims of the others are left to be done.
+        list.clone().len()?;
+    }
+    begun.set();
+    stopped.wait();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let own = other.clone();
+        let call = tokio::spawn(async move { own.len_async().await });
+        for _ in 0..50 {
+            // Its first call, each time, and dropped each time.
+            let first = tokio::time::timeout(Duration::from_millis(1), other.get_async());
+            assert!(first.await.is_err());
+        }
+        let threads = executor_threads();
+        let own = threads.iter().filter(|name| name.starts_with("executor-manage")).count();
+        assert!(own <= 2, "{threads:?}");
+        assert!(!call.is_finished());
+        // Threads with a timeout do not wait for those without.
+        std::thread::scope(|scope| {
+            scope.spawn(|| list.len().map(drop));
+            for _ in 0..3 {
+                assert_eq!(other.get_timeout(SHORT)?, None);
+            }
+            progress.set();
+            Done::Ok(())
+        })?;
+        call.await.unwrap()
+    })
+}
+
+#[test]
+fn a_first_call_that_is_awaited_does_not_block_its_thread_while_the_server_is_stopped() {
+    let _watchdog = watchdog();
+    for (connects_before, killed) in [(false, false), (true, false), (false, true), (true, true)] {
+        let manager = Manager::start().unwrap();
+        let (list, queue) = (manager.list([1]).unwrap(), manager.queue(None).unwrap());
+        let events = [(); 3].map(|()| executor::Event::new().unwrap());
+        let [begun, stopped, progress] = &events;
+        let child = start(first_calls::task(
+            list.clone(),
+            queue.clone(),
+            connects_before,
+            begun.clone(),
+            stopped.clone(),
+            progress.clone(),
+        ));
+        assert!(begun.wait_timeout(LONG));
+        stop(manager.pid());
+        stopped.set();
+        assert!(progress.wait_timeout(LONG), "other tasks of the thread go on");
+        if killed {
+            signal(manager.pid(), Signal::KILL);
+            let error = child.join().unwrap_err();
+            assert!(error.to_string().contains("the manager's server is gone"), "{error}");
+        } else {
+            queue.put_timeout(&1, SHORT).unwrap_err();
+            signal(manager.pid(), Signal::CONT);
+            assert!(child.join().unwrap() <= 1);
+            // The item that was put meanwhile was not lost with the calls that were dropped.
+            let item = with_a_timeout_long_enough("the item", |t| queue.get_timeout(t).unwrap());
+            assert_eq!(item, 1);
+        }
+    }
+}
+
+#[test]
+fn a_first_wait_for_a_condition_that_is_dropped_early_leaves_the_lock_free() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let sent = manager.condition().unwrap();
+    let queue = executor::SimpleQueue::new().unwrap();
+    for times in 1..4 {
+        // Another handle, which has made no call yet.
+        queue.put(sent.clone()).unwrap();
+        let condition = queue.get().unwrap();
+        let guard = condition.acquire().unwrap();
+        stop(manager.pid());
+        assert!(poll_and_drop(condition.wait_async(guard), times).is_none());
+        signal(manager.pid(), Signal::CONT);
+        assert!(sent.get_lock().acquire_timeout(LONG).unwrap().is_some(), "it is free");
     }
 }

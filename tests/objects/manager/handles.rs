@@ -349,3 +349,61 @@ fn a_handle_as_a_key_works_or_is_an_encode_error() {
         Err(error) => assert!(matches!(error, ManagerError::Encode(_)), "{error:?}"),
     }
 }
+
+#[task]
+fn count_items(
+    lists: Vec<List<u32>>,
+    inside: List<List<u32>>,
+) -> Result<(usize, usize), ManagerError> {
+    let inside = inside.snapshot()?;
+    Ok((
+        lists.iter().map(List::len).sum::<Result<usize, _>>()?,
+        inside.iter().map(List::len).sum::<Result<usize, _>>()?,
+    ))
+}
+
+#[test]
+fn as_many_handles_as_descriptors_travel_at_once_and_more_inside_a_list() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let lists: Vec<_> = (0..300).map(|n| manager.list([n]).unwrap()).collect();
+    let inside = manager.list(lists.iter().cloned()).unwrap();
+    // One descriptor is for the server, and one for each handle.
+    let some = lists[..251].to_vec();
+    let child = start(count_items::task(some, inside.clone()));
+    assert_eq!(child.join().unwrap(), (251, 300));
+    let error = executor::Process::new(count_items::task(lists.clone(), inside.clone()))
+        .start()
+        .unwrap_err();
+    let text = format!("{error} {:?}", std::error::Error::source(&error));
+    assert!(text.contains("a managed object: the handles in one message"), "{text}");
+    assert!(text.contains("items of one managed list"), "{text}");
+    // Handles that were received one by one share the descriptor, too.
+    let queue = executor::SimpleQueue::new().unwrap();
+    let received = lists[..252].iter().map(|list| {
+        queue.put(vec![list.clone()]).unwrap();
+        queue.get().unwrap().pop().unwrap()
+    });
+    let received: Vec<List<u32>> = received.collect();
+    queue.put(received).unwrap();
+    assert_eq!(queue.get().unwrap(), lists[..252]);
+}
+
+/// The handle is dropped as soon as it is encoded, before the request is sent. Its release must not
+/// reach the server first.
+#[test]
+fn a_handle_given_away_to_a_new_dict_is_stored() {
+    let manager = Manager::start().unwrap();
+    let dict = manager.dict([(1, manager.queue::<u8>(None).unwrap())]).unwrap();
+    assert!(dict.get(&1).unwrap().unwrap().is_empty().unwrap());
+}
+
+#[test]
+fn a_handle_given_away_to_a_list_is_stored() {
+    let manager = Manager::start().unwrap();
+    let make = || manager.list([1]).unwrap();
+    let list = manager.list([make()]).unwrap();
+    list.extend([make()]).unwrap();
+    list.splice(0..0, [make()]).unwrap();
+    assert_eq!(list.len().unwrap(), 3);
+}

@@ -8,8 +8,13 @@ use executor::{
     prelude::*,
 };
 
+use rustix::process::Signal;
+
 use super::{Done, SHORT, has_objects, sleep, start};
-use crate::support::{LONG, descriptors, eventually, fail, note, notes, runs, state, watchdog};
+use crate::support::{
+    LONG, descriptors, eventually, fail, note, notes, runs, signal, state, watchdog,
+    with_a_timeout_long_enough,
+};
 
 #[test]
 fn mg11_the_servers_exit_code_is_0_after_a_scope_or_a_shutdown() {
@@ -286,4 +291,18 @@ fn errors_and_debug_texts_name_what_they_are_about() {
     manager.shutdown();
     println!("{}\n{manager:?}", list.len().unwrap_err());
     println!("{}", manager.list([1]).unwrap_err());
+}
+
+/// Python's server ignores SIGINT, whoever sends it.
+#[test]
+fn the_server_lives_on_after_sigint() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let list = manager.list([1]).unwrap();
+    signal(manager.pid(), Signal::INT);
+    let lives = with_a_timeout_long_enough("a second has passed", |timeout| {
+        thread::sleep(timeout);
+        (timeout > Duration::from_secs(1) || list.len().is_err()).then(|| list.len().is_ok())
+    });
+    assert!(lives);
 }

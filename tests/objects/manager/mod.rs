@@ -4,7 +4,6 @@
 mod containers;
 mod deaths;
 mod far;
-mod found;
 mod futures;
 mod handles;
 mod life;

@@ -310,3 +310,31 @@ fn a_bounded_semaphore_never_has_more_permits_than_at_first() {
     bounded.release().unwrap();
     assert_eq!(bounded.value().unwrap(), 1);
 }
+
+/// An item that is on its way when the timeout is over must not be put back behind the next call,
+/// which would get the item after it.
+#[test]
+fn a_get_timeout_that_runs_out_keeps_the_order() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let queue = manager.queue::<u32>(None).unwrap();
+    let count = rounds() as u32;
+    let mut got = Vec::new();
+    thread::scope(|scope| {
+        let mut timeouts = 0;
+        scope.spawn(|| {
+            for number in 0..count {
+                queue.put(&number).unwrap();
+                if number % 3 == 0 {
+                    thread::sleep(Duration::from_micros(u64::from(number % 7) * 50));
+                }
+            }
+        });
+        while got.len() < count as usize {
+            timeouts += 1;
+            got.extend(queue.get_timeout(Duration::from_micros(timeouts % 13 * 25)).unwrap());
+        }
+    });
+    assert_eq!(got.iter().collect::<BTreeSet<_>>().len(), got.len(), "each once");
+    assert!(got.is_sorted(), "{got:?}");
+}

@@ -22,7 +22,7 @@ pub(crate) struct Undo {
 
 impl Undo {
     /// Whether the reply may bring something that has to be given back to the object.
-    pub(crate) fn keeps_object(&self) -> bool {
+    pub(crate) fn keeps_object(self) -> bool {
         matches!(
             self.operation,
             Operation::QueueGet

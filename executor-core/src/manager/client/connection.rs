@@ -35,7 +35,7 @@ use super::{
         },
     },
     calls::{Calls, Message, Seat, Slot, Undo, Waiting},
-    door::Door,
+    door::{self, Door},
 };
 use crate::{
     os::{
@@ -214,7 +214,8 @@ impl Connection {
             if awake {
                 receiving.spin.suggest();
             }
-            self.receive(&mut receiving, Some(call), Patience::Until(deadline))
+            let own = Some((call, undo.keeps_object()));
+            self.receive(&mut receiving, own, Patience::Until(deadline))
         });
         // Only a call that is interrupted needs it, so that the others allocate nothing.
         let interrupted = matches!(received, Ok(Received::Interrupted));
@@ -363,7 +364,8 @@ impl Connection {
                     self.unlock(receiving);
                     return Ok(Received::Own(message));
                 }
-                let received = self.receive(&mut receiving, Some(call), Patience::Until(deadline));
+                let own = Some((call, undo.is_none_or(Undo::keeps_object)));
+                let received = self.receive(&mut receiving, own, Patience::Until(deadline));
                 let interrupted = matches!(received, Ok(Received::Interrupted));
                 match (&received, undo) {
                     (Ok(Received::Interrupted), _) | (Ok(Received::Nothing), None) => {}
@@ -435,13 +437,17 @@ impl Connection {
     }
 
     /// Keeps an object alive while the other end of this pipe is open anywhere.
-    pub(super) fn lease(&self, object: ObjectId, end: &OwnedFd) -> io::Result<()> {
+    pub(super) fn lease(
+        &self,
+        object: ObjectId,
+        end: &OwnedFd,
+        deadline: Option<Instant>,
+    ) -> Result<(), ManagerError> {
         let mut message = [0; 9];
         message[0] = LEASE;
         message[1..].copy_from_slice(&object.0.to_le_bytes());
-        let socket = self.socket.get().ok_or(io::ErrorKind::NotConnected)?;
-        // It waits only if the server has left many bytes unread.
-        socket::send(socket, &message, &[end.as_fd()])
+        let socket = self.socket.get().ok_or_else(forked)?;
+        door::send(&socket, &message, &[end.as_fd()], deadline)
     }
 
     fn check_size(&self, body: &[u8]) -> Result<(), ManagerError> {
@@ -535,11 +541,12 @@ impl Connection {
     }
 
     /// Receives, and passes on the replies of others, until the reply to `own` is there or the
-    /// patience is at its end. Without `own`, until anything was passed on.
+    /// patience is at its end. Without `own`, until anything was passed on. With `own` comes
+    /// whether its reply may give this process something.
     fn receive(
         self: &Arc<Self>,
         receiving: &mut Receiving,
-        own: Option<CallId>,
+        own: Option<(CallId, bool)>,
         patience: Patience,
     ) -> Result<Received, ManagerError> {
         let mut hung_up = false;
@@ -568,7 +575,14 @@ impl Connection {
                     return Err(self.end("a reply that nobody understands".to_owned()));
                 };
                 let message = std::mem::take(message);
-                if own == Some(reply.call) {
+                let is_own = own.is_some_and(|(call, _)| call == reply.call);
+                // Whoever is cut off has not got what the server gives to others after that. The
+                // question costs a fence, and most replies give nothing.
+                let gives = !is_own || own.is_some_and(|(_, gives)| gives);
+                if gives && link.is_revoked() {
+                    return Err(self.end("it has cut off this process".to_owned()));
+                }
+                if is_own {
                     kill_point!(ClientReplyTaken);
                     if link.must_wake() {
                         self.wake_server();
@@ -950,7 +964,10 @@ impl Future for PendingCall {
         if let Some(mut receiving) = this.connection.try_receiving() {
             let own = match this.slot.take() {
                 (Some(message), _) => Ok(Received::Own(message)),
-                _ => this.connection.receive(&mut receiving, Some(this.call), Patience::Moment),
+                _ => {
+                    let own = Some((this.call, this.undo.keeps_object()));
+                    this.connection.receive(&mut receiving, own, Patience::Moment)
+                }
             };
             if matches!(own, Ok(Received::Own(_))) {
                 lock(&this.connection.calls).remove(this.call);
@@ -999,7 +1016,7 @@ impl Drop for PendingCall {
 }
 
 /// The error of a call that a forked process makes through the connection of its parent.
-fn forked() -> ManagerError {
+pub(super) fn forked() -> ManagerError {
     ManagerError::Gone("this process is a fork of the one that began the call".into())
 }
 

@@ -4,7 +4,12 @@
 //! travels with the object's handle. So no name exists that others could find, and nothing is left
 //! behind. A process connects by sending the other end of a pair of its own, and memory for a lane.
 
-use std::{io, os::fd::AsFd, sync::Arc, time::Instant};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Instant,
+};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -130,19 +135,8 @@ impl Door {
         };
         kill_point!(ClientLaneMade);
         let knock = knock();
-        loop {
-            match socket::send_now(&**door, &knock, &[theirs.as_fd(), descriptor.as_fd()]) {
-                Ok(()) => break,
-                // Others are at the door, and the server has not come to them.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(door, PollFlags::OUT, deadline)?;
-                }
-                Err(error) => {
-                    let error = socket::explained(error);
-                    return Err(ManagerError::socket("a message to a manager")(error));
-                }
-            }
-        }
+        // It waits while others are at the door, and the server has not come to them.
+        send(&**door, &knock, &[theirs.as_fd(), descriptor.as_fd()], deadline)?;
         kill_point!(ClientKnocked);
         drop(theirs);
         wait(&socket, PollFlags::IN, deadline)?;
@@ -167,6 +161,27 @@ impl Door {
                 Err(ManagerError::Gone(format!("it does not let this process in: {text}").into()))
             }
             Some(_) => Err(ManagerError::Protocol("its answer at the door".into())),
+        }
+    }
+}
+
+/// Sends a message with descriptors. Waits for room at most until the deadline.
+pub(super) fn send(
+    socket: &impl AsFd,
+    message: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    deadline: Option<Instant>,
+) -> Result<(), ManagerError> {
+    loop {
+        match socket::send_now(socket, message, descriptors) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait(socket, PollFlags::OUT, deadline)?;
+            }
+            Err(error) => {
+                let error = socket::explained(error);
+                return Err(ManagerError::socket("a message to a manager")(error));
+            }
         }
     }
 }

@@ -38,6 +38,11 @@ use crate::{
     },
 };
 
+/// How long the server may take to answer when a handle is encoded: it connects, claims the object,
+/// or notes that the handle is sent. A server that is stopped would otherwise hold up `submit` for
+/// ever. With a lower value, handles cannot be sent while the server is slow on a busy machine.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A reference to an object of a server. The object lives at least as long.
 pub(crate) struct Reference {
     door: Arc<Door>,
@@ -126,6 +131,18 @@ async fn claim_async(
             }
         }
     }
+}
+
+/// Claims an object of a server on this machine, without blocking the thread.
+async fn claim_near_async(door: &Arc<Door>, object: ObjectId) -> Result<Arc<Hold>, ManagerError> {
+    let connection = table::connection_to_async(door).await?;
+    if object != ObjectId::NONE {
+        let undo = Undo { operation: Operation::Claim, object, owner: 0 };
+        let answer = connection.begin(undo, object, Cow::Borrowed(&[]))?.await?;
+        Answer::new(answer, Arc::clone(&connection), undo.operation)?;
+        kill_point!(ClientClaimed);
+    }
+    Ok(Arc::new(Hold { connection, object }))
 }
 
 /// Whether a call that was lost with its connection is made again, on another one. `end` is when
@@ -245,8 +262,7 @@ impl Reference {
         }
         match self.door.route() {
             Some(route) => Ok(self.keep(claim_async(route, &self.door, self.object).await?)),
-            // The server is on this machine, and answers at once.
-            None => self.hold(None),
+            None => Ok(self.keep(claim_near_async(&self.door, self.object).await?)),
         }
     }
 
@@ -272,6 +288,12 @@ impl Reference {
             })
     }
 
+    /// Connects and claims the object, if this process has not done so yet. The next call then
+    /// begins when it is polled first.
+    pub(crate) async fn ready_async(&self) -> Result<(), ManagerError> {
+        self.hold_async().await.map(drop)
+    }
+
     /// Begins a request about this object.
     pub(crate) fn request(&self, operation: Operation) -> Request<'_> {
         Request::new(About::Borrowed(self), operation)
@@ -293,21 +315,32 @@ impl Reference {
         if let Some(lease) = self.lease.get() {
             return Ok(Arc::clone(lease));
         }
-        let connection = self.connection(None)?;
+        let deadline = Instant::now().checked_add(SEND_TIMEOUT);
+        let connection = self.connection(deadline)?;
         let (watched, held) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|error| ManagerError::os("a pipe for a managed object")(error.into()))?;
         let held = above_stdio(held).map_err(ManagerError::os("a pipe for a managed object"))?;
         kill_point!(ClientPipeMade);
-        connection
-            .lease(self.object, &watched)
-            .map_err(ManagerError::socket("a message to a manager"))?;
+        connection.lease(self.object, &watched, deadline)?;
         kill_point!(ClientPipeSent);
         // The server answers when it has the pipe. From then on the object may lose this reference.
         let undo = Undo { operation: Operation::Lease, object: self.object, owner: 0 };
-        let answer = connection.call(undo, self.object, Cow::Borrowed(&[]), None)?;
+        let answer = connection.call(undo, self.object, Cow::Borrowed(&[]), deadline)?;
         Answer::new(answer, connection, undo.operation)?;
         kill_point!(ClientLeased);
         Ok(Arc::clone(self.lease.get_or_init(|| Arc::new(held))))
+    }
+}
+
+/// Returns why a handle cannot be encoded, with all causes, which are lost otherwise.
+fn unsent(error: &ManagerError) -> String {
+    match error {
+        ManagerError::TimedOut => format!(
+            "the handle of a managed object cannot be sent: its manager has not answered within {} \
+             seconds",
+            SEND_TIMEOUT.as_secs()
+        ),
+        error => format!("{error:?}"),
     }
 }
 
@@ -329,14 +362,15 @@ impl Serialize for Reference {
             }
             // The server counts it for this process and its connection, so both must have it until
             // the value is sent.
-            let hold = self.hold(None).and_then(|hold| match other.is_reached_as(door) {
+            let deadline = Instant::now().checked_add(SEND_TIMEOUT);
+            let hold = self.hold(deadline).and_then(|hold| match other.is_reached_as(door) {
                 true => Ok(hold),
-                false => claim(&other, *object, None),
+                false => claim(&other, *object, deadline),
             });
             match hold {
                 Ok(hold) => value::name(*object, hold),
                 Err(error) => {
-                    let text = format!("{error:?}");
+                    let text = unsent(&error);
                     value::fail(error);
                     return Err(ser::Error::custom(text));
                 }
@@ -344,17 +378,26 @@ impl Serialize for Reference {
             kill_point!(ClientHandleNamed);
             return (server, object.0, None::<(u8, u8)>).serialize(serializer);
         }
-        let attach = |descriptor: &Attachment| attachment::attach::<S>(descriptor);
-        let Some(socket) = door.socket() else {
+        let attach = |descriptor: &Attachment| {
+            let attached = attachment::attach::<S>(descriptor);
+            attached.map_err(|why| {
+                ser::Error::custom(format!(
+                    "a managed object: {why}; many of them travel as items of one managed list"
+                ))
+            })
+        };
+        // All handles of a message share one descriptor for their server, and each has one more.
+        let known = table::door(door.id);
+        let known = known.as_ref().and_then(|door| door.socket());
+        let Some(own) = door.socket() else {
             return Err(ser::Error::custom(
                 "a handle of a manager that was reached over TCP cannot be sent to another process: \
                  that process can connect to the manager, and get the object with `published`",
             ));
         };
-        let socket = attach(socket).map_err(ser::Error::custom)?;
-        // With its causes, which are lost otherwise.
-        let lease = self.lease().map_err(|error| ser::Error::custom(format_args!("{error:?}")))?;
-        let lease = attach(&lease).map_err(ser::Error::custom)?;
+        let socket = attach(known.unwrap_or(own))?;
+        let lease = self.lease().map_err(|error| ser::Error::custom(unsent(&error)))?;
+        let lease = attach(&lease)?;
         kill_point!(ClientHandleAttached);
         (server, object.0, Some((socket, lease))).serialize(serializer)
     }

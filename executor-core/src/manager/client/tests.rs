@@ -77,7 +77,7 @@ impl State {
     }
 
     fn perform(&mut self) {
-        for (client, reply, body) in self.actions.replies() {
+        for (client, reply, body, _) in self.actions.replies() {
             if let Some((sender, _)) = self.clients.get_mut(&client) {
                 let _ = sender.send(&reply.to_bytes(), body);
                 let _ = sender.must_wake();
@@ -88,7 +88,7 @@ impl State {
 
     fn forget(&mut self, client: ClientId) {
         if self.clients.remove(&client).is_some() {
-            self.core.disconnect(client, &mut self.actions);
+            self.core.disconnect(client, 0, &mut self.actions);
             self.perform();
         }
     }

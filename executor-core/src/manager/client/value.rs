@@ -30,7 +30,7 @@ use crate::{
     wire::{
         attachment,
         buffer::Buffer,
-        codec::{CodecError, Format, Postcard},
+        codec::{CodecError, Fault, Format, Postcard},
     },
 };
 
@@ -240,7 +240,14 @@ pub(super) fn decode_with<T>(
     };
     let failed =
         |why: &dyn std::fmt::Display| ManagerError::Decode(format!("as a {name}: {why}").into());
-    decoded
-        .map_err(|panic| failed(&format!("its Deserialize panicked: {panic}")))?
-        .map_err(|error| failed(&error.message))
+    decoded.map_err(|panic| failed(&format!("its Deserialize panicked: {panic}")))?.map_err(
+        |error| match error.fault {
+            Fault::Own => failed(&error.message),
+            // The codec says that the two sides of one type differ. Here it may be two types.
+            Fault::Unsuited | Fault::Bytes => failed(&format!(
+                "it was probably stored as another type, through another handle ({})",
+                error.message
+            )),
+        },
+    )
 }

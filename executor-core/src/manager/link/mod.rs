@@ -193,6 +193,44 @@ impl LinkSender {
         }
     }
 
+    /// Returns where the last message ends. The other side has taken it when
+    /// [`taken`](Self::taken) is not less. Over TCP that is not known, and counts as taken.
+    pub(crate) fn end(&self) -> u64 {
+        match self {
+            LinkSender::Near(lane) => lane.end(),
+            #[cfg(feature = "tls")]
+            LinkSender::Far(_) => 0,
+        }
+    }
+
+    /// Returns how far the other side has come. `None` if it has written a position that cannot
+    /// be.
+    pub(crate) fn taken(&self) -> Option<u64> {
+        match self {
+            LinkSender::Near(lane) => lane.taken(),
+            #[cfg(feature = "tls")]
+            LinkSender::Far(_) => Some(0),
+        }
+    }
+
+    /// Asks the other side to use nothing that it takes from now on.
+    pub(crate) fn revoke(&self) {
+        match self {
+            LinkSender::Near(lane) => lane.revoke(),
+            #[cfg(feature = "tls")]
+            LinkSender::Far(_) => {}
+        }
+    }
+
+    /// Asks the other side to send a byte when it has taken what it was sent.
+    pub(crate) fn ask_for_news(&self) {
+        match self {
+            LinkSender::Near(lane) => lane.ask_for_news(),
+            #[cfg(feature = "tls")]
+            LinkSender::Far(_) => {}
+        }
+    }
+
     /// Has to be called behind the last of several messages. Returns whether the other side sleeps,
     /// so that it has to be woken by a byte over the socket. A far sender writes here what it has
     /// kept: its messages themselves wake the other side.
@@ -260,6 +298,15 @@ impl LinkReceiver {
             if !came.map_err(|error| MeetError::io(&error))? {
                 return Err(MeetError::TimedOut);
             }
+        }
+    }
+
+    /// Whether the other side has revoked the message that was just received.
+    pub(crate) fn is_revoked(&self) -> bool {
+        match self {
+            LinkReceiver::Near(lane) => lane.is_revoked(),
+            #[cfg(feature = "tls")]
+            LinkReceiver::Far(_) => false,
         }
     }
 

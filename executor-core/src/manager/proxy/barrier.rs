@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{GRACE, calls, create, handle};
+use super::{GRACE, calls, creations, handle};
 use crate::{
     manager::{
-        Manager, ManagerError,
+        ManagerError,
         client::Answer,
         protocol::{Kind, Operation, Status},
     },
@@ -36,16 +36,19 @@ handle! {
     Barrier
 }
 
-impl Manager {
+creations! {
     /// Creates a barrier for this number of threads.
     ///
     /// # Errors
     /// [`ManagerError::Refused`] if the number is 0.
-    pub fn barrier(&self, parties: usize) -> Result<Barrier, ManagerError> {
-        if parties == 0 {
-            return Err(ManagerError::Refused("a barrier is for at least one thread"));
+    fn barrier / barrier_async [](&self, parties: usize) -> Barrier
+    {
+        {
+            if parties == 0 {
+                return Err(ManagerError::Refused("a barrier is for at least one thread"));
+            }
+            self.creation(Kind::Barrier).number(parties as u64)
         }
-        Ok(Barrier::of(create(self.creation(Kind::Barrier).number(parties as u64))?))
     }
 }
 

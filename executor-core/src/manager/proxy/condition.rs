@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    create,
+    calls,
     lock::{Lock, LockGuard},
 };
 use crate::manager::{
@@ -70,14 +70,38 @@ impl Manager {
 
     /// Creates a condition that uses this lock, which may be that of other conditions.
     pub fn condition_with_lock(&self, lock: Lock) -> Result<Condition, ManagerError> {
-        let request = self.creation(Kind::Condition).number(lock.reference().object().0);
-        Ok(Condition { reference: std::sync::Arc::new(create(request)?), lock })
+        let answer = self.conditional(&lock).call()?;
+        Ok(Condition::of(Reference::created(&answer), lock))
+    }
+
+    /// Does what [`condition`](Self::condition) does, without blocking the thread.
+    pub async fn condition_async(&self) -> Result<Condition, ManagerError> {
+        self.condition_with_lock_async(self.lock_async().await?).await
+    }
+
+    /// Does what [`condition_with_lock`](Self::condition_with_lock) does, without blocking the
+    /// thread.
+    pub async fn condition_with_lock_async(&self, lock: Lock) -> Result<Condition, ManagerError> {
+        let reference = {
+            let answer = self.conditional(&lock).call_async().await?;
+            Reference::created(&answer)
+        };
+        Ok(Condition::of(reference, lock))
+    }
+
+    /// Asks for a condition of a lock.
+    fn conditional(&self, lock: &Lock) -> Request<'_> {
+        self.creation(Kind::Condition).number(lock.reference().object().0)
     }
 }
 
 const NOT_HELD: &str = "the lock of the condition is not held by this guard any more";
 
 impl Condition {
+    fn of(reference: Reference, lock: Lock) -> Self {
+        Condition { reference: std::sync::Arc::new(reference), lock }
+    }
+
     /// Returns the lock.
     pub fn get_lock(&self) -> &Lock {
         &self.lock
@@ -86,6 +110,11 @@ impl Condition {
     /// Acquires the lock.
     pub fn acquire(&self) -> Result<LockGuard<'_>, ManagerError> {
         self.lock.acquire()
+    }
+
+    /// Acquires the lock without blocking the thread.
+    pub async fn acquire_async(&self) -> Result<LockGuard<'_>, ManagerError> {
+        self.lock.acquire_async().await
     }
 
     fn waiting<'a>(&'a self, guard: &LockGuard<'_>) -> Request<'a> {
@@ -149,6 +178,8 @@ impl Condition {
         &self,
         guard: LockGuard<'a>,
     ) -> Result<LockGuard<'a>, ManagerError> {
+        // The first call of a handle may wait before it is made. Until then the guard has the lock.
+        self.reference.ready_async().await?;
         let request = self.waiting(&guard);
         // From now on the call owns the lock: if it is abandoned, the lock is released.
         let parts = guard.into_parts();
@@ -156,24 +187,48 @@ impl Condition {
         Ok(Self::check(answer, LockGuard::from_parts(parts))?.0)
     }
 
-    fn notify_many(&self, guard: &LockGuard<'_>, count: u64) -> Result<usize, ManagerError> {
+    /// Does what [`wait_for`](Self::wait_for) does, without blocking the thread while it waits for
+    /// the server. If the future is dropped early, the lock is not held.
+    pub async fn wait_for_async<'a, F>(
+        &self,
+        mut guard: LockGuard<'a>,
+        mut ready: impl FnMut() -> F,
+    ) -> Result<LockGuard<'a>, ManagerError>
+    where
+        F: Future<Output = Result<bool, ManagerError>>,
+    {
+        while !ready().await? {
+            guard = self.wait_async(guard).await?;
+        }
+        Ok(guard)
+    }
+
+    /// Asks to wake up to `count` that wait.
+    fn notifying(&self, guard: &LockGuard<'_>, count: u64) -> Request<'_> {
         let request = self.reference.request(Operation::ConditionNotify);
-        let answer = request.number(guard.owner()).number(count).call()?;
-        Ok(answer.unless_refused(NOT_HELD)?.number() as usize)
+        request.number(guard.owner()).number(count)
     }
 
-    /// Wakes up to `count` that wait, when the lock is free. Returns how many.
-    pub fn notify(&self, guard: &LockGuard<'_>, count: usize) -> Result<usize, ManagerError> {
-        self.notify_many(guard, count as u64)
-    }
+    calls! {
+        /// Wakes up to `count` that wait, when the lock is free. Returns how many.
+        fn notify / notify_async [](&self, guard: &LockGuard<'_>, count: usize) -> usize
+        {
+            self.notifying(guard, count as u64)
+                => |answer| Ok(answer.unless_refused(NOT_HELD)?.number() as usize)
+        }
 
-    /// Wakes one that waits. Returns whether there was one.
-    pub fn notify_one(&self, guard: &LockGuard<'_>) -> Result<bool, ManagerError> {
-        Ok(self.notify_many(guard, 1)? == 1)
-    }
+        /// Wakes one that waits. Returns whether there was one.
+        fn notify_one / notify_one_async [](&self, guard: &LockGuard<'_>) -> bool
+        {
+            self.notifying(guard, 1)
+                => |answer| Ok(answer.unless_refused(NOT_HELD)?.number() == 1)
+        }
 
-    /// Wakes all that wait. Returns how many.
-    pub fn notify_all(&self, guard: &LockGuard<'_>) -> Result<usize, ManagerError> {
-        self.notify_many(guard, u64::MAX)
+        /// Wakes all that wait. Returns how many.
+        fn notify_all / notify_all_async [](&self, guard: &LockGuard<'_>) -> usize
+        {
+            self.notifying(guard, u64::MAX)
+                => |answer| Ok(answer.unless_refused(NOT_HELD)?.number() as usize)
+        }
     }
 }

@@ -1,13 +1,13 @@
 //! A map that processes share.
 
-use std::{borrow::Borrow, iter::FusedIterator};
+use std::borrow::Borrow;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Pages, calls, create, handle};
+use super::{calls, handle, iter::Iter};
 use crate::manager::{
     Manager, ManagerError, Step, StepFn,
-    client::{Answer, Values},
+    client::{Answer, Reference, Request, Values},
     protocol::{Kind, Operation},
 };
 
@@ -64,8 +64,21 @@ impl Manager {
         &self,
         entries: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Dict<K, V>, ManagerError> {
-        let dict = Dict::of(create(self.creation(Kind::Map))?);
+        let dict = Dict::of(Reference::created(&self.creation(Kind::Map).call()?));
         dict.extend(entries)?;
+        Ok(dict)
+    }
+
+    /// Does what [`dict`](Self::dict) does, without blocking the thread.
+    pub async fn dict_async<K: Serialize, V: Serialize>(
+        &self,
+        entries: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Dict<K, V>, ManagerError> {
+        let dict = {
+            let answer = self.creation(Kind::Map).call_async().await?;
+            Dict::of(Reference::created(&answer))
+        };
+        dict.extend_async(entries).await?;
         Ok(dict)
     }
 }
@@ -212,6 +225,27 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         fn snapshot / snapshot_async [](&self) -> Vec<(K, V)>
         { self.reference.request(Operation::Snapshot) => |answer| entries(&answer) }
 
+        /// Returns a copy of all keys at one moment, in the order of insertion.
+        fn keys / keys_async [](&self) -> Vec<K>
+        {
+            self.reference.request(Operation::Snapshot)
+                => |answer| answer.each(|values: &mut Values<'_>| {
+                    let key = values.next()?;
+                    values.skip()?;
+                    Ok(key)
+                })
+        }
+
+        /// Returns a copy of all values at one moment, in the order of insertion.
+        fn values / values_async [](&self) -> Vec<V>
+        {
+            self.reference.request(Operation::Snapshot)
+                => |answer| answer.each(|values: &mut Values<'_>| {
+                    values.skip()?;
+                    values.next()
+                })
+        }
+
         /// Returns the number of entries.
         fn len / len_async [](&self) -> usize
         { self.reference.request(Operation::Len) => |answer| Ok(answer.number() as usize) }
@@ -225,16 +259,6 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         { self.reference.request(Operation::Clear) => |_answer| Ok(()) }
     }
 
-    /// Returns a copy of all keys at one moment, in the order of insertion.
-    pub fn keys(&self) -> Result<Vec<K>, ManagerError> {
-        Ok(self.snapshot()?.into_iter().map(|(key, _)| key).collect())
-    }
-
-    /// Returns a copy of all values at one moment, in the order of insertion.
-    pub fn values(&self) -> Result<Vec<V>, ManagerError> {
-        Ok(self.snapshot()?.into_iter().map(|(_, value)| value).collect())
-    }
-
     /// Iterates over the entries in the order of insertion. They are fetched in pages of 64 KiB, so
     /// a map of any size is iterated in little memory.
     ///
@@ -243,8 +267,8 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
     /// meanwhile may be yielded or not.
     ///
     /// An error is the last item.
-    pub fn iter(&self) -> DictIter<K, V> {
-        DictIter(Pages::new(&self.reference, entries))
+    pub fn iter(&self) -> Iter<(K, V)> {
+        Iter::new(&self.reference, entries)
     }
 
     /// Begins a change of the entry of one key.
@@ -268,15 +292,28 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
 impl<K: Serialize, V: Serialize> Dict<K, V> {
     /// Inserts all these entries in one call. Python's `update`.
     pub fn extend(&self, entries: impl IntoIterator<Item = (K, V)>) -> Result<(), ManagerError> {
-        let mut entries = entries.into_iter().peekable();
-        if entries.peek().is_none() {
-            return Ok(());
+        self.extending(entries).map_or(Ok(()), |request| request.call().map(drop))
+    }
+
+    /// Does what [`extend`](Self::extend) does, without blocking the thread. If the future is
+    /// dropped early, the call may or may not have been made.
+    pub async fn extend_async(
+        &self,
+        entries: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<(), ManagerError> {
+        let request = self.extending(entries);
+        match request {
+            None => Ok(()),
+            Some(request) => request.call_async().await.map(drop),
         }
-        let request = entries
-            .fold(self.reference.request(Operation::MapExtend), |request, (key, value)| {
-                request.key(&key).value(&value)
-            });
-        request.call().map(drop)
+    }
+
+    /// Asks to insert entries. `None` if there are none.
+    fn extending(&self, entries: impl IntoIterator<Item = (K, V)>) -> Option<Request<'_>> {
+        let mut entries = entries.into_iter().peekable();
+        entries.peek()?;
+        let request = self.reference.request(Operation::MapExtend);
+        Some(entries.fold(request, |request, (key, value)| request.key(&key).value(&value)))
     }
 }
 
@@ -284,31 +321,12 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> IntoItera
     for &Dict<K, V>
 {
     type Item = Result<(K, V), ManagerError>;
-    type IntoIter = DictIter<K, V>;
+    type IntoIter = Iter<(K, V)>;
 
-    fn into_iter(self) -> DictIter<K, V> {
+    fn into_iter(self) -> Iter<(K, V)> {
         self.iter()
     }
 }
-
-/// Iterates over the entries of a [`Dict`]. See [`Dict::iter`].
-pub struct DictIter<K, V>(Pages<(K, V)>);
-
-impl<K, V> std::fmt::Debug for DictIter<K, V> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("DictIter").field(&self.0.reference).finish()
-    }
-}
-
-impl<K, V> Iterator for DictIter<K, V> {
-    type Item = Result<(K, V), ManagerError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0.next()
-    }
-}
-
-impl<K, V> FusedIterator for DictIter<K, V> {}
 
 /// The entry of one key of a [`Dict`]. See [`Dict::entry`].
 #[derive(Debug)]
@@ -341,5 +359,27 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Entry<'_,
         step: Step<F, A>,
     ) -> Result<V, ManagerError> {
         self.dict.update_or_insert(&self.key, step)
+    }
+
+    /// Does what [`or_insert`](Self::or_insert) does, without blocking the thread.
+    pub async fn or_insert_async(self, value: &V) -> Result<V, ManagerError> {
+        self.dict.get_or_insert_async(&self.key, value).await
+    }
+
+    /// Does what [`or_insert_with`](Self::or_insert_with) does, without blocking the thread while
+    /// it waits for the server.
+    pub async fn or_insert_with_async(self, make: impl FnOnce() -> V) -> Result<V, ManagerError> {
+        match self.dict.get_async(&self.key).await? {
+            Some(value) => Ok(value),
+            None => self.dict.get_or_insert_async(&self.key, &make()).await,
+        }
+    }
+
+    /// Does what [`update`](Self::update) does, without blocking the thread.
+    pub async fn update_async<F: StepFn<A, Output = V, Current = Option<V>>, A>(
+        self,
+        step: Step<F, A>,
+    ) -> Result<V, ManagerError> {
+        self.dict.update_or_insert_async(&self.key, step).await
     }
 }

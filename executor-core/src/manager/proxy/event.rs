@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{calls, create, handle};
+use super::{calls, creations, handle};
 use crate::manager::{
-    Manager, ManagerError,
+    ManagerError,
     protocol::{Kind, Operation},
 };
 
@@ -31,11 +31,10 @@ handle! {
     Event
 }
 
-impl Manager {
+creations! {
     /// Creates an event that is not set.
-    pub fn event(&self) -> Result<Event, ManagerError> {
-        Ok(Event::of(create(self.creation(Kind::Event))?))
-    }
+    fn event / event_async [](&self) -> Event
+    { self.creation(Kind::Event) }
 }
 
 impl Event {

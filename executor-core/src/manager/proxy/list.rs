@@ -1,13 +1,13 @@
 //! A list that processes share.
 
-use std::{borrow::Borrow, iter::FusedIterator, ops::Range};
+use std::{borrow::Borrow, ops::Range};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Pages, calls, create, handle};
+use super::{calls, creations, handle, iter::Iter};
 use crate::manager::{
-    Manager, ManagerError, Step, StepFn,
-    client::Answer,
+    ManagerError, Step, StepFn,
+    client::{Answer, Request},
     protocol::{Kind, Operation, Status},
 };
 
@@ -35,30 +35,82 @@ handle! {
     List<T>
 }
 
-impl Manager {
+creations! {
     /// Creates a list of these items.
-    pub fn list<T: Serialize>(
-        &self,
-        items: impl IntoIterator<Item = T>,
-    ) -> Result<List<T>, ManagerError> {
-        Ok(List::of(create(self.creation(Kind::List).flag(false).values(items))?))
-    }
+    fn list / list_async [T](&self, items: impl IntoIterator<Item = T>) -> List<T>
+    where [T: Serialize]
+    { self.creation(Kind::List).flag(false).values(items) }
 }
+
+/// Defines what lists and arrays have in common.
+macro_rules! indexed {
+    ($handle:ident, $word:literal) => {
+        impl<T: Serialize + DeserializeOwned> $handle<T> {
+            $crate::manager::proxy::calls! {
+                /// Returns a copy of an item.
+                fn get / get_async [](&self, index: usize) -> Option<T>
+                {
+                    self.reference.request(Operation::ListGet).number(index as u64)
+                        => |answer| answer.optional()
+                }
+
+                /// Replaces an item. Returns the previous one, or `None` if there is no such index.
+                fn set / set_async [Q](&self, index: usize, item: &Q) -> Option<T>
+                where [T: Borrow<Q>, Q: Serialize + ?Sized]
+                {
+                    self.reference.request(Operation::ListSet).number(index as u64).value(item)
+                        => |answer| answer.optional()
+                }
+
+                #[doc = concat!(
+                    "Returns copies of the items of a range, or `None` if it is not within the ", $word, "."
+                )]
+                fn range / range_async [](&self, range: Range<usize>) -> Option<Vec<T>>
+                {
+                    self.reference
+                        .request(Operation::ListRange)
+                        .number(range.start as u64)
+                        .number(range.end as u64)
+                        => |answer| match answer.status() {
+                            Status::Missing => Ok(None),
+                            _ => answer.values().map(Some),
+                        }
+                }
+
+                /// Replaces an item by what the function makes of it, in the server. Returns the
+                /// new item, or `None` if there is no such index. See [`Step`].
+                fn update / update_async [F, A](&self, index: usize, step: Step<F, A>) -> Option<T>
+                where [T: Borrow<F::Current>, F: StepFn<A, Output = T>]
+                {
+                    {
+                        let (function, rest) = step.encode()?;
+                        let request = self.reference.request(Operation::ListUpdate);
+                        request.number(index as u64).number(function).bytes(&rest)
+                    } => |answer| answer.optional()
+                }
+
+                /// Returns a copy of all items at one moment.
+                fn snapshot / snapshot_async [](&self) -> Vec<T>
+                { self.reference.request(Operation::Snapshot) => |answer| answer.values() }
+
+                /// Returns the number of items.
+                fn len / len_async [](&self) -> usize
+                { self.reference.request(Operation::Len) => |answer| Ok(answer.number() as usize) }
+
+                /// Returns whether there is no item.
+                fn is_empty / is_empty_async [](&self) -> bool
+                { self.reference.request(Operation::Len) => |answer| Ok(answer.number() == 0) }
+            }
+        }
+    };
+}
+
+pub(super) use indexed;
+
+indexed!(List, "list");
 
 impl<T: Serialize + DeserializeOwned> List<T> {
     calls! {
-        /// Returns a copy of an item.
-        fn get / get_async [](&self, index: usize) -> Option<T>
-        { self.reference.request(Operation::ListGet).number(index as u64) => |answer| answer.optional() }
-
-        /// Replaces an item. Returns the previous one, or `None` if there is no such index.
-        fn set / set_async [Q](&self, index: usize, item: &Q) -> Option<T>
-        where [T: Borrow<Q>, Q: Serialize + ?Sized]
-        {
-            self.reference.request(Operation::ListSet).number(index as u64).value(item)
-                => |answer| answer.optional()
-        }
-
         /// Appends an item.
         fn push / push_async [Q](&self, item: &Q) -> ()
         where [T: Borrow<Q>, Q: Serialize + ?Sized]
@@ -86,19 +138,6 @@ impl<T: Serialize + DeserializeOwned> List<T> {
         {
             self.reference.request(Operation::ListRemove).number((index as u64).min(u64::MAX - 1))
                 => |answer| answer.optional()
-        }
-
-        /// Returns copies of the items of a range, or `None` if it is not within the list.
-        fn range / range_async [](&self, range: Range<usize>) -> Option<Vec<T>>
-        {
-            self.reference
-                .request(Operation::ListRange)
-                .number(range.start as u64)
-                .number(range.end as u64)
-                => |answer| match answer.status() {
-                    Status::Missing => Ok(None),
-                    _ => answer.values().map(Some),
-                }
         }
 
         /// Replaces the items of a range by others, of any number. Returns whether the range was
@@ -148,30 +187,6 @@ impl<T: Serialize + DeserializeOwned> List<T> {
         fn reverse / reverse_async [](&self) -> ()
         { self.reference.request(Operation::ListReverse) => |_answer| Ok(()) }
 
-        /// Replaces an item by what the function makes of it, in the server. Returns the new item,
-        /// or `None` if there is no such index. See [`Step`].
-        fn update / update_async [F, A](&self, index: usize, step: Step<F, A>) -> Option<T>
-        where [T: Borrow<F::Current>, F: StepFn<A, Output = T>]
-        {
-            {
-                let (function, rest) = step.encode()?;
-                let request = self.reference.request(Operation::ListUpdate).number(index as u64);
-                request.number(function).bytes(&rest)
-            } => |answer| answer.optional()
-        }
-
-        /// Returns a copy of all items at one moment.
-        fn snapshot / snapshot_async [](&self) -> Vec<T>
-        { self.reference.request(Operation::Snapshot) => |answer| answer.values() }
-
-        /// Returns the number of items.
-        fn len / len_async [](&self) -> usize
-        { self.reference.request(Operation::Len) => |answer| Ok(answer.number() as usize) }
-
-        /// Returns whether there is no item.
-        fn is_empty / is_empty_async [](&self) -> bool
-        { self.reference.request(Operation::Len) => |answer| Ok(answer.number() == 0) }
-
         /// Removes all items.
         fn clear / clear_async [](&self) -> ()
         { self.reference.request(Operation::Clear) => |_answer| Ok(()) }
@@ -183,17 +198,33 @@ impl<T: Serialize + DeserializeOwned> List<T> {
         T: Borrow<Q>,
         Q: Serialize + ?Sized,
     {
-        self.change(|items: &mut Vec<T>| {
-            let mut same = false;
+        loop {
+            let (version, items) = self.contents(&self.all().call()?)?;
             // Two items are equal if their bytes are, so the server is asked which one it is.
-            if let Some(at) = self.position(item)?
-                && at < items.len()
+            let Some(at) = self.position(item)? else { return Ok(false) };
+            if let Some(request) = self.without(version, items, at)
+                && request.call()?.is_yes()
             {
-                items.remove(at);
-                same = true;
+                return Ok(true);
             }
-            Ok(same)
-        })
+        }
+    }
+
+    /// Does what [`remove_item`](Self::remove_item) does, without blocking the thread.
+    pub async fn remove_item_async<Q>(&self, item: &Q) -> Result<bool, ManagerError>
+    where
+        T: Borrow<Q>,
+        Q: Serialize + ?Sized,
+    {
+        loop {
+            let (version, items) = self.contents(&self.all().call_async().await?)?;
+            let Some(at) = self.position_async(item).await? else { return Ok(false) };
+            if let Some(request) = self.without(version, items, at)
+                && request.call_async().await?.is_yes()
+            {
+                return Ok(true);
+            }
+        }
     }
 
     /// Sorts the items. Equal ones keep their order.
@@ -204,43 +235,89 @@ impl<T: Serialize + DeserializeOwned> List<T> {
     where
         T: Ord,
     {
-        self.change(|items: &mut Vec<T>| {
-            items.sort();
-            Ok(())
-        })
+        self.change(|items| items.sort())
+    }
+
+    /// Does what [`sort`](Self::sort) does, without blocking the thread while it waits for the
+    /// server.
+    pub async fn sort_async(&self) -> Result<(), ManagerError>
+    where
+        T: Ord,
+    {
+        self.change_async(|items| items.sort()).await
     }
 
     /// Sorts the items by a key. See [`sort`](Self::sort).
     pub fn sort_by_key<O: Ord>(&self, mut key: impl FnMut(&T) -> O) -> Result<(), ManagerError> {
-        self.change(|items: &mut Vec<T>| {
-            items.sort_by_key(&mut key);
-            Ok(())
-        })
+        self.change(|items| items.sort_by_key(&mut key))
+    }
+
+    /// Sorts the items by a key. See [`sort_async`](Self::sort_async).
+    pub async fn sort_by_key_async<O: Ord>(
+        &self,
+        mut key: impl FnMut(&T) -> O,
+    ) -> Result<(), ManagerError> {
+        self.change_async(|items| items.sort_by_key(&mut key)).await
     }
 
     /// Keeps the items for which `keep` returns `true`. See [`sort`](Self::sort).
     pub fn retain(&self, mut keep: impl FnMut(&T) -> bool) -> Result<(), ManagerError> {
-        self.change(|items: &mut Vec<T>| {
-            items.retain(&mut keep);
-            Ok(())
-        })
+        self.change(|items| items.retain(&mut keep))
+    }
+
+    /// Keeps the items for which `keep` returns `true`. See [`sort_async`](Self::sort_async).
+    pub async fn retain_async(&self, mut keep: impl FnMut(&T) -> bool) -> Result<(), ManagerError> {
+        self.change_async(|items| items.retain(&mut keep)).await
     }
 
     /// Changes all items, in this process. Repeats it if another process has changed the list
     /// meanwhile.
-    fn change<R>(
-        &self,
-        mut change: impl FnMut(&mut Vec<T>) -> Result<R, ManagerError>,
-    ) -> Result<R, ManagerError> {
+    fn change(&self, mut change: impl FnMut(&mut Vec<T>)) -> Result<(), ManagerError> {
         loop {
-            let answer = self.reference.request(Operation::Snapshot).call()?;
-            let mut items = answer.values()?;
-            let result = change(&mut items)?;
-            let request = self.reference.request(Operation::ListReplace).number(answer.number());
-            if request.values(items).call()?.is_yes() {
-                return Ok(result);
+            let (version, mut items) = self.contents(&self.all().call()?)?;
+            change(&mut items);
+            if self.replacing(version, items).call()?.is_yes() {
+                return Ok(());
             }
         }
+    }
+
+    async fn change_async(&self, mut change: impl FnMut(&mut Vec<T>)) -> Result<(), ManagerError> {
+        loop {
+            let request = {
+                let (version, mut items) = self.contents(&self.all().call_async().await?)?;
+                change(&mut items);
+                self.replacing(version, items)
+            };
+            if request.call_async().await?.is_yes() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks for all items.
+    fn all(&self) -> Request<'_> {
+        self.reference.request(Operation::Snapshot)
+    }
+
+    /// Returns the version of the list, and its items.
+    fn contents(&self, answer: &Answer) -> Result<(u64, Vec<T>), ManagerError> {
+        Ok((answer.number(), answer.values()?))
+    }
+
+    /// Asks to replace all items, if the list still has this version.
+    fn replacing(&self, version: u64, items: Vec<T>) -> Request<'_> {
+        self.reference.request(Operation::ListReplace).number(version).values(items)
+    }
+
+    /// Asks to remove an item from these. `None` if there is no such index, since the list was
+    /// changed meanwhile.
+    fn without(&self, version: u64, mut items: Vec<T>, at: usize) -> Option<Request<'_>> {
+        if at >= items.len() {
+            return None;
+        }
+        items.remove(at);
+        Some(self.replacing(version, items))
     }
 
     /// Iterates over the items. They are fetched in pages of 64 KiB, so a list of any length is
@@ -252,35 +329,16 @@ impl<T: Serialize + DeserializeOwned> List<T> {
     /// consistent state, use [`snapshot`](Self::snapshot).
     ///
     /// An error is the last item.
-    pub fn iter(&self) -> ListIter<T> {
-        ListIter(Pages::new(&self.reference, Answer::values))
+    pub fn iter(&self) -> Iter<T> {
+        Iter::new(&self.reference, Answer::values)
     }
 }
 
 impl<T: Serialize + DeserializeOwned> IntoIterator for &List<T> {
     type Item = Result<T, ManagerError>;
-    type IntoIter = ListIter<T>;
+    type IntoIter = Iter<T>;
 
-    fn into_iter(self) -> ListIter<T> {
+    fn into_iter(self) -> Iter<T> {
         self.iter()
     }
 }
-
-/// Iterates over the items of a [`List`] or a [`Set`](super::set::Set).
-pub struct ListIter<T>(pub(super) Pages<T>);
-
-impl<T> std::fmt::Debug for ListIter<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("ListIter").field(&self.0.reference).finish()
-    }
-}
-
-impl<T> Iterator for ListIter<T> {
-    type Item = Result<T, ManagerError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0.next()
-    }
-}
-
-impl<T> FusedIterator for ListIter<T> {}

@@ -2,15 +2,19 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use super::{GRACE_OF_TAKES, calls, create, handle};
+use super::{GRACE_OF_TAKES, calls, creations, handle};
 use crate::{
     manager::{
-        Manager, ManagerError,
-        client::{Answer, Reference, Session},
+        ManagerError,
+        client::{Reference, Request, Session},
         protocol::{Kind, Operation, Status},
     },
     os::{fork::Creator, local},
@@ -73,21 +77,19 @@ handle! {
     RLock
 }
 
-impl Manager {
+creations! {
     /// Creates a lock that is free.
-    pub fn lock(&self) -> Result<Lock, ManagerError> {
-        Ok(Lock::of(create(self.creation(Kind::Lock).flag(false))?))
-    }
+    fn lock / lock_async [](&self) -> Lock
+    { self.creation(Kind::Lock).flag(false) }
 
     /// Creates a lock that is free, and that its holder may acquire again.
-    pub fn rlock(&self) -> Result<RLock, ManagerError> {
-        Ok(RLock::of(create(self.creation(Kind::Lock).flag(true))?))
-    }
+    fn rlock / rlock_async [](&self) -> RLock
+    { self.creation(Kind::Lock).flag(true) }
 }
 
-/// A lock that is held.
-struct Held<'a> {
-    lock: &'a Reference,
+/// A lock that is held. `R` is the reference through which it is released.
+struct Held<R: Deref<Target = Reference>> {
+    lock: R,
     owner: u64,
     owner_died: bool,
     released: bool,
@@ -97,17 +99,13 @@ struct Held<'a> {
     creator: Creator,
 }
 
-impl<'a> Held<'a> {
-    fn new(lock: &'a Reference, owner: u64, owner_died: bool, session: Session) -> Self {
+impl<R: Deref<Target = Reference>> Held<R> {
+    fn new(lock: R, owner: u64, owner_died: bool, session: Session) -> Self {
         Held { lock, owner, owner_died, released: false, session, creator: Creator::here() }
     }
 
-    fn of(lock: &'a Reference, owner: u64, answer: &Answer) -> Self {
-        Held::new(lock, owner, answer.number() == 1, answer.session())
-    }
-
     fn acquire(
-        lock: &'a Reference,
+        lock: R,
         waits: bool,
         deadline: Option<Instant>,
     ) -> Result<Option<Self>, ManagerError> {
@@ -118,18 +116,26 @@ impl<'a> Held<'a> {
             Err(ManagerError::TimedOut) => Ok(None),
             Err(error) => Err(error),
             Ok(answer) if matches!(answer.status(), Status::NotNow | Status::GivenUp) => Ok(None),
-            Ok(answer) => Ok(Some(Held::of(lock, owner, &answer))),
+            Ok(answer) => {
+                let (died, session) = (answer.number() == 1, answer.session());
+                Ok(Some(Held::new(lock, owner, died, session)))
+            }
         }
     }
 
-    async fn acquire_async(lock: &'a Reference) -> Result<Self, ManagerError> {
+    async fn acquire_async(lock: R) -> Result<Self, ManagerError> {
         let owner = new_owner();
-        let request = lock.request(Operation::LockAcquire).number(owner).flag(true);
-        let answer = request.takes_lock(owner, lock.object()).call_async().await?;
-        Ok(Held::of(lock, owner, &answer))
+        let (owner_died, session) = {
+            let request = lock.request(Operation::LockAcquire).number(owner).flag(true);
+            let request = request.takes_lock(owner, lock.object());
+            let answer = request.call_async().await?;
+            (answer.number() == 1, answer.session())
+        };
+        Ok(Held::new(lock, owner, owner_died, session))
     }
 
-    fn release(mut self) -> Result<(), ManagerError> {
+    /// Begins the request that releases the lock.
+    fn releasing(&mut self) -> Result<Request<'_>, ManagerError> {
         if self.creator.is_elsewhere() {
             return Err(ManagerError::Refused("a guard that was copied by `fork` holds no lock"));
         }
@@ -139,69 +145,45 @@ impl<'a> Held<'a> {
                 "the connection was lost while the lock was held, so the server has released it";
             return Err(ManagerError::Gone(text.into()));
         }
-        release(self.lock, Operation::LockReleaseOwn, self.owner)
+        Ok(releasing(&self.lock, Operation::LockReleaseOwn, self.owner))
+    }
+
+    fn release(mut self) -> Result<(), ManagerError> {
+        self.releasing()?.call()?.unless_refused(NOT_HELD).map(drop)
+    }
+
+    async fn release_async(mut self) -> Result<(), ManagerError> {
+        // The request is made when this is polled first. Until then, dropping the guard makes it.
+        self.releasing()?.call_async().await?.unless_refused(NOT_HELD).map(drop)
     }
 }
 
-impl Drop for Held<'_> {
+impl<R: Deref<Target = Reference>> Drop for Held<R> {
     fn drop(&mut self) {
         // If the connection was lost, the server has released the lock, and somebody else may hold
         // it: possibly this thread, on the connection that was made again.
         let elsewhere = self.creator.is_elsewhere();
         if !self.released && !elsewhere && !self.lock.was_lost_in(&self.session) {
             // It has no effect if somebody else has released the lock meanwhile.
-            self.lock.request(Operation::LockReleaseOwn).number(self.owner).tell();
+            releasing(&self.lock, Operation::LockReleaseOwn, self.owner).tell();
         }
     }
 }
 
-fn release(lock: &Reference, operation: Operation, owner: u64) -> Result<(), ManagerError> {
-    let answer = lock.request(operation).number(owner).call()?;
-    answer.unless_refused(
-        "a lock that is not held, or that another thread holds, cannot be released",
-    )?;
-    Ok(())
+const NOT_HELD: &str = "a lock that is not held, or that another thread holds, cannot be released";
+
+fn releasing(lock: &Reference, operation: Operation, owner: u64) -> Request<'_> {
+    lock.request(operation).number(owner)
 }
 
-macro_rules! locks {
-    ($lock:ident, $guard:ident) => {
-        impl $lock {
-            calls! {
-                /// Returns whether the lock is held by anybody.
-                fn is_locked / is_locked_async [](&self) -> bool
-                { self.reference.request(Operation::LockIsHeld) => |answer| Ok(answer.is_yes()) }
-            }
+/// Defines what all guards can do.
+macro_rules! guards {
+    ($($(#[$doc:meta])* $guard:ident [$($lifetime:lifetime)?] $reference:ty),*) => {$(
+        $(#[$doc])*
+        #[must_use = "the lock is released when the guard is dropped"]
+        pub struct $guard $(<$lifetime>)?(Held<$reference>);
 
-            /// Waits until the lock is free, and acquires it. Those that wait get it in the order
-            /// in which they came.
-            pub fn acquire(&self) -> Result<$guard<'_>, ManagerError> {
-                // A call without a deadline that waits always gets the lock, or an error.
-                let held = Held::acquire(&self.reference, true, None)?;
-                held.map($guard).ok_or(ManagerError::TimedOut)
-            }
-
-            /// Acquires the lock if it is free now.
-            pub fn try_acquire(&self) -> Result<Option<$guard<'_>>, ManagerError> {
-                Ok(Held::acquire(&self.reference, false, None)?.map($guard))
-            }
-
-            /// Waits until the lock is free, at most for `timeout`, and acquires it.
-            pub fn acquire_timeout(
-                &self,
-                timeout: Duration,
-            ) -> Result<Option<$guard<'_>>, ManagerError> {
-                let deadline = Instant::now().checked_add(timeout);
-                Ok(Held::acquire(&self.reference, true, deadline)?.map($guard))
-            }
-
-            /// Acquires the lock without blocking the thread. If the future is dropped early, the
-            /// lock is not held.
-            pub async fn acquire_async(&self) -> Result<$guard<'_>, ManagerError> {
-                Held::acquire_async(&self.reference).await.map($guard)
-            }
-        }
-
-        impl $guard<'_> {
+        impl $(<$lifetime>)? $guard $(<$lifetime>)? {
             /// Returns whether the lock was held by a process that died. What it protects may then
             /// be half changed.
             pub fn owner_died(&self) -> bool {
@@ -213,41 +195,131 @@ macro_rules! locks {
             pub fn release(self) -> Result<(), ManagerError> {
                 self.0.release()
             }
+
+            /// Does what [`release`](Self::release) does, without blocking the thread. If the
+            /// future is dropped early, the lock is released, too.
+            pub async fn release_async(self) -> Result<(), ManagerError> {
+                self.0.release_async().await
+            }
         }
 
-        impl fmt::Debug for $guard<'_> {
+        impl $(<$lifetime>)? fmt::Debug for $guard $(<$lifetime>)? {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($guard))
                     .field("owner_died", &self.owner_died())
                     .finish_non_exhaustive()
             }
         }
+    )*};
+}
+
+guards! {
+    /// Releases a [`Lock`] when it is dropped.
+    LockGuard['a] &'a Reference,
+    /// Releases an [`RLock`] when it is dropped.
+    RLockGuard['a] &'a Reference,
+    /// Releases a [`Lock`] when it is dropped. It has a handle of its own, and so can be kept in a
+    /// structure or a future that is spawned. [`Lock::acquire_owned`] returns it.
+    OwnedLockGuard[] Arc<Reference>,
+    /// Releases an [`RLock`] when it is dropped. See [`OwnedLockGuard`].
+    OwnedRLockGuard[] Arc<Reference>
+}
+
+macro_rules! locks {
+    ($lock:ident, $guard:ident, $owned:ident) => {
+        impl $lock {
+            calls! {
+                /// Returns whether the lock is held by anybody.
+                fn is_locked / is_locked_async [](&self) -> bool
+                { self.reference.request(Operation::LockIsHeld) => |answer| Ok(answer.is_yes()) }
+            }
+
+            /// Waits until the lock is free, and acquires it. Those that wait get it in the order
+            /// in which they came.
+            pub fn acquire(&self) -> Result<$guard<'_>, ManagerError> {
+                // A call without a deadline that waits always gets the lock, or an error.
+                let held = Held::acquire(&*self.reference, true, None)?;
+                held.map($guard).ok_or(ManagerError::TimedOut)
+            }
+
+            /// Acquires the lock if it is free now.
+            pub fn try_acquire(&self) -> Result<Option<$guard<'_>>, ManagerError> {
+                Ok(Held::acquire(&*self.reference, false, None)?.map($guard))
+            }
+
+            /// Waits until the lock is free, at most for `timeout`, and acquires it.
+            pub fn acquire_timeout(
+                &self,
+                timeout: Duration,
+            ) -> Result<Option<$guard<'_>>, ManagerError> {
+                let deadline = Instant::now().checked_add(timeout);
+                Ok(Held::acquire(&*self.reference, true, deadline)?.map($guard))
+            }
+
+            /// Acquires the lock without blocking the thread. If the future is dropped early, the
+            /// lock is not held.
+            pub async fn acquire_async(&self) -> Result<$guard<'_>, ManagerError> {
+                Held::acquire_async(&*self.reference).await.map($guard)
+            }
+
+            /// Acquires the lock as [`acquire`](Self::acquire) does. The guard has a handle of its
+            /// own, so it may outlive this one.
+            pub fn acquire_owned(&self) -> Result<$owned, ManagerError> {
+                let held = Held::acquire(Arc::clone(&self.reference), true, None)?;
+                held.map($owned).ok_or(ManagerError::TimedOut)
+            }
+
+            /// Acquires the lock as [`try_acquire`](Self::try_acquire) does. See
+            /// [`acquire_owned`](Self::acquire_owned).
+            pub fn try_acquire_owned(&self) -> Result<Option<$owned>, ManagerError> {
+                Ok(Held::acquire(Arc::clone(&self.reference), false, None)?.map($owned))
+            }
+
+            /// Acquires the lock as [`acquire_timeout`](Self::acquire_timeout) does. See
+            /// [`acquire_owned`](Self::acquire_owned).
+            pub fn acquire_owned_timeout(
+                &self,
+                timeout: Duration,
+            ) -> Result<Option<$owned>, ManagerError> {
+                let deadline = Instant::now().checked_add(timeout);
+                Ok(Held::acquire(Arc::clone(&self.reference), true, deadline)?.map($owned))
+            }
+
+            /// Acquires the lock as [`acquire_async`](Self::acquire_async) does. See
+            /// [`acquire_owned`](Self::acquire_owned).
+            pub async fn acquire_owned_async(&self) -> Result<$owned, ManagerError> {
+                Held::acquire_async(Arc::clone(&self.reference)).await.map($owned)
+            }
+        }
     };
 }
 
-/// Releases a [`Lock`] when it is dropped.
-#[must_use = "the lock is released when the guard is dropped"]
-pub struct LockGuard<'a>(Held<'a>);
-
-/// Releases an [`RLock`] when it is dropped.
-#[must_use = "the lock is released when the guard is dropped"]
-pub struct RLockGuard<'a>(Held<'a>);
-
-locks!(Lock, LockGuard);
-locks!(RLock, RLockGuard);
+locks!(Lock, LockGuard, OwnedLockGuard);
+locks!(RLock, RLockGuard, OwnedRLockGuard);
 
 impl Lock {
-    /// Releases the lock, whoever holds it, as Python's `release` does. Its guard then releases
-    /// nothing that is not held.
-    ///
-    /// # Errors
-    /// [`ManagerError::Refused`] if the lock is not held.
-    pub fn release(&self) -> Result<(), ManagerError> {
-        release(&self.reference, Operation::LockRelease, this_thread())
+    calls! {
+        /// Releases the lock, whoever holds it, as Python's `release` does. Its guard then releases
+        /// nothing that is not held.
+        ///
+        /// # Errors
+        /// [`ManagerError::Refused`] if the lock is not held.
+        fn release / release_async [](&self) -> ()
+        {
+            releasing(&self.reference, Operation::LockRelease, this_thread())
+                => |answer| answer.unless_refused(NOT_HELD).map(drop)
+        }
     }
 
     pub(super) fn reference(&self) -> &Reference {
         &self.reference
+    }
+}
+
+impl OwnedLockGuard {
+    /// Takes the lock out of the guard. See [`LockGuard::leak`].
+    pub fn leak(mut self) {
+        self.0.released = true;
     }
 }
 

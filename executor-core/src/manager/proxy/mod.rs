@@ -16,6 +16,7 @@ pub(super) mod barrier;
 pub(super) mod condition;
 pub(super) mod dict;
 pub(super) mod event;
+pub(super) mod iter;
 pub(super) mod list;
 pub(super) mod lock;
 pub(super) mod namespace;
@@ -122,12 +123,40 @@ macro_rules! calls {
     )*};
 }
 
+/// Defines the two methods of [`Manager`](super::Manager) that create an object.
+///
+/// ```text
+/// fn name / name_async [generics](arguments) -> Handle where [bounds] { request }
+/// ```
+macro_rules! creations {
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident / $name_async:ident [$($generics:tt)*]
+            (&$this:ident $(, $argument:ident: $type:ty)* $(,)?) -> $handle:ident $(<$item:ident>)?
+            $(where [$($bounds:tt)*])?
+        { $request:expr }
+    )*) => {
+        impl $crate::manager::Manager {
+            $crate::manager::proxy::calls! {$(
+                $(#[$doc])*
+                fn $name / $name_async [$($generics)*](&$this $(, $argument: $type)*)
+                    -> $handle $(<$item>)?
+                $(where [$($bounds)*])?
+                {
+                    $request
+                        => |answer| Ok($handle::of($crate::manager::client::Reference::created(&answer)))
+                }
+            )*}
+        }
+    };
+}
+
 use calls;
+use creations;
 use handle;
 
 use super::{
-    ManagerError,
-    client::{Answer, Reference, Request},
+    client::Request,
     protocol::{Kind, Operation},
 };
 
@@ -136,11 +165,6 @@ impl super::Manager {
     pub(super) fn creation(&self, kind: Kind) -> Request<'_> {
         self.request(Operation::Create).number(kind as u64)
     }
-}
-
-/// Makes the call that creates an object, and returns a reference to it.
-fn create(request: Request<'_>) -> Result<Reference, ManagerError> {
-    Ok(Reference::created(&request.call()?))
 }
 
 /// How long the server may take to say whether a call was done whose timeout has passed. With a
@@ -152,50 +176,3 @@ const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 /// With a lower value, an item may be given back behind the next call, which then gets the item
 /// after it. With a higher one, a stopped server delays these calls for longer.
 const GRACE_OF_TAKES: std::time::Duration = std::time::Duration::from_millis(100);
-
-/// How many bytes of items an iterator asks for at a time.
-const PAGE_BYTES: u64 = 64 * 1024;
-
-/// Iterates over the items of a container, in pages.
-struct Pages<T> {
-    reference: std::sync::Arc<Reference>,
-    /// Where the next page begins. `None` after the last one.
-    cursor: Option<u64>,
-    page: std::vec::IntoIter<T>,
-    read: fn(&Answer) -> Result<Vec<T>, ManagerError>,
-}
-
-impl<T> Pages<T> {
-    fn new(
-        reference: &std::sync::Arc<Reference>,
-        read: fn(&Answer) -> Result<Vec<T>, ManagerError>,
-    ) -> Self {
-        let reference = std::sync::Arc::clone(reference);
-        Pages { reference, cursor: Some(0), page: Vec::new().into_iter(), read }
-    }
-
-    fn next_page(&mut self, cursor: u64) -> Result<(), ManagerError> {
-        // If this fails, the iterator ends.
-        self.cursor = None;
-        let request = self.reference.request(Operation::Page).number(cursor).number(PAGE_BYTES);
-        let answer = request.call()?;
-        self.page = (self.read)(&answer)?.into_iter();
-        self.cursor = Some(answer.number()).filter(|next| *next != 0);
-        Ok(())
-    }
-}
-
-impl<T> Iterator for Pages<T> {
-    type Item = Result<T, ManagerError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(item) = self.page.next() {
-                return Some(Ok(item));
-            }
-            if let Err(error) = self.next_page(self.cursor?) {
-                return Some(Err(error));
-            }
-        }
-    }
-}

@@ -2,9 +2,9 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{calls, create, handle};
+use super::{calls, creations, handle};
 use crate::manager::{
-    Any, Manager, ManagerError,
+    Any,
     client::Values,
     protocol::{Kind, Operation},
 };
@@ -35,11 +35,10 @@ handle! {
     Namespace
 }
 
-impl Manager {
+creations! {
     /// Creates a namespace without fields.
-    pub fn namespace(&self) -> Result<Namespace, ManagerError> {
-        Ok(Namespace::of(create(self.creation(Kind::Map))?))
-    }
+    fn namespace / namespace_async [](&self) -> Namespace
+    { self.creation(Kind::Map) }
 }
 
 impl Namespace {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{GRACE, GRACE_OF_TAKES, calls, create, handle};
+use super::{GRACE, GRACE_OF_TAKES, calls, creations, handle};
 use crate::manager::{
     Manager, ManagerError,
     client::{Answer, Reference, Request},
@@ -60,19 +60,15 @@ handle! {
     JoinableQueue<T>
 }
 
-impl Manager {
+creations! {
     /// Creates a queue. With a capacity, putting waits while so many items are in it.
-    pub fn queue<T>(&self, capacity: Option<usize>) -> Result<Queue<T>, ManagerError> {
-        Ok(Queue::of(create(creation(self, capacity, false)?)?))
-    }
+    fn queue / queue_async [T](&self, capacity: Option<usize>) -> Queue<T>
+    { creation(self, capacity, false)? }
 
     /// Creates a queue whose consumers report when they are done with an item.
-    pub fn joinable_queue<T>(
-        &self,
-        capacity: Option<usize>,
-    ) -> Result<JoinableQueue<T>, ManagerError> {
-        Ok(JoinableQueue::of(create(creation(self, capacity, true)?)?))
-    }
+    fn joinable_queue / joinable_queue_async [T](&self, capacity: Option<usize>)
+        -> JoinableQueue<T>
+    { creation(self, capacity, true)? }
 }
 
 fn creation(

@@ -4,9 +4,9 @@ use std::{borrow::Borrow, collections::HashSet, hash::Hash};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Pages, calls, create, handle, list::ListIter};
+use super::{calls, creations, handle, iter::Iter};
 use crate::manager::{
-    Manager, ManagerError,
+    ManagerError,
     client::Answer,
     protocol::{Kind, Operation},
 };
@@ -35,14 +35,11 @@ handle! {
     Set<T>
 }
 
-impl Manager {
+creations! {
     /// Creates a set of these items.
-    pub fn set<T: Serialize>(
-        &self,
-        items: impl IntoIterator<Item = T>,
-    ) -> Result<Set<T>, ManagerError> {
-        Ok(Set::of(create(self.creation(Kind::Set).values(items))?))
-    }
+    fn set / set_async [T](&self, items: impl IntoIterator<Item = T>) -> Set<T>
+    where [T: Serialize]
+    { self.creation(Kind::Set).values(items) }
 }
 
 impl<T: Serialize + DeserializeOwned> Set<T> {
@@ -102,76 +99,99 @@ impl<T: Serialize + DeserializeOwned> Set<T> {
 
     /// Iterates over the items, in pages of 64 KiB. An item that is there all the time is yielded
     /// exactly once, whatever changes meanwhile. An error is the last item.
-    pub fn iter(&self) -> ListIter<T> {
-        ListIter(Pages::new(&self.reference, Answer::values))
+    pub fn iter(&self) -> Iter<T> {
+        Iter::new(&self.reference, Answer::values)
     }
+}
+
+/// Returns how many of the items that were asked for are in the set, and how many items it has.
+fn counts(answer: &Answer) -> Result<(usize, usize), ManagerError> {
+    let [len] = answer.numbers()?;
+    Ok((answer.number() as usize, len as usize))
 }
 
 /// The relations to another set, and what both have in common. Each is one call.
 impl<T: Serialize + DeserializeOwned + Eq + Hash> Set<T> {
-    /// Returns a copy of all items at one moment, as a `HashSet`.
-    pub fn to_hash_set(&self) -> Result<HashSet<T>, ManagerError> {
-        Ok(self.snapshot()?.into_iter().collect())
-    }
+    calls! {
+        /// Returns a copy of all items at one moment, as a `HashSet`.
+        fn to_hash_set / to_hash_set_async [](&self) -> HashSet<T>
+        { self.reference.request(Operation::Snapshot) => |answer| all(&answer) }
 
-    /// Returns how many of these items are in the set, and how many items it has.
-    fn counts(&self, other: &HashSet<T>) -> Result<(usize, usize), ManagerError> {
-        let answer = self.reference.request(Operation::SetCount).values(other).call()?;
-        let [len] = answer.numbers()?;
-        Ok((answer.number() as usize, len as usize))
-    }
+        /// Returns whether no item is in `other`.
+        fn is_disjoint / is_disjoint_async [](&self, other: &HashSet<T>) -> bool
+        {
+            self.reference.request(Operation::SetCount).values(other)
+                => |answer| Ok(counts(&answer)?.0 == 0)
+        }
 
-    /// Returns whether no item is in `other`.
-    pub fn is_disjoint(&self, other: &HashSet<T>) -> Result<bool, ManagerError> {
-        Ok(self.counts(other)?.0 == 0)
-    }
+        /// Returns whether all items are in `other`. Python's `<=`.
+        fn is_subset / is_subset_async [](&self, other: &HashSet<T>) -> bool
+        {
+            self.reference.request(Operation::SetCount).values(other)
+                => |answer| counts(&answer).map(|(common, len)| common == len)
+        }
 
-    /// Returns whether all items are in `other`. Python's `<=`.
-    pub fn is_subset(&self, other: &HashSet<T>) -> Result<bool, ManagerError> {
-        let (common, len) = self.counts(other)?;
-        Ok(common == len)
-    }
+        /// Returns whether all items of `other` are in the set. Python's `>=`.
+        fn is_superset / is_superset_async [](&self, other: &HashSet<T>) -> bool
+        {
+            self.reference.request(Operation::SetCount).values(other)
+                => |answer| Ok(counts(&answer)?.0 == other.len())
+        }
 
-    /// Returns whether all items of `other` are in the set. Python's `>=`.
-    pub fn is_superset(&self, other: &HashSet<T>) -> Result<bool, ManagerError> {
-        Ok(self.counts(other)?.0 == other.len())
-    }
+        /// Returns the items of both. Python's `|`.
+        fn union / union_async [](&self, other: &HashSet<T>) -> HashSet<T>
+        where [T: Clone]
+        {
+            self.reference.request(Operation::Snapshot)
+                => |answer| {
+                    let mut all = all(&answer)?;
+                    all.extend(other.iter().cloned());
+                    Ok(all)
+                }
+        }
 
-    /// Returns the items of both. Python's `|`.
-    pub fn union(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError>
-    where
-        T: Clone,
-    {
-        let mut all = self.to_hash_set()?;
-        all.extend(other.iter().cloned());
-        Ok(all)
-    }
+        /// Returns the items that are in both. Python's `&`.
+        fn intersection / intersection_async [](&self, other: &HashSet<T>) -> HashSet<T>
+        {
+            self.reference.request(Operation::Snapshot)
+                => |answer| {
+                    let mut all = all(&answer)?;
+                    all.retain(|item| other.contains(item));
+                    Ok(all)
+                }
+        }
 
-    /// Returns the items that are in both. Python's `&`.
-    pub fn intersection(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError> {
-        Ok(self.snapshot()?.into_iter().filter(|item| other.contains(item)).collect())
-    }
+        /// Returns the items that are not in `other`. Python's `-`.
+        fn difference / difference_async [](&self, other: &HashSet<T>) -> HashSet<T>
+        {
+            self.reference.request(Operation::Snapshot)
+                => |answer| {
+                    let mut all = all(&answer)?;
+                    all.retain(|item| !other.contains(item));
+                    Ok(all)
+                }
+        }
 
-    /// Returns the items that are not in `other`. Python's `-`.
-    pub fn difference(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError> {
-        Ok(self.snapshot()?.into_iter().filter(|item| !other.contains(item)).collect())
+        /// Returns the items that are in one of both only. Python's `^`.
+        fn symmetric_difference / symmetric_difference_async [](&self, other: &HashSet<T>)
+            -> HashSet<T>
+        where [T: Clone]
+        {
+            self.reference.request(Operation::Snapshot)
+                => |answer| Ok(all(&answer)?.symmetric_difference(other).cloned().collect())
+        }
     }
+}
 
-    /// Returns the items that are in one of both only. Python's `^`.
-    pub fn symmetric_difference(&self, other: &HashSet<T>) -> Result<HashSet<T>, ManagerError>
-    where
-        T: Clone,
-    {
-        let own = self.to_hash_set()?;
-        Ok(own.symmetric_difference(other).cloned().collect())
-    }
+fn all<T: DeserializeOwned + Eq + Hash>(answer: &Answer) -> Result<HashSet<T>, ManagerError> {
+    Ok(answer.values()?.into_iter().collect())
 }
 
 impl<T: Serialize + DeserializeOwned> IntoIterator for &Set<T> {
     type Item = Result<T, ManagerError>;
-    type IntoIter = ListIter<T>;
+    type IntoIter = Iter<T>;
 
-    fn into_iter(self) -> ListIter<T> {
+    fn into_iter(self) -> Iter<T> {
         self.iter()
     }
 }

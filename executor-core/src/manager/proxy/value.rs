@@ -4,9 +4,9 @@ use std::borrow::Borrow;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{calls, create, handle};
+use super::{calls, creations, handle};
 use crate::manager::{
-    Manager, ManagerError, Step, StepFn,
+    Step, StepFn,
     protocol::{Kind, Operation},
 };
 
@@ -35,11 +35,11 @@ handle! {
     Value<T>
 }
 
-impl Manager {
+creations! {
     /// Creates a value.
-    pub fn value<T: Serialize>(&self, value: T) -> Result<Value<T>, ManagerError> {
-        Ok(Value::of(create(self.creation(Kind::Cell).value(&value))?))
-    }
+    fn value / value_async [T](&self, value: T) -> Value<T>
+    where [T: Serialize]
+    { self.creation(Kind::Cell).value(&value) }
 }
 
 impl<T: Serialize + DeserializeOwned> Value<T> {

@@ -7,10 +7,14 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use super::super::{
-    client::connection::LOOK,
-    link::{LinkReceiver, LinkSender},
-    protocol::ObjectId,
+use super::{
+    super::{
+        client::connection::LOOK,
+        link::{LinkReceiver, LinkSender},
+        protocol::ObjectId,
+    },
+    core::{ClientId, Core},
+    unread::Unread,
 };
 #[cfg(feature = "tls")]
 use crate::os::fork::NotInherited;
@@ -25,6 +29,10 @@ pub(super) struct Guest {
     pub(super) hot: bool,
     /// Whether replies were sent that the client has not been woken for.
     pub(super) touched: bool,
+    /// Whether it is to be cut off, and gets no more replies.
+    pub(super) condemned: bool,
+    /// The replies that have given it something.
+    pub(super) unread: Unread,
     /// Whether the poll reports room in a TCP socket.
     #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "there are no TCP sockets"))]
     pub(super) polls_for_room: bool,
@@ -72,6 +80,8 @@ impl Guest {
             receiver,
             hot: true,
             touched: false,
+            condemned: false,
+            unread: Unread::default(),
             polls_for_room: false,
             leases_held: 0,
             leases: VecDeque::new(),
@@ -91,6 +101,15 @@ impl Guest {
     /// Whether there is a request, or room for a reply that waits for it.
     pub(super) fn is_ready(&self) -> bool {
         !self.receiver.is_empty() || !self.sender.is_flushed() && self.receiver.room_was_made()
+    }
+
+    /// Lets the core forget what the client has read.
+    pub(super) fn look_at_unread(&mut self, client: ClientId, core: &mut Core) {
+        if !self.unread.is_empty()
+            && let Some(position) = self.sender.taken()
+        {
+            core.takes_read(client, self.unread.read_up_to(position));
+        }
     }
 
     /// Has to be called behind the last of several replies. Wakes the client if it sleeps. Returns

@@ -34,3 +34,4 @@ mod guest;
 mod serve;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests;
+mod unread;

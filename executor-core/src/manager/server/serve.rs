@@ -43,6 +43,11 @@ const TURN: usize = 32;
 /// clients and deaths wait for longer while others are busy. With a lower value, more system calls
 /// are made.
 const TURNS_BETWEEN_LOOKS: u32 = 64;
+/// Number of requests between two looks at the sockets, if they come sooner than that. One client
+/// that asks without waiting for answers has a full turn each time. With a higher value, the byte
+/// of a client that wakes this loop waits for longer meanwhile. With a lower value, more system
+/// calls are made.
+const REQUESTS_BETWEEN_LOOKS: usize = 512;
 /// Maximum number of pipes that one client has sent and not asked for.
 const LEASES_WAITING_MAX: usize = 1024;
 /// Maximum number of functions and methods that run at the same time. Each that takes long has a
@@ -138,6 +143,8 @@ pub(super) struct Server {
     over: bool,
     /// Number of turns since the last look at the descriptors.
     turns: u32,
+    /// Number of requests since then.
+    requests: usize,
     actions: Actions,
     message: Vec<u8>,
     spin: Spin,
@@ -191,6 +198,7 @@ impl Server {
             looks: false,
             over: false,
             turns: 0,
+            requests: 0,
             actions: Actions::default(),
             message: Vec::new(),
             spin: Spin::after_first_wait(),
@@ -235,9 +243,11 @@ impl Server {
             return Ok(Turn::Over);
         }
         self.turns += 1;
-        let due = self.turns >= TURNS_BETWEEN_LOOKS || self.running > 0;
+        let due = self.turns >= TURNS_BETWEEN_LOOKS
+            || self.requests >= REQUESTS_BETWEEN_LOOKS
+            || self.running > 0;
         if due || !busy && self.functions.is_empty() {
-            self.turns = 0;
+            (self.turns, self.requests) = (0, 0);
             if self.look_and_wait(busy)? {
                 return Ok(Turn::Over);
             }
@@ -356,6 +366,7 @@ impl Server {
             kill_point!(ManagerRequestDone);
             self.perform();
         }
+        self.requests += served;
         if self.message.capacity() > KEPT_BYTES_MAX {
             self.message = Vec::new();
         }
@@ -403,7 +414,7 @@ impl Server {
 
     /// Sends the replies that there are, and begins the jobs.
     fn perform(&mut self) {
-        let Server { actions, guests, condemned, setup, functions, spin, .. } = self;
+        let Server { core, actions, guests, condemned, setup, functions, spin, .. } = self;
         #[cfg(feature = "tls")]
         let unwritten = &mut self.unwritten;
         if actions.is_empty() {
@@ -411,15 +422,31 @@ impl Server {
         }
         let mut touched = [None; 4];
         let mut others = Vec::new();
-        for (client, reply, body) in actions.replies() {
+        for (client, reply, body, takes) in actions.replies() {
             let Some(guest) = guests.get_mut(&client) else { continue };
             // One reply of any length is sent, to a client that takes its replies.
-            if guest.sender.waiting_bytes() as u64 > setup.unread_bytes_max {
-                condemned.push((client, "it does not take its replies".to_owned()));
-                continue;
+            let why = if guest.condemned {
+                None
+            } else if guest.sender.waiting_bytes() as u64 > setup.unread_bytes_max {
+                Some("it does not take its replies".to_owned())
+            } else {
+                guest.sender.send(&reply.to_bytes(), body).err().map(|error| error.to_string())
+            };
+            if let Some(why) = why {
+                guest.condemned = true;
+                condemned.push((client, why));
             }
-            if let Err(error) = guest.sender.send(&reply.to_bytes(), body) {
-                condemned.push((client, error.to_string()));
+            if takes {
+                let end = if guest.condemned { u64::MAX } else { guest.sender.end() };
+                guest.unread.sent(end, body.len());
+                if guest.unread.is_due() {
+                    guest.look_at_unread(client, core);
+                    if guest.unread.is_large() {
+                        guest.sender.ask_for_news();
+                    }
+                }
+            }
+            if guest.condemned {
                 continue;
             }
             kill_point!(ManagerReplySent);
@@ -658,6 +685,7 @@ impl Server {
         let Some(guest) = self.guests.get_mut(&client) else { return };
         kill_point!(ManagerByteHeard);
         guest.receiver.awake();
+        guest.look_at_unread(client, &mut self.core);
         if !guest.sender.is_flushed() {
             self.send_rest(client);
         }
@@ -725,7 +753,7 @@ impl Server {
         .map_err(io::Error::from)
         .and_then(|()| socket::send_now(&socket, &welcome, &[]));
         if let Err(error) = entered {
-            self.core.disconnect(client, &mut self.actions);
+            self.core.disconnect(client, 0, &mut self.actions);
             return Err(error.to_string());
         }
         kill_point!(ManagerWelcomeSent);
@@ -758,7 +786,7 @@ impl Server {
         };
         if let Err(error) = entered {
             tracing::error!(%error, "a manager cannot let in a client");
-            return self.core.disconnect(client, &mut self.actions);
+            return self.core.disconnect(client, 0, &mut self.actions);
         }
         self.guests.insert(client, Guest::new(socket, sender, receiver));
         self.hot.push(client);
@@ -772,18 +800,20 @@ impl Server {
     fn cut_off(&mut self) {
         while let Some((client, why)) = self.condemned.pop() {
             let Some(guest) = self.guests.remove(&client) else { continue };
+            // A client that is still alive might read on, and have what others get now.
+            guest.sender.revoke();
+            let unread = guest.unread.left(guest.sender.taken());
             // Closing it is not enough: a child that a user's function has forked may have a copy.
             if let Some(socket) = guest.socket.get() {
                 let _ = epoll::delete(&self.poll, socket);
                 let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
             }
-            drop(guest);
             kill_point!(ManagerClientCutOff);
             if !why.is_empty() {
                 tracing::warn!(client = client.0, %why, "a manager has cut off a client");
             }
             self.hot.retain(|hot| *hot != client);
-            self.core.disconnect(client, &mut self.actions);
+            self.core.disconnect(client, unread, &mut self.actions);
             kill_point!(ManagerClientForgotten);
             self.perform();
         }

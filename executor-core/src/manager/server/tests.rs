@@ -21,7 +21,7 @@ use super::{
     core::Limits,
     crew,
     gate::GateSetup,
-    serve::{Server, Setup},
+    serve::{Server, Setup, Turn},
 };
 use crate::{
     os::{random, socket},
@@ -36,25 +36,30 @@ struct Stage {
     server: Option<JoinHandle<std::io::Result<()>>>,
 }
 
+/// Makes a server that nobody runs, its door, and its owner's end.
+fn server() -> (Server, Arc<Door>, OwnedFd) {
+    let (inside, outside) = socket::pair().unwrap();
+    let (owner, theirs) = socket::pair().unwrap();
+    let id = ServerId(u128::from_le_bytes(random::bytes().unwrap()));
+    let door = Arc::new(Door::near(id, Arc::new(outside)));
+    let limits =
+        Limits { clients: 8, objects: 1000, calls_per_client: 100, bytes_per_client: 1 << 20 };
+    let setup = Setup {
+        door: inside,
+        outside: Arc::clone(&door),
+        owner: theirs,
+        limits,
+        message_bytes_max: 1 << 20,
+        unread_bytes_max: 1 << 20,
+        client_leases_max: 10,
+        gate: GateSetup::default(),
+    };
+    (Server::new(setup).unwrap(), door, owner)
+}
+
 impl Stage {
     fn new() -> Self {
-        let (inside, outside) = socket::pair().unwrap();
-        let (owner, theirs) = socket::pair().unwrap();
-        let id = ServerId(u128::from_le_bytes(random::bytes().unwrap()));
-        let door = Arc::new(Door::near(id, Arc::new(outside)));
-        let limits =
-            Limits { clients: 8, objects: 1000, calls_per_client: 100, bytes_per_client: 1 << 20 };
-        let setup = Setup {
-            door: inside,
-            outside: Arc::clone(&door),
-            owner: theirs,
-            limits,
-            message_bytes_max: 1 << 20,
-            unread_bytes_max: 1 << 20,
-            client_leases_max: 10,
-            gate: GateSetup::default(),
-        };
-        let server = Server::new(setup).unwrap();
+        let (server, door, owner) = server();
         let server = thread::spawn(move || crew::run(server));
         Stage { door, owner: Some(owner), server: Some(server) }
     }
@@ -72,15 +77,21 @@ impl Stage {
 
     /// Comes in as a client does, and returns its socket and its lane.
     fn enter(&self) -> (OwnedFd, LaneSender, LaneReceiver) {
-        let (memory, descriptor) = lane::create().unwrap();
-        let (ours, theirs) = socket::pair().unwrap();
-        let fds = [theirs.as_fd(), descriptor.as_fd()];
-        socket::send(&**self.door.socket().unwrap(), &knock(), &fds).unwrap();
-        let (answer, _) = socket::recv(&ours).unwrap();
-        assert_eq!(answer[0], WELCOME);
-        let (sender, receiver) = lane::ends(&memory, LaneSide::Client, u64::MAX);
-        (ours, sender, receiver)
+        enter(&self.door, || {})
     }
+}
+
+/// Comes in as a client does. `knocked` is called when the server is to answer.
+fn enter(door: &Door, knocked: impl FnOnce()) -> (OwnedFd, LaneSender, LaneReceiver) {
+    let (memory, descriptor) = lane::create().unwrap();
+    let (ours, theirs) = socket::pair().unwrap();
+    let fds = [theirs.as_fd(), descriptor.as_fd()];
+    socket::send(&**door.socket().unwrap(), &knock(), &fds).unwrap();
+    knocked();
+    let (answer, _) = socket::recv(&ours).unwrap();
+    assert_eq!(answer[0], WELCOME);
+    let (sender, receiver) = lane::ends(&memory, LaneSide::Client, u64::MAX);
+    (ours, sender, receiver)
 }
 
 impl Drop for Stage {
@@ -176,6 +187,47 @@ fn a_client_that_takes_no_replies_is_cut_off() {
 }
 
 #[test]
+fn what_a_client_is_cut_off_before_it_reads_goes_to_others_and_not_to_it() {
+    const ITEMS: u32 = 20;
+    let stage = Stage::new();
+    let server = Reference::to_server(Arc::clone(&stage.door)).unwrap();
+    let request = server.request(Operation::Create).number(Kind::Queue as u64);
+    let queue = Reference::created(&request.number(0).flag(false).call().unwrap());
+    let item = |number: u32| (number, vec![7_u8; 200_000]);
+    for number in 0..ITEMS {
+        let request = queue.request(Operation::QueuePut).flag(false);
+        request.value(&item(number)).call().unwrap();
+    }
+    let (socket, mut lane, mut receiver) = stage.enter();
+    assert_eq!(queue.object(), ObjectId(1), "`send` asks for this object");
+    send(&socket, &mut lane, 1, Operation::Claim, &[]);
+    let mut first = Vec::new();
+    let mut read = 0;
+    for call in 0..ITEMS {
+        let mut waits = Vec::new();
+        put_number(&mut waits, 0);
+        send(&socket, &mut lane, 2 + call, Operation::QueueGet, &waits);
+        // It reads the answer to the claim and the first item, and nothing else.
+        while read < 2 && call == 0 {
+            read += u32::from(receiver.receive(&mut first).unwrap());
+            let _ = socket::send_now(&socket, b"!", &[]);
+        }
+        assert!(call > 0 || !receiver.is_revoked());
+    }
+    is_cut_off(&socket);
+    // Parts of the others are in its ring, and it is told not to use them.
+    while receiver.receive(&mut first) == Ok(true) {
+        assert!(receiver.is_revoked());
+    }
+    assert!(receiver.is_revoked());
+    for number in 1..ITEMS {
+        let answer = queue.request(Operation::QueueGet).flag(true).call().unwrap();
+        assert_eq!(answer.value::<(u32, Vec<u8>)>().unwrap(), item(number));
+    }
+    assert_eq!(queue.request(Operation::Len).call().unwrap().number(), 0);
+}
+
+#[test]
 fn a_client_that_hangs_up_and_goes_on_writing_holds_up_nobody() {
     let stage = Stage::new();
     let (socket, mut lane, _receiver) = stage.enter();
@@ -248,6 +300,73 @@ fn handles_that_one_client_has_sent_are_limited() {
     assert_eq!(statuses[..11], [Done; 11], "the object, and ten handles");
     assert_eq!(statuses[11..], [Limit; 10]);
     stage.is_well();
+}
+
+/// A client whose lane the server does not look at sends a byte, and is served soon, although
+/// others never stop asking.
+#[test]
+fn a_client_that_wakes_the_server_does_not_wait_for_thousands_of_requests_of_others() {
+    /// A few turns of both. It was 4096 when only turns were counted.
+    const AT_MOST: usize = 700;
+    let (mut server, door, _owner) = server();
+    let mut turn = || assert!(matches!(server.turn().unwrap(), Turn::Served));
+    let mut clients: Vec<_> = (0..3).map(|_| enter(&door, &mut turn)).collect();
+    let (socket, lane, receiver) = &mut clients[0];
+    let mut message = Vec::new();
+    send(socket, lane, 1, Operation::Create, &create(Kind::Event));
+    while !receiver.receive(&mut message).unwrap() {
+        turn();
+    }
+    // The server would sleep, if this byte were not there, and so looks at no lane any more but at
+    // that of its sender.
+    for client in 0..3 {
+        socket::send_now(&clients[0].0, b"!", &[]).unwrap();
+        turn();
+        let (socket, lane, receiver) = &mut clients[client];
+        send(socket, lane, 2, Operation::Claim, &[]);
+        socket::send_now(&*socket, b"!", &[]).unwrap();
+        while !receiver.receive(&mut message).unwrap() {
+            turn();
+        }
+    }
+    let mut call = 10;
+    let mut ask = |client: &mut (OwnedFd, LaneSender, LaneReceiver)| {
+        call += 1;
+        send(&client.0, &mut client.1, call, Operation::EventIsSet, &[]);
+    };
+    for _ in 0..20 {
+        // All are quiet, and the server looks only at the lanes of the two that send a byte.
+        (0..2).for_each(|eager| socket::send_now(&clients[eager].0, b"!", &[]).unwrap());
+        turn();
+        // They always have more to do than is done in a turn.
+        (0..2).for_each(|eager| (0..64).for_each(|_| ask(&mut clients[eager])));
+        turn();
+        ask(&mut clients[2]);
+        let mut served = 0;
+        while !clients[2].2.receive(&mut message).unwrap() {
+            assert!(served <= AT_MOST, "{served} requests of others were done before one");
+            turn();
+            for client in &mut clients[..2] {
+                while client.2.receive(&mut message).unwrap() {
+                    served += 1;
+                    ask(client);
+                }
+            }
+        }
+        assert!(served > 0, "it had to wake the server");
+        // Until all is done.
+        let mut turns = 0;
+        while turns < 8 {
+            socket::send_now(&clients[0].0, b"!", &[]).unwrap();
+            turn();
+            turns += 1;
+            for client in &mut clients {
+                while client.2.receive(&mut message).unwrap() {
+                    turns = 0;
+                }
+            }
+        }
+    }
 }
 
 /// Threads and futures that share one connection: some wait, some give up, some are dropped. No

@@ -26,7 +26,7 @@ use std::{borrow::Cow, collections::VecDeque, io, os::fd::OwnedFd, sync::Arc};
 
 use super::{
     PART_BYTES_MAX,
-    spsc::{Consumer, Impossible, Producer, Ring},
+    spsc::{Consumer, Impossible, Producer, Ring, words_for},
 };
 use crate::os::memory::{Shared, SharedLayout};
 
@@ -111,6 +111,7 @@ pub(crate) fn ends(
         outbox: VecDeque::new(),
         outbox_bytes: 0,
         sent: 0,
+        end: 0,
     };
     let receiver = LaneReceiver {
         memory: Arc::clone(memory),
@@ -133,6 +134,18 @@ pub(crate) struct LaneSender {
     outbox_bytes: usize,
     /// How many bytes of the first message of the outbox are sent.
     sent: usize,
+    /// How many words of the ring all messages take, with those in the outbox.
+    end: u64,
+}
+
+/// Returns how many words of the ring a message takes, whose parts are as long as possible.
+fn words_of(len: usize) -> u64 {
+    if len <= PART_BYTES_MAX {
+        return words_for(len);
+    }
+    let (whole, rest) = (len / PART_BYTES_MAX, len % PART_BYTES_MAX);
+    let rest = if rest == 0 { 0 } else { words_for(rest) };
+    whole as u64 * words_for(PART_BYTES_MAX) + rest
 }
 
 /// A message that waits for room.
@@ -165,6 +178,7 @@ impl LaneSender {
     ) -> Result<(), LaneError> {
         let body = body.into();
         let fits = LANE_HEADER_BYTES + body.len() <= PART_BYTES_MAX;
+        self.end += words_of(LANE_HEADER_BYTES + body.len());
         let ring = self.memory.sent_by(self.side);
         if fits && self.outbox.is_empty() && self.producer.write(ring, [&header[..], &body])? {
             return Ok(());
@@ -197,7 +211,31 @@ impl LaneSender {
                 self.sent = 0;
             }
         }
+        debug_assert_eq!(self.end, self.producer.position(), "each message has been counted");
         Ok(true)
+    }
+
+    /// Returns where the last message ends. The other side has taken it when
+    /// [`taken`](Self::taken) is not less.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Returns how far the other side has come. `None` if it has written a position that cannot
+    /// be.
+    pub(crate) fn taken(&self) -> Option<u64> {
+        self.producer.taken(self.memory.sent_by(self.side)).ok()
+    }
+
+    /// Asks the other side to use nothing that it takes from now on. What it had not taken by then,
+    /// according to [`taken`](Self::taken), counts as not sent.
+    pub(crate) fn revoke(&self) {
+        self.memory.sent_by(self.side).revoke();
+    }
+
+    /// Asks the other side to send a byte when it has taken what it was sent.
+    pub(crate) fn ask_for_news(&self) {
+        self.memory.sent_by(self.side).want_room();
     }
 
     /// Whether everything was sent.
@@ -287,6 +325,12 @@ impl LaneReceiver {
     /// Whether the other side has made room since this side's [`LaneSender`] last asked for it.
     pub(crate) fn room_was_made(&self) -> bool {
         !self.memory.sent_by(self.side).room_is_wanted()
+    }
+
+    /// Whether the other side has revoked the message that was just received. Then it must not be
+    /// used.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.memory.received_by(self.side).is_revoked()
     }
 
     /// Returns the processor on which the other side last sent.
@@ -379,6 +423,33 @@ mod tests {
         assert!(!from_client.receive(&mut message).unwrap());
         assert!(from_client.must_wake(), "the sender wants room");
         assert!(!to_server.flush().unwrap());
+    }
+
+    #[test]
+    fn the_sender_knows_which_messages_were_taken_however_long_they_are() {
+        let ((_, mut from_server), (mut to_client, _)) = lane(1 << 30);
+        let lengths = [0, 5, 32 * 1024 - 24, 32 * 1024 - 23, 100_000, 65_512, 3, 400_000, 0];
+        let ends: Vec<u64> = lengths
+            .iter()
+            .map(|len| {
+                to_client.send(&header(*len), vec![1; *len]).unwrap();
+                to_client.end()
+            })
+            .collect();
+        let mut message = Vec::new();
+        for read in 0..=lengths.len() {
+            let taken = to_client.taken().unwrap();
+            let unread = ends.iter().filter(|end| **end > taken).count();
+            assert_eq!(unread, lengths.len() - read);
+            while read < lengths.len() && !from_server.receive(&mut message).unwrap() {
+                to_client.flush().unwrap();
+            }
+        }
+        assert!(!from_server.is_revoked());
+        to_client.revoke();
+        assert!(from_server.is_revoked());
+        to_client.memory.replies.fake_tail(u64::MAX);
+        assert_eq!(to_client.taken(), None);
     }
 
     #[test]

@@ -128,6 +128,25 @@ fn messages_arrive_in_order_and_both_sides_wake() {
 }
 
 #[test]
+fn a_message_is_used_or_known_to_be_unread_never_both() {
+    check(4, || {
+        let ring = ring();
+        let mut producer = Producer::default();
+        assert!(producer.write(&ring, [&message(1)]).unwrap());
+        let end = producer.position();
+        let theirs = Arc::clone(&ring);
+        let consumer = thread::spawn(move || {
+            let read = Consumer::default().read(&theirs, &mut Vec::new()).unwrap();
+            read.is_some() && !theirs.is_revoked()
+        });
+        ring.revoke();
+        let unread = producer.taken(&ring).unwrap() < end;
+        let used = consumer.join().unwrap();
+        assert!(!(used && unread), "two would have it");
+    });
+}
+
+#[test]
 fn a_ring_that_closes_lets_both_sides_go() {
     check(3, || {
         let (link, mut worker, _) = ends();

@@ -172,6 +172,21 @@ impl Ring {
         self.ring_producer();
     }
 
+    /// Producer: asks the consumer to use nothing that it takes from now on, without waking it.
+    ///
+    /// A consumer that sees this behind what it has taken drops it. One that does not see it has
+    /// advanced its position before: [`Producer::taken`], called after this, counts that.
+    pub(super) fn revoke(&self) {
+        self.closed.0.swap(1, Ordering::SeqCst);
+        full_fence();
+    }
+
+    /// Consumer: whether the producer has revoked what was just taken.
+    pub(super) fn is_revoked(&self) -> bool {
+        full_fence();
+        self.closed.0.load(Ordering::Relaxed) != 0
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed.0.load(Ordering::SeqCst) != 0
     }
@@ -244,7 +259,7 @@ pub(super) struct Producer {
 }
 
 /// Number of words that a message takes, including the word with its length.
-fn words_for(len: usize) -> u64 {
+pub(super) fn words_for(len: usize) -> u64 {
     1 + len.div_ceil(8) as u64
 }
 
@@ -284,6 +299,17 @@ impl Producer {
         }
         self.tail = tail;
         Ok(self.head - tail + words <= WORDS as u64)
+    }
+
+    /// Returns how many words were published.
+    pub(super) fn position(&self) -> u64 {
+        self.head
+    }
+
+    /// Returns how many words the consumer has taken.
+    pub(super) fn taken(&self, ring: &Ring) -> Result<u64, Impossible> {
+        let tail = ring.tail.0.load(Ordering::Acquire);
+        if tail < self.tail || tail > self.head { Err(Impossible) } else { Ok(tail) }
     }
 
     /// Whether there is space for a message of this length. `false` if there is no message.
@@ -458,6 +484,14 @@ impl Consumer {
         // Gives the words back to the producer, after they were copied.
         ring.tail.0.store(at, Ordering::Release);
         kill_point!(TailStored);
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+impl Ring {
+    /// Writes a position as a hostile consumer may.
+    pub(super) fn fake_tail(&self, tail: u64) {
+        self.tail.0.store(tail, Ordering::Relaxed);
     }
 }
 

@@ -69,16 +69,22 @@ pub(crate) enum Work {
 /// nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Actions {
-    replies: Vec<(ClientId, Reply, Range<usize>)>,
+    /// With each reply, whether it gives the client something that is noted for it.
+    replies: Vec<(ClientId, Reply, Range<usize>, bool)>,
     bytes: Vec<u8>,
     /// Where the body of the next reply begins.
     body_start: usize,
     jobs: Vec<Job>,
+    /// Whether the next reply gives its client something.
+    takes: bool,
 }
 
 impl Actions {
-    pub(crate) fn replies(&self) -> impl ExactSizeIterator<Item = (ClientId, Reply, &[u8])> {
-        self.replies.iter().map(|(to, reply, range)| (*to, *reply, &self.bytes[range.clone()]))
+    /// Returns the replies: to whom, header, body, and whether it gives the client something. The
+    /// core has noted each such reply, and waits for [`Core::takes_read`](super::Core::takes_read).
+    pub(crate) fn replies(&self) -> impl ExactSizeIterator<Item = (ClientId, Reply, &[u8], bool)> {
+        let replies = self.replies.iter();
+        replies.map(|(to, reply, range, takes)| (*to, *reply, &self.bytes[range.clone()], *takes))
     }
 
     pub(crate) fn take_jobs(&mut self) -> Vec<Job> {
@@ -109,14 +115,21 @@ impl Actions {
         self.end_reply(Caller { client: to, call: reply.call }, reply.status, reply.number);
     }
 
+    /// Says that the next reply gives its client something that was noted for it.
+    pub(super) fn next_takes(&mut self) {
+        self.takes = true;
+    }
+
     /// Ends a reply. Its body is what was written since the last reply.
     pub(super) fn end_reply(&mut self, to: Caller, status: Status, number: u64) {
+        let takes = std::mem::take(&mut self.takes);
+        debug_assert!(!takes || to.call != CallId::NONE, "what is noted has a reply");
         if to.call == CallId::NONE {
             return self.bytes.truncate(self.body_start);
         }
         let range = self.body_start..self.bytes.len();
         let reply = Reply { call: to.call, status, number, len: range.len() as u64 };
-        self.replies.push((to.client, reply, range));
+        self.replies.push((to.client, reply, range, takes));
         self.body_start = self.bytes.len();
     }
 

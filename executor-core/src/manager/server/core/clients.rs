@@ -4,11 +4,11 @@
 //! for what it had, and not for all objects.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fmt,
 };
 
-use super::{Limits, actions::Refusal, waiting::Ticket};
+use super::{Limits, actions::Refusal, takes::Take, waiting::Ticket};
 use crate::{
     id::IdHasher,
     manager::protocol::{CallId, ObjectId, Status},
@@ -57,6 +57,8 @@ pub(super) struct Client {
     pub(super) waits: BTreeMap<CallId, Wait>,
     /// The sum of the bytes of all waits.
     waiting_bytes: u64,
+    /// What it was given in replies that it may not have read, in their order.
+    pub(super) takes: VecDeque<Take>,
 }
 
 /// All clients.
@@ -142,6 +144,19 @@ impl Clients {
     pub(super) fn remove_hold(&mut self, client: ClientId, object: ObjectId) {
         if let Some(client) = self.table.get_mut(&client) {
             client.holds.remove(&object);
+        }
+    }
+
+    /// Notes what the next reply to a client gives it. Returns whether there is such a client.
+    pub(super) fn note_take(&mut self, client: ClientId, take: Take) -> bool {
+        let client = self.table.get_mut(&client);
+        client.map(|client| client.takes.push_back(take)).is_some()
+    }
+
+    /// Forgets the first of what a client was given, which it has read.
+    pub(super) fn forget_takes(&mut self, client: ClientId, count: usize) {
+        if let Some(client) = self.table.get_mut(&client) {
+            drop(client.takes.drain(..count.min(client.takes.len())));
         }
     }
 

@@ -29,7 +29,10 @@ fn to_index(number: u64) -> usize {
 impl List {
     pub(super) fn create(mut fields: Fields<'_>, turn: &mut Turn<'_>) -> Result<Self, Refusal> {
         let fixed = fields.flag()?;
-        let items = turn.values(fields)?.into_iter().map(|value| turn.keep(value)).collect();
+        let values = turn.values(fields)?;
+        // `collect` would keep the memory of `values`, which has grown in steps.
+        let mut items = VecDeque::with_capacity(values.len());
+        items.extend(values.into_iter().map(|value| turn.keep(value)));
         Ok(List { items, fixed, version: 0 })
     }
 
@@ -221,7 +224,10 @@ impl List {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Body, Desk, number};
+    use super::super::{
+        State,
+        testing::{Body, Desk, number},
+    };
     use crate::manager::protocol::{Kind, Operation as O, Status};
 
     #[test]
@@ -273,5 +279,17 @@ mod tests {
         // The version is another one by now.
         assert_eq!(desk.ask(a, O::ListReplace, array, replace).done(), 0);
         assert_eq!(desk.ask(a, O::Snapshot, array, Body::new()).texts(), ["y", "z"]);
+    }
+    #[test]
+    fn a_new_list_takes_no_more_memory_than_its_items_need() {
+        let (mut desk, a, _) = Desk::with_two();
+        for count in [0, 1, 2, 5, 9] {
+            let body = (0..count).fold(number(0), |body, _| body.value("x"));
+            let id = desk.create(a, Kind::List, body);
+            let State::List(list) = &desk.core.objects.get(id).unwrap().state else {
+                panic!("a list");
+            };
+            assert_eq!(list.items.capacity(), count);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     actions::{Progress, Refusal},
     clients::{Caller, ClientId},
+    takes::Take,
     turn::Turn,
     waiting::{Leave, Line, Ticket},
 };
@@ -80,11 +81,13 @@ impl Lock {
                 fields.end()?;
                 let owner = Owner { client: turn.caller.client, number };
                 if self.owner.is_none() {
-                    let died = self.take(owner, 1, turn);
+                    let died = self.take(turn.caller, owner, 1, turn);
                     return Ok(Progress::Done(u64::from(died)));
                 }
                 if self.reentrant && self.owner == Some(owner) {
                     self.count += 1;
+                    let lock = turn.object;
+                    turn.took(turn.caller, Take::Lock { lock, number, count: 1, died: false });
                     return Ok(Progress::Done(0));
                 }
                 if !wait {
@@ -121,12 +124,16 @@ impl Lock {
         }
     }
 
-    /// Gives the free lock to an owner. Returns whether the last owner died with it.
-    fn take(&mut self, owner: Owner, count: u64, turn: &mut Turn<'_>) -> bool {
+    /// Gives the free lock to an owner, whose call is answered next. Returns whether the last owner
+    /// died with it.
+    fn take(&mut self, to: Caller, owner: Owner, count: u64, turn: &mut Turn<'_>) -> bool {
         self.owner = Some(owner);
         self.count = count;
         turn.clients.add_hold(owner.client, turn.object);
-        std::mem::take(&mut self.owner_died)
+        let died = std::mem::take(&mut self.owner_died);
+        let (lock, number) = (turn.object, owner.number);
+        turn.took(to, Take::Lock { lock, number, count, died });
+        died
     }
 
     /// Frees the lock, however often its owner holds it. The first in the line gets it.
@@ -138,10 +145,39 @@ impl Lock {
         self.pass_on(turn);
     }
 
-    /// The client of the owner is gone.
+    /// The client whose turn it is is gone.
     pub(super) fn owner_died(&mut self, turn: &mut Turn<'_>) {
-        self.owner_died = true;
-        self.release(turn);
+        // What it had not read that it has it was passed on before.
+        if self.owner.is_some_and(|owner| owner.client == turn.caller.client) {
+            self.owner_died = true;
+            self.release(turn);
+        }
+    }
+
+    /// The client whose turn it is is gone, and has not read that it got the lock this often. So it
+    /// has changed nothing under the lock. If it was to be told that the owner before had died, the
+    /// next one is told.
+    pub(super) fn release_unread(
+        &mut self,
+        number: u64,
+        count: u64,
+        died: bool,
+        turn: &mut Turn<'_>,
+    ) {
+        if self.owner != Some(Owner { client: turn.caller.client, number }) {
+            return;
+        }
+        self.owner_died |= died;
+        self.count = self.count.saturating_sub(count);
+        if self.count == 0 {
+            self.release(turn);
+        }
+    }
+
+    /// Returns how often it is held, and whether the next owner is told of a death.
+    #[cfg(test)]
+    pub(super) fn marks(&self) -> (u64, bool) {
+        (self.count, self.owner_died)
     }
 
     /// Gives the lock to the first in the line, if it is free.
@@ -151,7 +187,7 @@ impl Lock {
         }
         let Some((caller, claim)) = self.line.pop() else { return };
         let owner = Owner { client: caller.client, number: claim.number };
-        let number = u64::from(self.take(owner, claim.count, turn));
+        let number = u64::from(self.take(caller, owner, claim.count, turn));
         let outcome = match claim.why {
             Why::Acquire | Why::Notified => Ok(number),
             Why::GivenUp => Err(Refusal { number, ..Status::GivenUp.into() }),

@@ -24,7 +24,8 @@
 //! - An object lives as long as a client, a lease, or a value of another object refers to it.
 //!   Cycles are not found: objects that name each other live until the server ends.
 //! - A client that is gone holds nothing: its calls do not wait any more, its locks are free, its
-//!   permits are back, and its references are dropped.
+//!   permits are back, and its references are dropped. An item or a lock that it was given in a
+//!   reply which it has not read was never given to it.
 //! - A client can only use objects to which it has a reference, and the directory
 //!   ([`ObjectId::DIRECTORY`]): a map that is always there, in which clients publish objects by
 //!   name.
@@ -53,6 +54,7 @@ mod semaphore;
 mod set;
 #[cfg(test)]
 mod sim;
+mod takes;
 #[cfg(test)]
 mod testing;
 mod turn;
@@ -301,13 +303,15 @@ impl Core {
     }
 
     /// A client is gone. What it had ends, in this order: its calls that wait, so that no lock is
-    /// passed on to it; its locks and permits; its references.
-    pub(crate) fn disconnect(&mut self, client: ClientId, out: &mut Actions) {
+    /// passed on to it; what it was given in the last `unread` replies that gave it something; its
+    /// locks and permits; its references.
+    pub(crate) fn disconnect(&mut self, client: ClientId, unread: usize, out: &mut Actions) {
         let Some(gone) = self.clients.remove(client) else { return };
-        let Client { references, holds, waits, .. } = gone;
+        let Client { references, holds, waits, takes, .. } = gone;
         for (call, wait) in waits {
             self.leave(Caller { client, call }, wait, Leave::ClientGone, out);
         }
+        self.undo_takes(client, &references, takes, unread, out);
         for object in holds {
             let Some(entry) = self.objects.get_mut(object) else { continue };
             let mut turn = Turn {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::{
     actions::{Outcome, Progress, Refusal},
     clients::Caller,
+    takes::Take,
     turn::{Names, Stored, Turn},
     waiting::{Line, Ticket},
 };
@@ -72,8 +73,10 @@ impl Queue {
                 if let Some(item) = self.items.pop_front() {
                     // Before the item is written: replies are written one after the other.
                     self.let_put(turn);
+                    let (caller, queue) = (turn.caller, turn.object);
                     turn.write(&item);
                     turn.lose(&item);
+                    turn.took(caller, Take::Item { queue, item });
                     return Ok(Progress::Done(0));
                 }
                 if !wait {
@@ -137,8 +140,24 @@ impl Queue {
         let Some((getter, ())) = self.getters.pop() else { return Some(item) };
         turn.write_to(getter, &item.bytes, &item.names);
         turn.lose(&item);
+        turn.took(getter, Take::Item { queue: turn.object, item });
         turn.answer(getter, Ok(0));
         None
+    }
+
+    /// Puts back an item that nobody has got. It comes first again. Afterwards
+    /// [`let_get`](Self::let_get) must be called.
+    pub(super) fn put_back(&mut self, item: Stored) {
+        self.items.push_front(item);
+    }
+
+    /// Gives items to those who wait for one, as long as there are some.
+    pub(super) fn let_get(&mut self, turn: &mut Turn<'_>) {
+        while !self.getters.is_empty()
+            && let Some(item) = self.items.pop_front()
+        {
+            self.hand_over(item, turn);
+        }
     }
 
     /// Lets those put who wait for room, as long as there is some.
@@ -182,6 +201,12 @@ impl Queue {
     pub(super) fn each_names(&self, mut each: impl FnMut(&Names)) {
         let waiting = self.putters.iter().map(|(_, item)| item);
         self.items.iter().chain(waiting).for_each(|item| each(&item.names));
+    }
+
+    /// Returns the items and what they name.
+    #[cfg(test)]
+    pub(super) fn items(&self) -> impl Iterator<Item = &Stored> {
+        self.items.iter()
     }
 
     /// Checks that nobody waits for what is there.

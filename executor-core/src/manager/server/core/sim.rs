@@ -39,6 +39,16 @@ struct Value {
     last: u64,
 }
 
+/// What a reply has given to a client.
+struct Given {
+    operation: Operation,
+    object: ObjectId,
+    number: u64,
+    /// For whom it has acquired a lock.
+    owner: Option<u64>,
+    body: Vec<u8>,
+}
+
 struct World {
     dice: Dice,
     core: Core,
@@ -49,6 +59,10 @@ struct World {
     /// Calls that are not answered.
     calls: BTreeMap<(ClientId, CallId), (Operation, ObjectId, Option<Kind>)>,
     references: BTreeMap<(ClientId, ObjectId), u64>,
+    /// The replies that gave a client something, and that it may not have read.
+    unread: BTreeMap<ClientId, VecDeque<Given>>,
+    /// For whom a call acquires a lock.
+    owners: BTreeMap<(ClientId, CallId), u64>,
     leases: Vec<LeaseId>,
     jobs: Vec<(Job, ObjectId)>,
     /// The values of users' own types that are made, and not to be dropped.
@@ -74,6 +88,8 @@ impl World {
             known: Vec::new(),
             calls: BTreeMap::new(),
             references: BTreeMap::new(),
+            unread: BTreeMap::new(),
+            owners: BTreeMap::new(),
             leases: Vec::new(),
             jobs: Vec::new(),
             values: BTreeMap::new(),
@@ -99,8 +115,8 @@ impl World {
     /// Takes over the replies and jobs, and checks everything.
     fn collect(&mut self, busy: ObjectId) {
         let out = std::mem::take(&mut self.out);
-        for (client, reply, body) in out.replies() {
-            self.replied(client, reply, body);
+        for (client, reply, body, takes) in out.replies() {
+            self.replied(client, reply, body, takes);
         }
         self.out = out;
         for job in self.out.take_jobs() {
@@ -152,7 +168,7 @@ impl World {
         }
     }
 
-    fn replied(&mut self, client: ClientId, reply: Reply, body: &[u8]) {
+    fn replied(&mut self, client: ClientId, reply: Reply, body: &[u8], takes: bool) {
         let asked = self.calls.remove(&(client, reply.call));
         let (operation, object, kind) = asked.expect("a reply to a call that waits");
         self.note(format!("  {client:?} {:?} {operation:?}: {:?}", reply.call, reply.status));
@@ -164,6 +180,22 @@ impl World {
             self.count(&format!("{operation:?}: the last owner died"));
         }
         assert_eq!(reply.len, body.len() as u64);
+        let gives = match operation {
+            Operation::QueueGet | Operation::LockAcquire => reply.status == Status::Done,
+            // It may also have waited for an object of another kind that was busy.
+            Operation::ConditionWait => {
+                let ended = matches!(reply.status, Status::Done | Status::GivenUp);
+                ended && self.known.contains(&(object, Kind::Condition))
+            }
+            _ => false,
+        };
+        assert_eq!(takes, gives, "{operation:?} {:?}", reply.status);
+        if takes {
+            let number = reply.number;
+            let owner = self.owners.get(&(client, reply.call)).copied();
+            let given = Given { operation, object, number, owner, body: body.to_vec() };
+            self.unread.entry(client).or_default().push_back(given);
+        }
         if let Status::Malformed | Status::Limit = reply.status {
             let mut fields = Fields::new(body);
             assert!(!fields.bytes().unwrap().is_empty());
@@ -214,14 +246,19 @@ impl World {
         match dice {
             0..4 => self.connect(),
             4 => {
-                if self.dice.percent(50) {
+                if self.holds_up().is_some() || self.dice.percent(50) {
                     self.disconnect();
                 }
             }
             5..10 => self.give_up(),
             10..12 => self.release(),
             12 => self.lease(),
-            13 => self.lease_ended(),
+            13 => {
+                self.lease_ended();
+                if self.dice.percent(30) {
+                    self.read();
+                }
+            }
             14..21 => self.ran(),
             21..26 => self.create(),
             26 => self.publish(),
@@ -250,17 +287,133 @@ impl World {
         (!from.is_empty()).then(|| self.dice.pick(from))
     }
 
-    fn disconnect(&mut self) {
+    /// The loop notices how many of its replies a client has read.
+    fn read(&mut self) {
         let Some(client) = self.client() else { return };
+        let Some(unread) = self.unread.get_mut(&client) else { return };
+        let count = self.dice.below(unread.len() as u64 + 1) as usize;
+        unread.drain(..count);
+        self.core.takes_read(client, count);
+        self.collect(ObjectId::NONE);
+    }
+
+    /// Returns what all queues contain.
+    fn queues(&self) -> BTreeMap<ObjectId, VecDeque<Vec<u8>>> {
+        let queues = self.core.objects.iter().filter_map(|(id, object)| match &object.state {
+            State::Queue(queue) => Some((id, queue)),
+            _ => None,
+        });
+        queues.map(|(id, queue)| (id, queue.items().map(encoded).collect())).collect()
+    }
+
+    /// Returns what all locks that a client holds are to say of it, if it had not read the last
+    /// replies: the lock, and whether its next owner is told of a death.
+    fn marks(&self, client: ClientId, unread: &VecDeque<Given>) -> Vec<(ObjectId, bool)> {
+        let locks = self.core.objects.iter().filter_map(|(id, object)| match &object.state {
+            State::Lock(lock) if object.state.holders() == [client] => Some((id, &**lock)),
+            _ => None,
+        });
+        let mark = |(id, lock): (ObjectId, &super::lock::Lock)| {
+            let mut count = lock.marks().0;
+            let owner = lock.owner().map(|owner| owner.number);
+            let mut told = false;
+            for given in unread.iter().rev() {
+                let of = match &self.core.objects.get(given.object)?.state {
+                    State::Condition(condition) => condition.lock,
+                    _ => given.object,
+                };
+                // How often a wait takes the lock is not known here.
+                if of == id && given.operation == Operation::ConditionWait {
+                    return None;
+                }
+                if of == id && count > 0 && given.owner == owner {
+                    count = count.saturating_sub(1);
+                    told |= given.number == 1;
+                }
+            }
+            Some((id, told || count > 0))
+        };
+        locks.filter_map(mark).collect()
+    }
+
+    /// Checks what has become of the items and locks that a dead client had not read that it had.
+    fn check_undone(
+        &mut self,
+        mut expected: BTreeMap<ObjectId, VecDeque<Vec<u8>>>,
+        marks: &[(ObjectId, bool)],
+    ) {
+        let out = std::mem::take(&mut self.out);
+        let mut told = BTreeMap::new();
+        for (client, reply, body, _) in out.replies() {
+            let (operation, object, _) = self.calls[&(client, reply.call)];
+            if operation == Operation::QueueGet && reply.status == Status::Done {
+                let item = expected.get_mut(&object).and_then(VecDeque::pop_front);
+                assert_eq!(item.as_deref(), Some(body), "items are given in order");
+                self.count("an unread item goes to another client");
+            }
+            if operation == Operation::LockAcquire && reply.status == Status::Done {
+                told.insert(object, reply.number == 1);
+            }
+        }
+        self.out = out;
+        for (queue, items) in self.queues() {
+            assert_eq!(items, expected[&queue], "the items of {queue:?}");
+        }
+        for (lock, mark) in marks {
+            let Some(object) = self.core.objects.get(*lock) else { continue };
+            let State::Lock(state) = &object.state else { unreachable!("it was a lock") };
+            match state.owner() {
+                None => assert_eq!(state.marks(), (0, *mark), "{lock:?}"),
+                Some(_) if told.contains_key(lock) => assert_eq!(told[lock], *mark, "{lock:?}"),
+                // It was passed on to a call that has waited for a condition.
+                Some(_) => {}
+            }
+            self.count(if *mark { "a lock of the dead" } else { "a lock that was not seen" });
+        }
+    }
+
+    /// Returns a client that may not have read an item of a queue at which another client waits.
+    fn holds_up(&mut self) -> Option<ClientId> {
+        let waits = |queue: ObjectId, but: ClientId| {
+            self.calls.iter().any(|((client, _), (operation, object, _))| {
+                (*operation, *object) == (Operation::QueueGet, queue) && *client != but
+            })
+        };
+        let mut found = self.unread.iter().filter(|(client, unread)| {
+            let mut items = unread.iter().filter(|given| given.operation == Operation::QueueGet);
+            items.any(|given| waits(given.object, **client))
+        });
+        found.next().map(|(client, _)| *client)
+    }
+
+    fn disconnect(&mut self) {
+        let client = if self.dice.percent(80) { self.holds_up() } else { None };
+        let Some(client) = client.or_else(|| self.client()) else { return };
         self.note(format!("{client:?} disconnects"));
         self.count("disconnect");
+        let mut unread = self.unread.remove(&client).unwrap_or_default();
+        let count = self.dice.below(unread.len() as u64 + 1) as usize;
+        unread.drain(..unread.len() - count);
+        let mut expected = self.queues();
+        for given in unread.iter().rev().filter(|given| given.operation == Operation::QueueGet) {
+            let mut names = Fields::new(&given.body).value().unwrap().names();
+            // A client that has given back what an item names has spoilt it.
+            if names.all(|name| self.references.contains_key(&(client, name)))
+                && let Some(items) = expected.get_mut(&given.object)
+            {
+                items.push_front(given.body.clone());
+                self.count("an unread item is put back");
+            }
+        }
+        let marks = self.marks(client, &unread);
         if self.calls.keys().any(|(of, _)| *of == client) {
             self.count("disconnect: while calls wait");
         }
         self.clients.retain(|other| *other != client);
         self.calls.retain(|(of, _), _| *of != client);
         self.references.retain(|(of, _), _| *of != client);
-        self.core.disconnect(client, &mut self.out);
+        self.core.disconnect(client, count, &mut self.out);
+        self.check_undone(expected, &marks);
         self.collect(ObjectId::NONE);
         let holds = self.core.objects.iter().flat_map(|(_, object)| object.state.holders());
         assert!(holds.into_iter().all(|holder| holder != client), "a dead client holds a lock");
@@ -374,6 +527,11 @@ impl World {
         let call = CallId(self.last_call);
         self.note(format!("{client:?} {call:?} {operation:?} {object:?}"));
         self.calls.insert((client, call), (operation, object, kind));
+        if operation == Operation::LockAcquire
+            && let Ok(owner) = Fields::new(body).number()
+        {
+            self.owners.insert((client, call), owner);
+        }
         let request = Request { call, operation, object, len: body.len() as u64 };
         self.core.request(client, request, body, &mut self.out);
         self.collect(object);
@@ -578,6 +736,11 @@ impl World {
     }
 }
 
+/// Returns an item as it stands in a reply.
+fn encoded(item: &super::turn::Stored) -> Vec<u8> {
+    Body::new().naming(&item.bytes, item.names.as_slice()).0
+}
+
 /// Returns the requests for objects of a kind.
 fn operations(kind: Kind) -> &'static [Operation] {
     use Operation as O;
@@ -702,7 +865,14 @@ fn promises_hold_whatever_clients_do() {
             .filter(|operation| **operation != Operation::QueuePutBack)
             .map(|operation| format!("{operation:?}"));
         let statuses = Status::ALL.iter().map(|status| format!("{status:?}"));
-        let others = ["calls run side by side", "a value is dropped"].map(str::to_owned);
+        let others = [
+            "calls run side by side",
+            "a value is dropped",
+            "an unread item is put back",
+            "a lock of the dead",
+            "a lock that was not seen",
+        ]
+        .map(str::to_owned);
         let missing: Vec<_> = operations
             .chain(statuses)
             .chain(others)

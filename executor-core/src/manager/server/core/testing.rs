@@ -115,7 +115,7 @@ impl Desk {
     /// Takes over the replies and jobs.
     #[track_caller]
     fn collect(&mut self) {
-        for (client, reply, body) in self.out.replies() {
+        for (client, reply, body, _) in self.out.replies() {
             let answer = Answer { status: reply.status, number: reply.number, body: body.to_vec() };
             assert_eq!(reply.len, body.len() as u64);
             let previous = self.answers.insert((client, reply.call), answer);
@@ -247,7 +247,18 @@ impl Desk {
 
     #[track_caller]
     pub(super) fn disconnect(&mut self, client: ClientId) {
-        self.core.disconnect(client, &mut self.out);
+        self.disconnect_unread(client, 0);
+    }
+
+    /// Takes all answers of a client.
+    pub(super) fn answers_of(&mut self, client: ClientId) {
+        self.answers.retain(|(to, _), _| *to != client);
+    }
+
+    /// Ends a client that has not read its last replies that gave it something.
+    #[track_caller]
+    pub(super) fn disconnect_unread(&mut self, client: ClientId, unread: usize) {
+        self.core.disconnect(client, unread, &mut self.out);
         self.collect();
         assert!(self.answers.keys().all(|(to, _)| *to != client), "a dead client is answered");
     }

@@ -7,6 +7,7 @@ use super::{
     actions::{Actions, Outcome, Refusal},
     clients::{Caller, Clients},
     references::Changes,
+    takes::Take,
     waiting::Ticket,
 };
 use crate::manager::protocol::{self, CallId, Fields, ObjectId, Status, ValueField};
@@ -122,6 +123,15 @@ impl Turn<'_> {
 
     pub(super) fn write_number(&mut self, number: u64) {
         protocol::put_number(self.out.body(), number);
+    }
+
+    /// Notes what the next reply gives to a client. If the client dies before it has read the
+    /// reply, that is undone.
+    pub(super) fn took(&mut self, to: Caller, take: Take) {
+        // Without a reply there is none that could be unread.
+        if to.call != CallId::NONE && self.clients.note_take(to.client, take) {
+            self.out.next_takes();
+        }
     }
 
     /// Lets the caller wait at this object. `bytes` is how much of its data is kept meanwhile.
