@@ -1,5 +1,6 @@
-//! Unusual environments: the quickstart, a task that aborts, and a manager, under small limits, with
-//! refused system calls, without `/proc` or `/dev`, in special terminals, as the first process, and so on.
+//! Unusual environments: the quickstart, a task that aborts, and a manager, under small limits,
+//! with refused system calls, without `/proc` or `/dev`, in special terminals, as the first
+//! process, and so on.
 //!
 //! In each environment, everything works, or a failure is an error that says what was tried and why
 //! it was refused. Nothing hangs, nothing is ended by a signal, and nothing is left behind.

@@ -635,13 +635,13 @@ impl FarReceiver {
         self.drained = false;
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
     pub(super) fn socket(&self) -> &NotInherited {
         &self.shared.socket
     }
 
     /// Returns how many bytes are reserved for what comes.
-    #[cfg(test)]
+    #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
     pub(super) fn memory(&self) -> usize {
         self.raw.capacity() + self.stream.memory()
     }
