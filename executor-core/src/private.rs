@@ -40,6 +40,13 @@ pub use crate::{
 };
 pub use linkme;
 
+pub mod managed {
+    //! What `#[managed]` uses.
+    pub use serde;
+
+    pub use crate::manager::managed::{Handle, construct, with_mut, with_ref};
+}
+
 use crate::{
     os::arena,
     unwind::catch,

@@ -14,6 +14,7 @@ use std::{fmt, marker::PhantomData, sync::Arc};
 use super::{
     client::{Door, taking_in_server},
     error::ManagerError,
+    managed::{self, Stored},
     protocol::{Fields, put_bytes, put_number},
 };
 use crate::{
@@ -104,6 +105,9 @@ pub trait StepFn<A>: TaskFn {
     fn encode_rest(rest: &A, out: &mut Buffer) -> Result<(), CodecError>;
 }
 
+/// The id under which panics of such functions are recorded.
+const TASK: TaskId = TaskId::from_raw(2);
+
 /// What the server needs to run the function of an update.
 #[derive(Debug)]
 pub(super) struct Application<'a> {
@@ -113,9 +117,6 @@ pub(super) struct Application<'a> {
     pub(super) current: Option<&'a [u8]>,
     pub(super) rest: &'a [u8],
 }
-
-/// The id under which panics of such functions are recorded.
-const TASK: TaskId = TaskId::from_raw(2);
 
 impl Application<'_> {
     /// Runs the function, in the server. Returns the new value, or the body of a reply that says
@@ -131,40 +132,69 @@ impl Application<'_> {
         }
         arguments.extend_from_slice(self.current.unwrap_or_default());
         arguments.extend_from_slice(self.rest);
-        // The client may be another program.
-        let Some(function) = registry::by_meaning(self.function) else {
-            return Err(refusal(
-                Reply::Refused,
-                b"the program of the server has no such function, or one with other types or of another version of its crate",
-                "a function",
-            ));
-        };
-        let call = || {
-            call_here(TASK, function, &arguments, |kind, bytes, attachments| match kind {
-                Reply::Done if attachments.is_empty() => Ok(bytes.to_vec()),
-                Reply::Done => Err((
-                    Reply::Refused,
-                    b"its result contains something that belongs to processes, such as a file"
-                        .to_vec(),
-                )),
-                kind => Err((kind, bytes.to_vec())),
-            })
-        };
-        match taking_in_server(door, call) {
-            Ok(value) => Ok(value),
-            Err((kind, bytes)) => {
-                let name = registry::lookup(function).map_or("a function", |entry| entry.name);
-                Err(refusal(kind, &bytes, name))
-            }
-        }
+        run(self.function, &arguments, door)
     }
 }
 
-/// Returns the body of a reply that says why the function of an update gave no value.
-fn refusal(kind: Reply, bytes: &[u8], name: &str) -> Vec<u8> {
+/// Runs a function that makes a value of a user's own type.
+pub(super) fn construct(
+    function: u64,
+    arguments: &[u8],
+    door: &Arc<Door>,
+) -> Result<Arc<Stored>, Vec<u8>> {
+    let (ran, made) = managed::constructing(|| run(function, arguments, door));
+    ran?;
+    made.ok_or_else(|| refused(function, b"it is no constructor of a managed object"))
+}
+
+/// Runs a method of such a value.
+pub(super) fn call(
+    value: Arc<Stored>,
+    function: u64,
+    arguments: &[u8],
+    door: &Arc<Door>,
+) -> Result<Vec<u8>, Vec<u8>> {
+    let (ran, called) = managed::calling(value, || run(function, arguments, door));
+    match ran {
+        Ok(_) if !called => Err(refused(function, b"it is no method of a managed object")),
+        ran => ran,
+    }
+}
+
+/// Runs a function, in the server. Returns its result, or the body of a reply that says why there
+/// is none.
+fn run(function: u64, arguments: &[u8], door: &Arc<Door>) -> Result<Vec<u8>, Vec<u8>> {
+    // The client may be another program.
+    let Some(id) = registry::by_meaning(function) else {
+        return Err(refused(
+            function,
+            b"the program of the server has no such function, or one with other types or of another version of its crate",
+        ));
+    };
+    let call = || {
+        call_here(TASK, id, arguments, |kind, bytes, attachments| match kind {
+            Reply::Done if attachments.is_empty() => Ok(bytes.to_vec()),
+            Reply::Done => Err((
+                Reply::Refused,
+                b"its result contains something that belongs to processes, such as a file".to_vec(),
+            )),
+            kind => Err((kind, bytes.to_vec())),
+        })
+    };
+    taking_in_server(door, call).map_err(|(kind, bytes)| failed(function, kind, &bytes))
+}
+
+fn refused(function: u64, why: &[u8]) -> Vec<u8> {
+    failed(function, Reply::Refused, why)
+}
+
+/// Returns the body of a reply that says why a function gave no value.
+fn failed(function: u64, kind: Reply, bytes: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     put_number(&mut body, kind as u64);
     put_bytes(&mut body, bytes);
+    let entry = registry::by_meaning(function).and_then(registry::lookup);
+    let name = entry.map_or("a function", |entry| entry.name);
     put_bytes(&mut body, name.as_bytes());
     body
 }

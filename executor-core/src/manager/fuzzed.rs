@@ -8,7 +8,7 @@ use super::{
         stream::{Stream, read_welcome},
     },
     protocol::{CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, names_in_reply},
-    server::core::{Actions, Core, Limits},
+    server::core::{Actions, Core, Limits, Work},
 };
 use crate::{fuzz::Input, ipc::AuthKey};
 
@@ -54,7 +54,11 @@ pub(crate) fn requests(data: &[u8]) {
             let jobs = actions.take_jobs();
             actions.clear();
             for job in jobs {
-                core.ran(job.id, Ok((&job.arguments, &[])), &mut actions);
+                let result = match &job.work {
+                    Work::Update { arguments, .. } | Work::Call { arguments, .. } => &arguments[..],
+                    Work::Construct { .. } | Work::Drop { .. } => &[],
+                };
+                core.ran(job.id, Ok((result, &[])), &mut actions);
             }
         }
         assert!(answered <= call as usize, "more answers than calls");
@@ -158,7 +162,7 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
         let head = [client, operation as u8, object];
         [&head[..], &(body.len() as u16).to_le_bytes(), body].concat()
     };
-    let bodies: [fn(&mut Vec<u8>); 7] = [
+    let bodies: [fn(&mut Vec<u8>); 8] = [
         |_| {},
         |body| put_number(body, 1),
         |body| put_bytes(body, b"key"),
@@ -178,6 +182,11 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
             put_number(body, 1);
             put_bytes(body, b"rest");
         },
+        |body| {
+            put_number(body, 7);
+            put_number(body, 1);
+            put_bytes(body, b"arguments");
+        },
     ];
     let mut seeds = Vec::new();
     for kind in Kind::ALL {
@@ -191,6 +200,10 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
             Kind::Semaphore => [1, 1].iter().for_each(|number| put_number(&mut create, *number)),
             Kind::Condition => put_number(&mut create, 1),
             Kind::Barrier => put_number(&mut create, 2),
+            Kind::Own => {
+                put_number(&mut create, 7);
+                put_bytes(&mut create, b"arguments");
+            }
             Kind::Map | Kind::Set | Kind::Event => {}
         }
         let mut lock = Vec::new();

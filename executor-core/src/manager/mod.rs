@@ -97,6 +97,7 @@ pub(crate) mod function;
 pub(crate) mod fuzzed;
 mod link;
 mod listen;
+pub(crate) mod managed;
 mod protocol;
 mod proxy;
 mod server;

@@ -229,6 +229,11 @@ bytes! {
         BarrierAbort,
         /// Fields in the reply: parties, how many wait, 1 if it is broken.
         BarrierState,
+
+        // Objects of users' own types.
+        /// Fields: function, 1 if it changes the object, its arguments as bytes. What the method
+        /// returned.
+        OwnCall,
     }
 }
 
@@ -286,6 +291,9 @@ bytes! {
         Condition,
         /// Field: parties.
         Barrier,
+        /// An object of a user's own type. Fields: the function that makes it, its arguments as
+        /// bytes.
+        Own,
     }
 }
 

@@ -32,7 +32,10 @@ use super::{
 };
 use crate::{
     os::{process::above_stdio, socket, std_or_model::lock},
-    wire::attachment::{self, Attachment},
+    wire::{
+        attachment::{self, Attachment},
+        codec::CodecError,
+    },
 };
 
 /// A reference to an object of a server. The object lives at least as long.
@@ -707,6 +710,18 @@ impl Answer {
         let value = fields.value().map_err(short)?;
         self.read.set(true);
         value::decode(&self.connection, value)
+    }
+
+    /// Decodes the one value of the answer with `decode`. `name` says whose it is.
+    pub(crate) fn value_with<T>(
+        &self,
+        name: &str,
+        decode: impl FnOnce(&[u8]) -> Result<T, CodecError>,
+    ) -> Result<T, ManagerError> {
+        let mut fields = self.body();
+        let value = fields.value().map_err(short)?;
+        self.read.set(true);
+        value::decode_with(&self.connection, value, name, decode)
     }
 
     /// Decodes the value of the answer, if there is one.

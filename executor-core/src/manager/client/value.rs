@@ -30,7 +30,7 @@ use crate::{
     wire::{
         attachment,
         buffer::Buffer,
-        codec::{Format, Postcard},
+        codec::{CodecError, Format, Postcard},
     },
 };
 
@@ -221,16 +221,25 @@ pub(super) fn decode<T: DeserializeOwned>(
     connection: &Arc<Connection>,
     value: ValueField<'_>,
 ) -> Result<T, ManagerError> {
+    decode_with(connection, value, type_name::<T>(), |bytes| Postcard::decode(bytes))
+}
+
+/// Decodes a value that came in a reply, with `decode`. `name` says in an error what it is.
+pub(super) fn decode_with<T>(
+    connection: &Arc<Connection>,
+    value: ValueField<'_>,
+    name: &str,
+    decode: impl FnOnce(&[u8]) -> Result<T, CodecError>,
+) -> Result<T, ManagerError> {
     let decoded = match value.names().len() {
-        0 => catch(|| Postcard::decode(value.bytes)),
+        0 => catch(|| decode(value.bytes)),
         _ => {
             let taken = Taking::Client(Arc::clone(connection), value.names().collect());
-            catch(|| taking(taken, || Postcard::decode(value.bytes)))
+            catch(|| taking(taken, || decode(value.bytes)))
         }
     };
-    let failed = |why: &dyn std::fmt::Display| {
-        ManagerError::Decode(format!("as a {}: {why}", type_name::<T>()).into())
-    };
+    let failed =
+        |why: &dyn std::fmt::Display| ManagerError::Decode(format!("as a {name}: {why}").into());
     decoded
         .map_err(|panic| failed(&format!("its Deserialize panicked: {panic}")))?
         .map_err(|error| failed(&error.message))

@@ -133,7 +133,7 @@ use super::{
 
 impl super::Manager {
     /// Begins the request that creates an object.
-    fn creation(&self, kind: Kind) -> Request<'_> {
+    pub(super) fn creation(&self, kind: Kind) -> Request<'_> {
         self.request(Operation::Create).number(kind as u64)
     }
 }

@@ -26,9 +26,13 @@ use std::{
 #[cfg(feature = "tls")]
 use super::super::link::far::FarEnd;
 use super::{
-    super::{client::Door, function::Application},
-    core::{Job, JobId},
-    serve::{Server, Turn},
+    super::{
+        client::Door,
+        function::{self, Application},
+        managed::{self, Stored},
+    },
+    core::{Job, JobId, Work},
+    serve::{Assignment, Server, Turn},
 };
 use crate::os::{eventfd::EventFd, std_or_model::lock};
 
@@ -37,8 +41,41 @@ use crate::os::{eventfd::EventFd, std_or_model::lock};
 /// up more often while there are updates.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// What a function has given: the new value, or the body of a reply that says why there is none.
-pub(super) type Outcome = Result<Vec<u8>, Vec<u8>>;
+/// What a function has given, or the body of a reply that says why there is nothing.
+pub(super) type Outcome = Result<Ran, Vec<u8>>;
+
+/// What a function has given.
+pub(super) enum Ran {
+    /// Its encoded result.
+    Returned(Vec<u8>),
+    /// The value of a user's own type that it was to make.
+    Made(Arc<Stored>),
+}
+
+/// Runs a function of a user.
+fn run_function(assignment: Assignment, door: &Arc<Door>) -> Outcome {
+    let Assignment { job: Job { work, .. }, value } = assignment;
+    match work {
+        Work::Update { function, optional, current, arguments } => {
+            let current = current.as_deref();
+            let application = Application { function, optional, current, rest: &arguments };
+            application.run(door).map(Ran::Returned)
+        }
+        Work::Construct { function, arguments } => {
+            function::construct(function, &arguments, door).map(Ran::Made)
+        }
+        Work::Call { function, arguments, .. } => {
+            let value = value.expect("the core drops a value after its last call");
+            function::call(value, function, &arguments, door).map(Ran::Returned)
+        }
+        Work::Drop { .. } => {
+            if let Some(value) = value {
+                managed::drop_value(value);
+            }
+            Ok(Ran::Returned(Vec::new()))
+        }
+    }
+}
 
 /// What other threads have for the leader: the results of functions whose threads do not lead any
 /// more, and clients that have come in through the gate.
@@ -161,7 +198,7 @@ impl Crew {
         loop {
             match server.turn() {
                 Ok(Turn::Served) => {}
-                Ok(Turn::Function(job)) => match self.apply(server, job) {
+                Ok(Turn::Function(assignment)) => match self.apply(server, assignment) {
                     Some(back) => server = back,
                     None => return true,
                 },
@@ -181,7 +218,8 @@ impl Crew {
     }
 
     /// Runs a function. Returns the server, unless another thread has it by now.
-    fn apply(self: &Arc<Self>, server: Box<Server>, job: Job) -> Option<Box<Server>> {
+    fn apply(self: &Arc<Self>, server: Box<Server>, assignment: Assignment) -> Option<Box<Server>> {
+        let job = assignment.job.id;
         let mine = {
             let mut state = lock(&self.state);
             state.slot = Some(server);
@@ -200,25 +238,19 @@ impl Crew {
             }
             state.begun
         };
-        let application = Application {
-            function: job.function,
-            optional: job.optional,
-            current: job.current.as_deref(),
-            rest: &job.arguments,
-        };
         kill_point!(ManagerFunctionNext);
-        let outcome = application.run(&self.door);
+        let outcome = run_function(assignment, &self.door);
         kill_point!(ManagerFunctionRan);
         let mut state = lock(&self.state);
         let back = if state.begun == mine { state.slot.take() } else { None };
         drop(state);
         match back {
             Some(mut server) => {
-                server.applied(job.id, &outcome);
+                server.applied(job, outcome);
                 Some(server)
             }
             None => {
-                self.late.put(job.id, outcome);
+                self.late.put(job, outcome);
                 kill_point!(ManagerFunctionLate);
                 None
             }

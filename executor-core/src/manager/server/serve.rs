@@ -22,10 +22,11 @@ use super::{
             door::{REFUSED, WELCOME, WELCOME_BYTES, check_knock},
         },
         link::{LinkError, LinkReceiver, LinkSender},
+        managed::Stored,
         protocol::{HEADER_BYTES, ObjectId, Operation, Reply, Request, Status},
     },
-    core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits},
-    crew::{Late, Outcome},
+    core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits, ValueId, Work},
+    crew::{Late, Outcome, Ran},
     gate::{Gate, GateSetup, ListenOrder, ORDER_BYTES_MAX},
     guest::{Guest, GuestSocket},
 };
@@ -119,6 +120,8 @@ pub(super) struct Server {
     /// Clients that are to be cut off.
     condemned: Vec<(ClientId, String)>,
     leases: HashMap<LeaseId, (ClientId, OwnedFd)>,
+    /// The values of users' own types.
+    values: HashMap<ValueId, Arc<Stored>, IdHasher>,
     /// Functions that are to be run.
     functions: VecDeque<Job>,
     /// Number of functions that run.
@@ -139,11 +142,18 @@ pub(super) struct Server {
     spin: Spin,
 }
 
+/// A function of a user that is to be run.
+pub(super) struct Assignment {
+    pub(super) job: Job,
+    /// The value that a method is called of, or that is to be dropped.
+    pub(super) value: Option<Arc<Stored>>,
+}
+
 /// What a turn of the loop has come to.
 pub(super) enum Turn {
     Served,
     /// A function of a user is to be run, and its result to be given to [`Server::applied`].
-    Function(Job),
+    Function(Assignment),
     /// The owner is gone.
     Over,
 }
@@ -170,6 +180,7 @@ impl Server {
             hot: Vec::new(),
             condemned: Vec::new(),
             leases: HashMap::new(),
+            values: HashMap::default(),
             functions: VecDeque::new(),
             running: 0,
             late,
@@ -199,10 +210,14 @@ impl Server {
     }
 
     /// Takes the result of a function.
-    pub(super) fn applied(&mut self, job: JobId, outcome: &Outcome) {
+    pub(super) fn applied(&mut self, job: JobId, outcome: Outcome) {
         self.running -= 1;
-        let outcome = match outcome {
-            Ok(value) => Ok((&value[..], &[][..])),
+        let outcome = match &outcome {
+            Ok(Ran::Returned(value)) => Ok((&value[..], &[][..])),
+            Ok(Ran::Made(value)) => {
+                self.values.insert(ValueId(job), Arc::clone(value));
+                Ok((&[][..], &[][..]))
+            }
             Err(body) => Err(&body[..]),
         };
         self.core.ran(job, outcome, &mut self.actions);
@@ -232,7 +247,12 @@ impl Server {
             None => Ok(Turn::Served),
             Some(job) => {
                 self.running += 1;
-                Ok(Turn::Function(job))
+                let value = match &job.work {
+                    Work::Call { value, .. } => self.values.get(value).cloned(),
+                    Work::Drop { value } => self.values.remove(value),
+                    Work::Update { .. } | Work::Construct { .. } => None,
+                };
+                Ok(Turn::Function(Assignment { job, value }))
             }
         }
     }
@@ -540,7 +560,7 @@ impl Server {
                 Source::Door => self.open_door(),
                 Source::Late => {
                     for (job, outcome) in self.late.take() {
-                        self.applied(job, &outcome);
+                        self.applied(job, outcome);
                     }
                     #[cfg(feature = "tls")]
                     for end in self.late.newcomers() {

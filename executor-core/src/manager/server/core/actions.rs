@@ -2,7 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::clients::{Caller, ClientId};
+use super::{
+    clients::{Caller, ClientId},
+    own::ValueId,
+};
 use crate::manager::protocol::{self, CallId, Malformed, Reply, Status};
 
 /// How many bytes of bodies are kept for the next event. More is given back to the system, so that
@@ -14,19 +17,50 @@ const KEPT_BYTES_MAX: usize = 4 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct JobId(pub(crate) u64);
 
-/// A user's function that is to run for an update. The object is busy until
-/// [`Core::ran`](super::Core::ran) says how it has ended.
+impl JobId {
+    /// Returns the id of a job for an object of a user's own type. Those of updates are even.
+    pub(super) fn of_own(number: u64) -> Self {
+        JobId(number << 1 | 1)
+    }
+
+    /// Returns the id of a job for an update.
+    pub(super) fn of_update(number: u64) -> Self {
+        JobId(number << 1)
+    }
+
+    pub(super) fn is_own(self) -> bool {
+        self.0 & 1 == 1
+    }
+}
+
+/// A user's function that is to run. [`Core::ran`](super::Core::ran) is to be told how it has
+/// ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Job {
     pub(crate) id: JobId,
-    /// What the function means: `registry::meaning`.
-    pub(crate) function: u64,
-    /// Whether the function takes an `Option` of the value.
-    pub(crate) optional: bool,
-    /// The value that is there now. There is one, unless the function takes an `Option`.
-    pub(crate) current: Option<Arc<[u8]>>,
-    /// The function's further arguments.
-    pub(crate) arguments: Vec<u8>,
+    pub(crate) work: Work,
+}
+
+/// What a user's function is run for. `function` says what the function means
+/// (`registry::meaning`), and `arguments` are its encoded arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// An update of a stored value. The object is busy meanwhile.
+    Update {
+        function: u64,
+        /// Whether the function takes an `Option` of the value.
+        optional: bool,
+        /// The value that is there now. There is one, unless the function takes an `Option`.
+        current: Option<Arc<[u8]>>,
+        /// The arguments behind the value.
+        arguments: Vec<u8>,
+    },
+    /// Makes a value of a user's own type. The value has the id of this job.
+    Construct { function: u64, arguments: Vec<u8> },
+    /// Calls a method of such a value.
+    Call { value: ValueId, function: u64, arguments: Vec<u8> },
+    /// Drops such a value. Nobody uses it any more.
+    Drop { value: ValueId },
 }
 
 /// Replies and jobs, in the order in which they are to be sent and started.

@@ -16,7 +16,8 @@ impl Core {
         self.check_references();
         self.check_holds();
         self.check_waits();
-        for (_, object) in self.objects.iter() {
+        self.methods.check();
+        for (id, object) in self.objects.iter() {
             match &object.state {
                 State::Map(_) | State::List(_) | State::Set(_) | State::Cell(_) => {}
                 State::Condition(_) => {}
@@ -25,6 +26,7 @@ impl Core {
                 State::Semaphore(semaphore) => semaphore.check(),
                 State::Event(event) => event.check(),
                 State::Barrier(barrier) => barrier.check(),
+                State::Own(own) => own.check(id, &self.methods, &self.clients),
             }
         }
     }
@@ -71,7 +73,7 @@ impl Core {
         for (id, object) in self.objects.iter() {
             object.state.callers().into_iter().for_each(|caller| add(id, caller));
         }
-        for (id, caller) in self.updates.callers() {
+        for (id, caller) in self.updates.callers().chain(self.methods.callers()) {
             // A function goes on when its client is gone.
             if self.clients.get(caller.client).is_some() {
                 add(id, caller);

@@ -45,6 +45,7 @@ mod map;
 #[cfg(test)]
 mod models;
 mod ordered;
+mod own;
 mod queue;
 mod references;
 mod semaphore;
@@ -59,12 +60,14 @@ mod waiting;
 
 use std::collections::HashMap;
 
-pub(crate) use actions::{Actions, Job, JobId};
+pub(crate) use actions::{Actions, Job, JobId, Work};
 pub(crate) use clients::{ClientId, LimitReached};
+pub(crate) use own::ValueId;
 
 use self::{
     actions::{Outcome, Progress, Refusal},
     clients::{Caller, Client, Clients},
+    own::Methods,
     references::{Changes, Objects, State},
     turn::Turn,
     updates::Updates,
@@ -100,6 +103,7 @@ pub(crate) struct Core {
     leases: HashMap<LeaseId, ObjectId, IdHasher>,
     last_lease: u64,
     updates: Updates,
+    methods: Methods,
     changes: Changes,
 }
 
@@ -112,6 +116,7 @@ impl Core {
             leases: HashMap::default(),
             last_lease: 0,
             updates: Updates::default(),
+            methods: Methods::default(),
             changes: Changes::default(),
         }
     }
@@ -161,8 +166,11 @@ impl Core {
                 }
             }
             Operation::Create => {
-                let outcome = self.create(caller, fields, out);
-                out.answer(caller, outcome);
+                match self.create(caller, fields, out) {
+                    Ok(Progress::Waits) => {}
+                    Ok(Progress::Done(id)) => out.answer(caller, Ok(id)),
+                    Err(refusal) => out.answer(caller, Err(refusal)),
+                }
                 self.settle(out);
             }
             Operation::Claim => {
@@ -178,8 +186,13 @@ impl Core {
     }
 
     /// Creates an object, and gives the caller a reference to it.
-    fn create(&mut self, caller: Caller, mut fields: Fields<'_>, out: &mut Actions) -> Outcome {
-        if self.objects.len() >= self.objects_max {
+    fn create(
+        &mut self,
+        caller: Caller,
+        mut fields: Fields<'_>,
+        out: &mut Actions,
+    ) -> Result<Progress, Refusal> {
+        if self.objects.len() + self.methods.constructing() >= self.objects_max {
             return Err(Refusal::limit("the manager has too many objects"));
         }
         if caller.call == CallId::NONE {
@@ -207,10 +220,11 @@ impl Core {
                 condition::Condition::create(fields, &self.objects, &mut turn)?.into(),
             ),
             Kind::Barrier => State::Barrier(barrier::Barrier::create(fields)?.into()),
+            Kind::Own => return self.methods.construct(fields, &mut turn),
         };
         let id = self.objects.insert(state);
         self.clients.add_reference(caller.client, id);
-        Ok(id.0)
+        Ok(Progress::Done(id.0))
     }
 
     /// Gives a client one more reference to an object that somebody keeps alive.
@@ -278,6 +292,7 @@ impl Core {
             State::Semaphore(semaphore) => semaphore.request(operation, fields, &mut turn),
             State::Event(event) => event.request(operation, fields, &mut turn),
             State::Barrier(barrier) => barrier.request(operation, fields, &mut turn),
+            State::Own(own) => own.request(operation, fields, &mut self.methods, &mut turn),
             State::Condition(_) => {
                 condition::request(&mut self.objects, operation, fields, &mut turn)
             }

@@ -22,6 +22,7 @@ use super::{
     list::List,
     lock::Lock,
     map::Map,
+    own::Own,
     queue::Queue,
     semaphore::Semaphore,
     set::Set,
@@ -50,6 +51,7 @@ pub(super) enum State {
     Event(Box<Event>),
     Condition(Box<Condition>),
     Barrier(Box<Barrier>),
+    Own(Box<Own>),
 }
 
 impl State {
@@ -63,7 +65,11 @@ impl State {
             State::Cell(cell) => all(cell.names()),
             State::Queue(queue) => queue.each_names(&mut all),
             State::Condition(condition) => each(condition.lock),
-            State::Lock(_) | State::Semaphore(_) | State::Event(_) | State::Barrier(_) => {}
+            State::Lock(_)
+            | State::Semaphore(_)
+            | State::Event(_)
+            | State::Barrier(_)
+            | State::Own(_) => {}
         }
     }
 
@@ -77,6 +83,7 @@ impl State {
             State::Event(event) => event.callers().collect(),
             State::Condition(condition) => condition.callers().collect(),
             State::Barrier(barrier) => barrier.callers().collect(),
+            State::Own(own) => own.callers().collect(),
         }
     }
 
@@ -239,6 +246,9 @@ impl Core {
         state.each_name(|name| changes.lose(name, 1));
         for holder in state.holders() {
             self.clients.remove_hold(holder, id);
+        }
+        if let State::Own(own) = state {
+            self.methods.object_dropped(own, out);
         }
         let queued = self.updates.drop_object(id);
         let mut turn = Turn { caller, object: id, clients: &mut self.clients, changes, out };

@@ -18,7 +18,8 @@ use std::{
 };
 
 use super::{
-    Actions, ClientId, Core, Job, LeaseId, Limits, State,
+    Actions, ClientId, Core, Job, LeaseId, Limits, State, ValueId, Work,
+    own::SHARED_MAX,
     testing::{Body, Dice, LARGE, number_in},
 };
 use crate::manager::protocol::{CallId, Fields, Kind, ObjectId, Operation, Reply, Request, Status};
@@ -26,6 +27,17 @@ use crate::manager::protocol::{CallId, Fields, Kind, ObjectId, Operation, Reply,
 const ROUNDS: u64 = 300;
 const STEPS: u64 = 400;
 const TRACE_LEN: usize = 30;
+/// The function of calls that have the object for themselves.
+const EXCLUSIVE: u64 = 1;
+
+/// A value of a user's own type, as the world knows it.
+#[derive(Default)]
+struct Value {
+    shared: usize,
+    exclusive: usize,
+    /// The number of the last call that has begun. Calls begin in the order in which they came.
+    last: u64,
+}
 
 struct World {
     dice: Dice,
@@ -39,6 +51,8 @@ struct World {
     references: BTreeMap<(ClientId, ObjectId), u64>,
     leases: Vec<LeaseId>,
     jobs: Vec<(Job, ObjectId)>,
+    /// The values of users' own types that are made, and not to be dropped.
+    values: BTreeMap<ValueId, Value>,
     last_call: u32,
     trace: VecDeque<String>,
     counts: BTreeMap<String, u64>,
@@ -62,6 +76,7 @@ impl World {
             references: BTreeMap::new(),
             leases: Vec::new(),
             jobs: Vec::new(),
+            values: BTreeMap::new(),
             last_call: 0,
             trace: VecDeque::new(),
             counts: BTreeMap::new(),
@@ -89,7 +104,8 @@ impl World {
         }
         self.out = out;
         for job in self.out.take_jobs() {
-            self.note(format!("  job {:?}", job.id));
+            self.note(format!("  {job:?}"));
+            self.begun(&job);
             self.jobs.push((job, busy));
         }
         self.out.clear();
@@ -106,6 +122,34 @@ impl World {
             held.extend(client.references.iter().map(|(object, count)| ((id, *object), *count)));
         }
         assert_eq!(held, self.references, "the references of clients");
+    }
+
+    /// Checks what runs beside a job that begins.
+    fn begun(&mut self, job: &Job) {
+        match &job.work {
+            Work::Update { .. } | Work::Construct { .. } => {}
+            Work::Call { value, function, arguments } => {
+                let value = self.values.get_mut(value).expect("a call of a value that is there");
+                let number = u64::from_le_bytes(arguments[..].try_into().unwrap());
+                assert!(number > value.last, "a call overtakes another one");
+                value.last = number;
+                match *function {
+                    EXCLUSIVE => value.exclusive += 1,
+                    _ => value.shared += 1,
+                }
+                let Value { shared, exclusive, .. } = *value;
+                assert!(exclusive == 0 || (exclusive, shared) == (1, 0), "{exclusive}, {shared}");
+                assert!(shared <= SHARED_MAX);
+                if shared > 1 {
+                    self.count("calls run side by side");
+                }
+            }
+            Work::Drop { value } => {
+                let value = self.values.remove(value).expect("a value is dropped once");
+                assert_eq!(value.shared + value.exclusive, 0, "its calls have ended");
+                self.count("a value is dropped");
+            }
+        }
     }
 
     fn replied(&mut self, client: ClientId, reply: Reply, body: &[u8]) {
@@ -279,8 +323,24 @@ impl World {
         let at = self.dice.below(self.jobs.len() as u64) as usize;
         let (job, object) = self.jobs.swap_remove(at);
         self.note(format!("{:?} of {object:?} has ended", job.id));
-        assert!(job.optional || job.current.is_some());
-        if self.dice.percent(20) {
+        match &job.work {
+            Work::Update { optional, current, .. } => assert!(*optional || current.is_some()),
+            Work::Call { value, function, .. } => {
+                let value = self.values.get_mut(value).expect("its call has run until now");
+                match *function {
+                    EXCLUSIVE => value.exclusive -= 1,
+                    _ => value.shared -= 1,
+                }
+            }
+            Work::Construct { .. } | Work::Drop { .. } => {}
+        }
+        let fails = !matches!(job.work, Work::Drop { .. }) && self.dice.percent(20);
+        if let Work::Construct { .. } = job.work
+            && !fails
+        {
+            self.values.insert(ValueId(job.id), Value::default());
+        }
+        if fails {
             self.core.ran(job.id, Err(b"failure"), &mut self.out);
         } else {
             // Values name older objects only, so that there are no cycles. Some are gone.
@@ -360,6 +420,7 @@ impl World {
                 body.number(lock.0)
             }
             Kind::Barrier => body.number(self.dice.below(4)),
+            Kind::Own => body.number(7).bytes("arguments"),
         };
         self.call(client, Operation::Create, ObjectId::NONE, Some(kind), &body.0);
     }
@@ -464,6 +525,13 @@ impl World {
             O::CellSwap => self.value(body, client, object),
             O::CellCompareExchange => self.value(body.value("a"), client, object),
             O::CellUpdate => body.number(7).bytes("arguments"),
+            O::OwnCall => {
+                let exclusive = self.dice.percent(30);
+                let function = if exclusive { EXCLUSIVE } else { 0 };
+                // The number of the next call: a later one has a higher number.
+                let number = u64::from(self.last_call) + 1;
+                body.number(function).number(u64::from(exclusive)).bytes(number.to_le_bytes())
+            }
             O::QueuePut => self.value(body.number(flag), client, object),
             O::QueueGet | O::SemaphoreAcquire => body.number(flag),
             O::QueuePutBack => self.value(body, client, object),
@@ -505,6 +573,7 @@ impl World {
             todo = self.clients.len() + self.jobs.len() + self.leases.len();
         }
         assert_eq!(self.core.objects(), 0, "{:?}", self.core.objects);
+        assert!(self.values.is_empty(), "all values are dropped");
         assert!(self.calls.is_empty() && self.references.is_empty());
     }
 }
@@ -587,6 +656,7 @@ fn operations(kind: Kind) -> &'static [Operation] {
             O::BarrierAbort,
             O::BarrierState,
         ],
+        Kind::Own => &[O::OwnCall],
     }
 }
 
@@ -632,8 +702,12 @@ fn promises_hold_whatever_clients_do() {
             .filter(|operation| **operation != Operation::QueuePutBack)
             .map(|operation| format!("{operation:?}"));
         let statuses = Status::ALL.iter().map(|status| format!("{status:?}"));
-        let missing: Vec<_> =
-            operations.chain(statuses).filter(|what| !counts.contains_key(what)).collect();
+        let others = ["calls run side by side", "a value is dropped"].map(str::to_owned);
+        let missing: Vec<_> = operations
+            .chain(statuses)
+            .chain(others)
+            .filter(|what| !counts.contains_key(what))
+            .collect();
         assert!(missing.is_empty(), "never happened: {missing:?}");
     }
 }

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     Core,
-    actions::{Actions, Job, JobId, Outcome, Refusal},
+    actions::{Actions, Job, JobId, Outcome, Refusal, Work},
     clients::Caller,
     references::State,
     turn::{Names, Stored, Turn},
@@ -77,10 +77,11 @@ impl Updates {
         let Update { target, function, optional, current, arguments } = update;
         turn.wait(arguments.len())?;
         self.last += 1;
-        let id = JobId(self.last);
+        let id = JobId::of_update(self.last);
         self.running.insert(id, Running { object: turn.object, caller: turn.caller, target });
         self.busy.insert(turn.object, Line::default());
-        turn.out.run(Job { id, function, optional, current, arguments: arguments.to_vec() });
+        let work = Work::Update { function, optional, current, arguments: arguments.to_vec() };
+        turn.out.run(Job { id, work });
         Ok(())
     }
 
@@ -157,16 +158,20 @@ impl State {
 }
 
 impl Core {
-    /// A user's function that an update asked for has ended. `result` is the new value and the
-    /// objects that it names, or the body of a reply with [`Status::Failed`].
+    /// A user's function has ended. `result` is what it returned and the objects that this names,
+    /// or the body of a reply with [`Status::Failed`].
     ///
-    /// The value is replaced even if the client is gone meanwhile, because its update had begun.
+    /// The result of an update replaces the value even if the client is gone meanwhile, because the
+    /// update had begun.
     pub(crate) fn ran(
         &mut self,
         job: JobId,
         result: Result<(&[u8], &[ObjectId]), &[u8]>,
         out: &mut Actions,
     ) {
+        if job.is_own() {
+            return self.ran_own(job, result, out);
+        }
         let Some(Running { object, mut caller, target }) = self.updates.running.remove(&job) else {
             return;
         };
@@ -243,6 +248,13 @@ mod tests {
         Body::new().bytes(key).number(7).number(optional).bytes("arguments")
     }
 
+    fn current_of(job: &Job) -> Option<&[u8]> {
+        match &job.work {
+            Work::Update { current, .. } => current.as_deref(),
+            _ => panic!("{job:?}"),
+        }
+    }
+
     #[test]
     fn requests_for_a_busy_object_are_done_in_order_when_the_function_has_ended() {
         let (mut desk, a, b) = Desk::with_two();
@@ -252,11 +264,9 @@ mod tests {
         desk.send(a, Operation::MapInsert, map, Body::new().bytes("k").value("1"));
         let first = desk.waits(a, Operation::MapUpdate, map, update("k", 0));
         let job = desk.jobs.pop().unwrap();
-        assert_eq!((job.function, job.optional), (7, false));
-        assert_eq!(
-            (job.current.as_deref(), &job.arguments[..]),
-            (Some(&b"1"[..]), &b"arguments"[..])
-        );
+        let Work::Update { function, optional, current, arguments } = &job.work else { panic!() };
+        assert_eq!((*function, *optional), (7, false));
+        assert_eq!((current.as_deref(), &arguments[..]), (Some(&b"1"[..]), &b"arguments"[..]));
 
         let get = desk.waits(b, Operation::MapGet, map, Body::new().bytes("k"));
         let second = desk.waits(b, Operation::MapUpdate, map, update("k", 1));
@@ -274,7 +284,7 @@ mod tests {
         assert_eq!(desk.answer(get).unwrap().texts(), ["2"]);
         assert_eq!(desk.answer(len), None);
         let job = desk.jobs.pop().unwrap();
-        assert_eq!(job.current.as_deref(), Some(&b"2"[..]));
+        assert_eq!(current_of(&job), Some(&b"2"[..]));
         desk.ran(job.id, Err(b"failure"));
         let failed = desk.answer(second).unwrap();
         assert_eq!((failed.status, &failed.body[..]), (Status::Failed, &b"failure"[..]));
@@ -292,7 +302,7 @@ mod tests {
         assert_eq!(desk.refused(a, Operation::MapUpdate, map, update("k", 0)), Status::Missing);
         let call = desk.waits(a, Operation::MapUpdate, map, update("k", 1));
         let job = desk.jobs.pop().unwrap();
-        assert_eq!((job.current, job.optional), (None, true));
+        assert!(matches!(job.work, Work::Update { optional: true, current: None, .. }));
         desk.ran(job.id, Ok((b"1", &[])));
         assert_eq!(desk.answer(call).unwrap().texts(), ["1"]);
     }

@@ -43,6 +43,11 @@ impl<T> Line<T> {
         self.0.insert(ticket, (caller, entry));
     }
 
+    /// Returns the first call in line.
+    pub(super) fn first(&self) -> Option<(Caller, &T)> {
+        self.0.values().next().map(|(caller, entry)| (*caller, entry))
+    }
+
     /// Takes the first call out of the line.
     pub(super) fn pop(&mut self) -> Option<(Caller, T)> {
         self.0.pop_first().map(|(_, entry)| entry)
@@ -98,6 +103,7 @@ impl Core {
             State::Semaphore(semaphore) => semaphore.leave(ticket),
             State::Event(event) => event.leave(ticket),
             State::Barrier(barrier) => barrier.leave(ticket, &mut turn),
+            State::Own(own) => own.leave(ticket, &mut self.methods, &mut turn),
             State::Condition(_) => {
                 return condition::leave(&mut self.objects, ticket, why, &mut turn);
             }
