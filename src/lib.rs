@@ -395,6 +395,113 @@ pub mod multiprocessing {
 /// the path `serde::Serialize` is not found. Use `handle` in this case.
 pub use executor_macros::task;
 
+/// Makes a type a managed type, so that a [manager](crate::manager)'s server can keep values of it,
+/// and any process can call their methods. It corresponds to `BaseManager.register`.
+///
+/// The `impl` block itself does not change. Beside `Counter`, there is a type `CounterProxy`, whose
+/// methods have the same names and parameters. Each of them is a call of the method in the server.
+///
+/// ```
+/// use executor::{manager::{Manager, ManagerError}, prelude::*};
+///
+/// /// It needs no serde: it never leaves the server.
+/// pub struct Counter { n: u64 }
+///
+/// #[managed]
+/// impl Counter {
+///     pub fn new(start: u64) -> Self { Counter { n: start } }
+///     /// Adds, and returns the sum.
+///     pub fn add(&mut self, n: u64) -> u64 { self.n += n; self.n }
+///     pub fn get(&self) -> u64 { self.n }
+///     pub fn divide(&mut self, by: u64) -> Result<u64, String> {
+///         self.n = self.n.checked_div(by).ok_or("a division by zero")?;
+///         Ok(self.n)
+///     }
+///     pub fn below(&self) -> impl Iterator<Item = u64> { 0..self.n }
+///     fn hidden(&self) {}
+/// }
+///
+/// #[task]
+/// fn add_ten(counter: CounterProxy) -> Result<u64, ManagerError> { counter.add(10) }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let manager = Manager::start()?;
+///     let counter = CounterProxy::new(&manager, 5)?;
+///     assert_eq!(counter.add(2)?, 7);
+///     let pool = ProcessPoolExecutor::builder().max_workers(1).build()?;
+///     assert_eq!(pool.submit(add_ten::task(counter.clone())).result()??, 17);
+///     assert_eq!(counter.below()?.sum::<u64>(), 136);
+///     let error = counter.divide(0).unwrap_err();
+///     assert_eq!(error.remote().unwrap().message(), "a division by zero");
+///     assert_eq!(counter.get()?, 17);
+///     Ok(())
+/// }
+/// ```
+///
+/// # Where the value is
+///
+/// In the server's process, from its constructor to its drop. So the type needs no serde, and has
+/// to be `Send + Sync + 'static`. The value is dropped when the last handle of it is gone,
+/// wherever it was, and no method of it runs any more. It is not dropped when the server ends
+/// first.
+///
+/// A proxy is a handle like the [others](crate::manager): `Clone`, `Debug`, `Eq`, `Hash`, and a
+/// serde value that can be sent to other processes and stored in other managed objects.
+///
+/// # Which methods
+///
+/// - `pub fn` without `self` that returns `Self` or `Result<Self, E>`: a constructor. In the proxy,
+///   it has the [`Manager`](crate::manager::Manager) as its first parameter. There has to be one.
+/// - `pub fn` with `&mut self`: while it runs, no other method of that object does.
+/// - `pub fn` with `&self`: runs beside other such methods of the same object.
+/// - All others, also `pub(crate)` ones, are left alone, and no process can call them.
+///
+/// Arguments, results and errors travel as those of [`#[task]`](macro@task) functions do, so
+/// `&str` and slices can be arguments. A method that returns `impl Iterator<Item = T>` is run to
+/// its end in the server, and all items come in one answer.
+///
+/// Each method has a second form whose name ends in `_async`. A future of it that is dropped early
+/// may or may not have made the call. If it has, the method runs to its end, and its result is
+/// lost.
+///
+/// # What runs when
+///
+/// Calls of one object begin in the order in which the server got them. A `&self` method does not
+/// overtake a `&mut self` method that waits, so a stream of the former cannot hold up the latter.
+/// At most 32 methods of one object run at the same time.
+///
+/// The methods run on threads of the server. One that takes longer than a millisecond gets its
+/// thread for itself, so methods that are shorter than that run one after the other. A method that
+/// never ends holds up the other calls of its object, which may be given up, and no other object.
+/// A server runs at most 256 functions at a time: if so many never end, no other method begins.
+/// The server can be shut down in any case.
+///
+/// The constructor and the drop of a value run in the same way. If the caller of a constructor dies
+/// meanwhile, the value is dropped again.
+///
+/// # Errors
+///
+/// An `Err` of a method, and a panic, come back as those of a task do:
+/// [`ManagerError::Failed`](crate::manager::ManagerError::Failed), with the text and
+/// [`remote`](crate::manager::ManagerError::remote). After a panic the object stays as the method
+/// has left it, and can be used further. A panic of its `Drop` is only logged.
+///
+/// # What it cannot do
+///
+/// Arguments and results cannot contain managed objects, files, queues or the like: the call is an
+/// error. The following are compile errors, each with its reason: a generic type, the
+/// implementation of a trait, and public methods that have type parameters, are `async` or
+/// `unsafe`, take `self` or `Arc<Self>`, or return something that borrows.
+///
+/// # Options
+///
+/// - `#[managed(name = "SharedCounter")]` sets the name of the proxy. The default is the type's
+///   name and `Proxy`. The proxy is `pub`.
+/// - `#[managed(codec = "messagepack")]` and `#[managed(crate = "my_facade::executor")]` are as for
+///   [`#[task]`](macro@task).
+pub use executor_macros::managed;
+
 /// Calls [`executor::init()`](init) before anything else in `main`, so that a process of this
 /// program can be a worker.
 ///
@@ -450,7 +557,7 @@ pub mod prelude {
 
     pub use crate::{
         Executor, ProcessPoolExecutor, ReturnWhen, Task, TaskError, TaskFn, TaskFuture,
-        as_completed, task, wait,
+        as_completed, managed, task, wait,
     };
     // The trait's methods are needed on `&dyn Executor`; the trait's name rarely is.
     pub use crate::ExecutorExt as _;

@@ -13,6 +13,39 @@ pub(crate) struct TaskAttr {
     pub(crate) codec: Codec,
 }
 
+/// The options of `#[managed(name = "…", crate = "path", codec = "…")]`.
+pub(crate) struct ManagedAttr {
+    pub(crate) name: Option<Ident>,
+    pub(crate) krate: Path,
+    pub(crate) codec: Codec,
+}
+
+impl ManagedAttr {
+    pub(crate) fn parse(tokens: TokenStream) -> Result<Self> {
+        let (mut name, mut krate, mut codec) = (None, None, None);
+        let parser = syn::meta::parser(|meta| {
+            if meta.path.is_ident("name") {
+                let what = "`name` takes the name of the proxy's type, in quotes: `name = \"SharedCounter\"`";
+                let text = string(&meta, what)?;
+                let ident = text.parse().map_err(|_| Error::new(text.span(), what))?;
+                set(&mut name, &meta, ident)
+            } else if meta.path.is_ident("crate") {
+                set(&mut krate, &meta, crate_path(&meta)?)
+            } else if meta.path.is_ident("codec") {
+                set(&mut codec, &meta, codec_of(&meta)?)
+            } else {
+                Err(meta.error("unknown option: `#[managed]` takes `name`, `codec` and `crate`"))
+            }
+        });
+        parser.parse2(tokens)?;
+        Ok(ManagedAttr {
+            name,
+            krate: krate.unwrap_or_else(default_crate),
+            codec: codec.unwrap_or(Codec::Postcard),
+        })
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Codec {
     Postcard,

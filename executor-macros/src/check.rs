@@ -2,6 +2,7 @@
 //! and all errors are reported together.
 
 use proc_macro2::{Span, TokenStream};
+use quote::ToTokens;
 use syn::{
     Attribute, Error, FnArg, GenericParam, Generics, Ident, Pat, Result, ReturnType, Safety,
     Signature, Token, Type, Visibility,
@@ -154,7 +155,7 @@ pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
 }
 
 /// The name of a parameter that is a plain identifier: `a` for both `a: i64` and `mut a: i64`.
-fn plain_name(input: &FnArg) -> Option<Ident> {
+pub(crate) fn plain_name(input: &FnArg) -> Option<Ident> {
     match input {
         FnArg::Typed(param) => match &*param.pat {
             Pat::Ident(pat) if pat.subpat.is_none() => Some(pat.ident.clone()),
@@ -166,7 +167,7 @@ fn plain_name(input: &FnArg) -> Option<Ident> {
 
 /// A name for a parameter without one: `arg0` for the first parameter. Underscores are added while
 /// another parameter has the same name.
-fn unused_name(i: usize, names: &[Ident]) -> Ident {
+pub(crate) fn unused_name(i: usize, names: &[Ident]) -> Ident {
     let mut name = format!("arg{i}");
     while names.iter().any(|other| *other == name) {
         name.push('_');
@@ -176,21 +177,47 @@ fn unused_name(i: usize, names: &[Ident]) -> Ident {
 
 /// All errors found in one function, combined into one `syn::Error`.
 #[derive(Default)]
-pub(crate) struct Refusals(Option<Error>);
+pub(crate) struct Refusals {
+    all: Option<Error>,
+    count: usize,
+    /// What the function is called in messages, if it is no task function.
+    subject: Option<&'static str>,
+}
 
 impl Refusals {
-    pub(crate) fn add(&mut self, span: Span, message: &str) {
-        self.add_error(Error::new(span, message));
+    /// Errors found in something that is called `subject`.
+    pub(crate) fn of(subject: &'static str) -> Self {
+        Refusals { subject: Some(subject), ..Refusals::default() }
     }
 
-    pub(crate) fn add_error(&mut self, error: Error) {
-        match &mut self.0 {
-            None => self.0 = Some(error),
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) fn add(&mut self, span: Span, message: &str) {
+        self.add_error(Error::new(span, self.message(message)));
+    }
+
+    pub(crate) fn add_spanned(&mut self, tokens: impl ToTokens, message: &str) {
+        self.add_error(Error::new_spanned(tokens, self.message(message)));
+    }
+
+    fn message(&self, message: &str) -> String {
+        match self.subject {
+            Some(subject) => message.replace("a task function", subject),
+            None => message.to_owned(),
+        }
+    }
+
+    fn add_error(&mut self, error: Error) {
+        self.count += 1;
+        match &mut self.all {
+            None => self.all = Some(error),
             Some(all) => all.combine(error),
         }
     }
 
-    fn into_result(self) -> Result<()> {
-        self.0.map_or(Ok(()), Err)
+    pub(crate) fn into_result(self) -> Result<()> {
+        self.all.map_or(Ok(()), Err)
     }
 }

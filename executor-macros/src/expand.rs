@@ -34,7 +34,7 @@ fn generate(attr: TokenStream, item: TokenStream) -> Result<TokenStream> {
         );
         return Err(Error::new(handle.span(), message));
     }
-    Ok(Task { attr, handle, function }.expand())
+    Ok(Task { attr, handle, function, method: None }.expand())
 }
 
 fn capitalized(ident: &Ident) -> String {
@@ -43,10 +43,13 @@ fn capitalized(ident: &Ident) -> String {
     chars.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(chars).collect()
 }
 
-struct Task {
-    attr: TaskAttr,
-    handle: Ident,
-    function: TaskFunction,
+pub(crate) struct Task {
+    pub(crate) attr: TaskAttr,
+    pub(crate) handle: Ident,
+    pub(crate) function: TaskFunction,
+    /// The name in messages behind the module's path, for a function that calls a method of a
+    /// managed object.
+    pub(crate) method: Option<String>,
 }
 
 /// One parameter, in the form that the generated code needs.
@@ -61,8 +64,8 @@ struct Argument {
 }
 
 impl Task {
-    fn expand(&self) -> TokenStream {
-        let Task { attr, handle, function } = self;
+    pub(crate) fn expand(&self) -> TokenStream {
+        let Task { attr, handle, function, .. } = self;
         let krate = &attr.krate;
         let TaskFunction { attrs, vis, .. } = function;
         let cfgs: Vec<&Attribute> =
@@ -194,7 +197,10 @@ impl Task {
     /// function that can change a managed value: a plain function whose first parameter is the
     /// value.
     fn step_fn(&self, arguments: &[Argument]) -> Option<TokenStream> {
-        let Task { attr, handle, function } = self;
+        let Task { attr, handle, function, method } = self;
+        if method.is_some() {
+            return None;
+        }
         let (first, rest) = arguments.split_first()?;
         let current = types::behind_reference(&function.params.first()?.ty).0;
         // The server's thread cannot await, it stores values in the default format, and the type of
@@ -263,7 +269,7 @@ impl Task {
 
     /// Generates `impl TaskFn` and the registration, through which the worker finds the function.
     fn task_fn(&self, arguments: &[Argument]) -> TokenStream {
-        let Task { attr, handle, function } = self;
+        let Task { attr, handle, function, method } = self;
         let krate = &attr.krate;
         let ident = &function.ident;
         let format = self.format();
@@ -274,9 +280,12 @@ impl Task {
         let outcome = quote_spanned! {span=>
             <#returned as __executor::Outcome<{ <__executor::Probe<#returned>>::IS_RESULT }>>
         };
-        let name = match &attr.name {
-            Some(name) => quote!(#name),
-            None => {
+        let name = match (&attr.name, method) {
+            (Some(name), _) => quote!(#name),
+            (None, Some(method)) => {
+                quote!(::core::concat!(::core::module_path!(), "::", #method))
+            }
+            (None, None) => {
                 let ident = ident.unraw().to_string();
                 quote!(::core::concat!(::core::module_path!(), "::", #ident))
             }

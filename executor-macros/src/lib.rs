@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `#[task]` on an `impl Run for …` block goes to the module `run`, which generates such a
-//! function.
+//! function. `#[managed]` goes to the module `managed`, which generates one for each method.
 //!
 //! The tokens of the function are passed through unchanged. A macro sees only how a type is
 //! spelled. Everything that depends on what a type *is* (whether it is a `Result`, whether an error
@@ -18,18 +18,25 @@ mod attr;
 mod check;
 mod entry;
 mod expand;
+mod managed;
 mod run;
 mod types;
 
 use proc_macro::TokenStream;
 
-// The documentation for users is in the `executor` crate, where these two are exported, because its
+// The documentation for users is in the `executor` crate, where these are exported, because its
 // examples need that crate.
 
 #[allow(missing_docs)]
 #[proc_macro_attribute]
 pub fn task(attr: TokenStream, item: TokenStream) -> TokenStream {
     expand::task(attr.into(), item.into()).into()
+}
+
+#[allow(missing_docs)]
+#[proc_macro_attribute]
+pub fn managed(attr: TokenStream, item: TokenStream) -> TokenStream {
+    managed::managed(attr.into(), item.into()).into()
 }
 
 #[allow(missing_docs)]

@@ -3,8 +3,8 @@
 
 use proc_macro2::Span;
 use syn::{
-    Error, GenericParam, Generics, Lifetime, LifetimeParam, Type, TypeFnPtr, TypeImplTrait,
-    TypeNever, TypePath, TypeReference,
+    GenericParam, Generics, Lifetime, LifetimeParam, Type, TypeFnPtr, TypeImplTrait, TypeNever,
+    TypePath, TypeReference,
     visit::{self, Visit},
     visit_mut::{self, VisitMut},
 };
@@ -69,7 +69,7 @@ impl<'ast> Visit<'ast> for CheckParam<'_> {
         if reference.mutability.is_none() && !is_borrowed_when_decoded(&reference.elem) {
             let message = "a reference inside another type cannot be decoded, unless it is `&str`, `&[u8]` \
                            or `&Path`: use an owned type here, or take a reference to the whole argument";
-            self.refusals.add_error(Error::new_spanned(reference, message));
+            self.refusals.add_spanned(reference, message);
         }
         visit::visit_type_reference(self, reference);
     }
@@ -129,7 +129,7 @@ impl<'ast> Visit<'ast> for CheckOutput<'_> {
     fn visit_type_reference(&mut self, reference: &'ast TypeReference) {
         let message = "the result of a task function comes from another process and cannot be a reference: \
                        return an owned type, such as `String` for `&str`";
-        self.refusals.add_error(Error::new_spanned(reference, message));
+        self.refusals.add_spanned(reference, message);
     }
 
     fn visit_lifetime(&mut self, lifetime: &'ast Lifetime) {
