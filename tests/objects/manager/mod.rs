@@ -8,6 +8,7 @@ mod found;
 mod futures;
 mod handles;
 mod life;
+mod own;
 mod reconnect;
 mod synchronisation;
 mod updates;
