@@ -1,7 +1,7 @@
 //! In a module, in a body, in a macro, re-exported, under another name.
 #![allow(unreachable_pub)] // of this workspace alone
 
-use executor::{Task, TaskFn, task};
+use executor::{Task, TaskFn, managed, manager::Manager, task};
 
 mod a {
     pub mod resize {
@@ -49,7 +49,64 @@ fn r#type(r#fn: u8) -> u8 {
     r#fn
 }
 
+mod counters {
+    pub struct Counter<T>(T);
+
+    #[executor::managed(crate = "crate::facade::executor", name = "Shared", codec = "messagepack")]
+    impl Counter<Vec<u8>> {
+        pub fn new() -> Self {
+            Counter(Vec::new())
+        }
+        pub fn r#type(&mut self, r#fn: u8) -> Result<Self, String> {
+            Ok(Counter(vec![r#fn]))
+        }
+    }
+
+    impl<T: serde::Serialize> serde::Serialize for Counter<T> {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            self.0.serialize(serializer)
+        }
+    }
+
+    impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Counter<T> {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            T::deserialize(deserializer).map(Counter)
+        }
+    }
+}
+
+macro_rules! make_managed {
+    ($name:ident, $ty:ty, $get:ident) => {
+        struct $name($ty);
+
+        #[managed]
+        impl $name {
+            pub fn new(value: $ty) -> Self {
+                $name(value)
+            }
+            pub fn $get(&self) -> $ty {
+                self.0.clone()
+            }
+        }
+    };
+}
+make_managed!(OfMacro, String, get);
+
 fn main() {
+    struct Local;
+
+    #[managed]
+    impl Local {
+        pub fn new() -> Local {
+            Local
+        }
+        pub fn get(&self) {}
+    }
+    let _ = |manager: &Manager| {
+        LocalProxy::new(manager).unwrap().get().unwrap();
+        let _: String = OfMacroProxy::new(manager, String::new()).unwrap().get().unwrap();
+        counters::Shared::new(manager).unwrap().r#type(1).map(drop)
+    };
     use b::add;
     assert_eq!(add(1, 2), 3);
     let _: Task<b::add, (u8, u8)> = add::task(1, 2);

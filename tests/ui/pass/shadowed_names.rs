@@ -1,7 +1,7 @@
 //! The user's own names do not disturb the generated code, nor the other way round.
-#![allow(dead_code, unused_macros, non_camel_case_types)]
+#![allow(dead_code, unused_macros, non_camel_case_types, unreachable_pub)]
 
-use executor::task;
+use executor::{managed, task};
 
 struct Result;
 struct Option;
@@ -36,6 +36,34 @@ fn add(
 ) -> ::std::result::Result<i64, ::std::fmt::Error> {
     ::std::result::Result::Ok(a + b.len() as i64 + (task + out + bytes + cx + decoded) as i64)
 }
+
+struct Counter(u8);
+struct Handle;
+struct Reference;
+
+#[managed]
+impl Counter {
+    pub fn new(manager: u8, this: &str) -> Self {
+        Counter(manager + this.len() as u8)
+    }
+    pub fn task(
+        &mut self,
+        this: u8,
+        exclusive: u8,
+    ) -> ::std::result::Result<u8, ::std::fmt::Error> {
+        self.0 += this + exclusive;
+        ::std::result::Result::Ok(self.0)
+    }
+    pub fn clone(&self) -> Self2 {
+        Self2(self.0)
+    }
+    pub fn items(&self) -> impl Iterator<Item = u8> {
+        0..self.0
+    }
+}
+
+#[derive(::serde::Serialize, ::serde::Deserialize)]
+struct Self2(u8);
 
 fn main() {
     // `struct add {}` is no pattern.

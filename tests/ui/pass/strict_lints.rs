@@ -32,7 +32,7 @@
 
 use std::borrow::Cow;
 
-use executor::task;
+use executor::{managed, task};
 
 /// Adds.
 #[must_use]
@@ -82,6 +82,59 @@ pub const fn nothing((): ()) {}
 #[task]
 pub fn two<'a, 'b: 'a>(a: &'a str, b: &'b str, c: &'b str) -> usize {
     c.len() + a.len().max(b.len())
+}
+
+/// Counts.
+#[derive(Debug)]
+pub struct Counter(u64, Vec<u64>);
+
+#[managed]
+impl Counter {
+    /// Starts with a number.
+    #[must_use]
+    pub fn new(start: u64) -> Self {
+        Counter(start, Vec::new())
+    }
+
+    /// Starts with a text.
+    pub fn parsed(text: &str) -> Result<Self, std::num::ParseIntError> {
+        text.parse().map(Counter::new)
+    }
+
+    /// Adds.
+    pub fn add(&mut self, n: u64) -> u64 {
+        self.0 += n;
+        self.1.push(n);
+        self.0
+    }
+
+    /// Borrows.
+    #[must_use]
+    pub fn find<'a>(&'a self, text: &'a str, cow: Cow<'_, str>, (a, b): (u8, u8)) -> Option<usize> {
+        cow.find(text).map(|at| at + usize::from(a + b))
+    }
+
+    /// Old.
+    #[deprecated = "use `add`"]
+    pub fn old(&self) {}
+
+    /// Many.
+    pub fn many(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..self.0).filter(|n| n * n > self.0)
+    }
+
+    #[cfg(any())]
+    pub fn absent(&self, x: Missing) -> Missing {
+        x
+    }
+}
+
+#[cfg(any())]
+#[managed]
+impl Missing {
+    pub fn new() -> Self {
+        Missing
+    }
 }
 
 #[cfg(any())]
