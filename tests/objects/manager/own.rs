@@ -11,12 +11,13 @@ use std::{
 };
 
 use executor::{
+    Fork,
     manager::{List, Manager, ManagerError},
     prelude::*,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Done, has_objects, start};
+use super::{Done, ends_killed, has_objects, start};
 use crate::support::{Gate, come_to, eventually, rounds, watchdog};
 
 /// Appends a line to a file when it is dropped.
@@ -379,17 +380,20 @@ fn mg10_eight_processes_that_add_lose_nothing() {
 }
 
 /// A file for last words.
-struct Words(tempfile::TempDir, PathBuf);
+struct Words {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
 
 impl Words {
     fn new(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        Words(folder, path)
+        Words { path, _folder: folder }
     }
 
     fn read(&self) -> String {
-        std::fs::read_to_string(&self.1).unwrap_or_default()
+        std::fs::read_to_string(&self.path).unwrap_or_default()
     }
 }
 
@@ -398,7 +402,7 @@ fn mg10_a_value_is_dropped_once_after_its_last_handle_and_its_last_call() {
     let _watchdog = watchdog();
     let manager = Manager::start().unwrap();
     let (words, gate) = (Words::new("words"), Gate::new());
-    let counter = CounterProxy::with_last_words(&manager, 1, &words.1).unwrap();
+    let counter = CounterProxy::with_last_words(&manager, 1, &words.path).unwrap();
     let dict = manager.dict([("a".to_owned(), counter.clone())]).unwrap();
     drop(counter);
     let counter = dict.remove("a").unwrap().unwrap();
@@ -415,11 +419,120 @@ fn mg10_a_value_is_dropped_once_after_its_last_handle_and_its_last_call() {
     eventually("it is dropped", || words.read() == "dropped\n");
     // A drop that panics does no harm.
     let unlucky = Words::new("unlucky");
-    drop(CounterProxy::with_last_words(&manager, 1, &unlucky.1).unwrap());
+    drop(CounterProxy::with_last_words(&manager, 1, &unlucky.path).unwrap());
     eventually("it is dropped", || unlucky.read() == "dropped\n");
     for _ in 0..100 {
         CounterProxy::new(&manager, 1).unwrap().add(1).unwrap();
     }
     assert_eq!(words.read(), "dropped\n");
     has_objects(&manager, 1);
+}
+
+#[task]
+fn wait_at(counter: CounterProxy, gate: &Path) -> Result<u64, ManagerError> {
+    counter.wait_at(gate)
+}
+
+#[test]
+fn mg10_a_call_whose_client_was_killed_runs_to_its_end() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let gate = Gate::new();
+    let counter = CounterProxy::new(&manager, 1).unwrap();
+    let child = start(wait_at::task(counter.clone(), gate.path()));
+    gate.wait_for(1);
+    child.kill().unwrap();
+    ends_killed(&child);
+    gate.open();
+    // In line behind it.
+    assert_eq!(counter.get().unwrap(), 2);
+    drop(counter);
+    has_objects(&manager, 0);
+}
+
+/// Has a manager of its own, and a copy of this process that is killed while it makes an object.
+#[task]
+fn kill_a_copy_that_makes_an_object(words: &Path) -> Result<u64, ManagerError> {
+    let manager = Manager::start()?;
+    let gate = Gate::new();
+    // SAFETY: the copy uses only its own memory, and this process has no other thread that could
+    // hold a lock of it.
+    match unsafe { executor::fork() }.expect("a copy can be made") {
+        Fork::Child => {
+            let _ = CounterProxy::at_the_gate(&manager, gate.path(), words);
+            // SAFETY: ends the copy, which should not come here.
+            unsafe { libc::_exit(1) }
+        }
+        Fork::Parent(copy) => {
+            gate.wait_for(1);
+            // SAFETY: kills the copy, a child of this process that nobody has waited for.
+            unsafe { libc::kill(copy as i32, libc::SIGKILL) };
+            // SAFETY: waits for it.
+            unsafe { libc::waitpid(copy as i32, std::ptr::null_mut(), 0) };
+        }
+    }
+    gate.open();
+    eventually("it is dropped", || {
+        std::fs::read_to_string(words).is_ok_and(|words| words == "dropped\n")
+    });
+    manager.objects()
+}
+
+#[test]
+fn mg10_a_value_whose_client_was_killed_while_it_was_made_is_dropped() {
+    let _watchdog = watchdog();
+    let words = Words::new("words");
+    let child = start(kill_a_copy_that_makes_an_object::task(&words.path));
+    assert_eq!(child.join().unwrap(), 0);
+    assert_eq!(words.read(), "dropped\n");
+}
+
+#[test]
+fn mg10_a_value_whose_future_was_dropped_while_it_was_made_is_dropped() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (words, gate) = (Words::new("words"), Gate::new());
+    {
+        let path = words.path.clone();
+        let mut creation = pin!(CounterProxy::at_the_gate_async(&manager, gate.path(), &path));
+        begin(creation.as_mut());
+        gate.wait_for(1);
+    }
+    gate.open();
+    eventually("it is dropped", || words.read() == "dropped\n");
+    has_objects(&manager, 0);
+}
+
+#[test]
+fn mg10_every_method_has_an_async_form() {
+    fn is_send<F: Future + Send>(future: F) -> F {
+        future
+    }
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    futures::executor::block_on(async {
+        let counter = is_send(CounterProxy::new_async(&manager, 5)).await.unwrap();
+        assert_eq!(is_send(counter.add_async(2)).await.unwrap(), 7);
+        let text = String::from("four");
+        let lengths = is_send(counter.lengths_async(&text, b"1", &[])).await.unwrap();
+        assert_eq!(lengths, (4, 1, 0));
+        let items = counter.below_async().await.unwrap();
+        assert_eq!(items.collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+        let error = counter.checked_add_async(1, 1).await.unwrap_err();
+        assert_eq!(error.remote().unwrap().message(), "8 is too much");
+        let both = futures::join!(counter.meet_async(2), counter.meet_async(2));
+        assert!(both.0.is_ok() && both.1.is_ok());
+    });
+}
+
+#[test]
+fn mg10_a_server_has_as_many_objects_as_it_may_have() {
+    let _watchdog = watchdog();
+    let manager = Manager::builder().objects_max(2).start().unwrap();
+    let objects = [1, 2].map(|start| CounterProxy::new(&manager, start).unwrap());
+    let error = CounterProxy::new(&manager, 3).unwrap_err();
+    assert!(matches!(error, ManagerError::Limit(_)), "{error:?}");
+    drop(objects);
+    has_objects(&manager, 0);
+    CounterProxy::new(&manager, 3).unwrap();
 }

@@ -67,7 +67,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// Time after which a server that has not come to its step is killed from outside.
 const SERVER_LIVES: Duration = Duration::from_millis(300);
 /// Number of objects of which this process has handles at the end. A condition has a lock.
-const OBJECTS: u64 = 12;
+const OBJECTS: u64 = 13;
 const EXIT_CODE: i32 = 7;
 
 // ---- the record ---------------------------------------------------------------------------------
@@ -100,6 +100,7 @@ struct Record {
 struct Actor {
     added: [Calls; KEYS],
     pushed: Calls,
+    counted: Calls,
     put: Calls,
     /// How many items it may be getting at this moment.
     unsure: AtomicU64,
@@ -134,7 +135,11 @@ impl Record {
             word.store(0, SeqCst);
         }
         for actor in &self.actors {
-            actor.added.iter().chain([&actor.pushed, &actor.put]).for_each(Calls::clear);
+            actor
+                .added
+                .iter()
+                .chain([&actor.pushed, &actor.put, &actor.counted])
+                .for_each(Calls::clear);
             actor.unsure.store(0, SeqCst);
         }
         self.got.iter().flatten().for_each(|got| got.store(0, SeqCst));
@@ -240,7 +245,60 @@ type Shared = (
     Event,
     executor::Queue<Event>,
     Vec<Event>,
+    CounterProxy,
 );
+
+/// An object of a type of our own.
+struct Counter {
+    n: u64,
+    /// How many of them there are in this process.
+    _counted: Counted,
+}
+
+static COUNTERS: AtomicU64 = AtomicU64::new(0);
+
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        COUNTERS.fetch_add(1, SeqCst);
+        Counted
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        COUNTERS.fetch_sub(1, SeqCst);
+    }
+}
+
+#[managed]
+#[allow(unreachable_pub, reason = "only public methods can be called")]
+impl Counter {
+    pub fn new() -> Self {
+        Counter { n: 0, _counted: Counted::new() }
+    }
+
+    pub fn add(&mut self) -> u64 {
+        self.n += 1;
+        self.n
+    }
+
+    /// Takes so long that another thread of the server goes on.
+    pub fn add_slowly(&mut self) -> u64 {
+        thread::sleep(Duration::from_millis(2));
+        self.add()
+    }
+
+    pub fn get(&self) -> u64 {
+        self.n
+    }
+
+    /// Returns how many counters the server has.
+    pub fn counters(&self) -> u64 {
+        COUNTERS.load(SeqCst)
+    }
+}
 
 /// Runs in the server before it serves.
 #[task]
@@ -323,7 +381,7 @@ impl Player<'_> {
     }
 
     fn act(&mut self) -> Result<(), ManagerError> {
-        match self.random.below(18) {
+        match self.random.below(20) {
             0..3 => self.add(),
             3 => self.push(),
             4..6 => self.put(),
@@ -336,6 +394,7 @@ impl Player<'_> {
             14 => self.send_by_dict(),
             15 => self.receive_by_dict(),
             16 => self.send_by_queue(),
+            17..19 => self.count(),
             _ => {
                 let dropped = self.random.below(self.pocket.len() as u64 + 1) as usize;
                 if dropped < self.pocket.len() {
@@ -369,6 +428,24 @@ impl Player<'_> {
             self.shared.0.update_or_insert(&(key as u32), one_more_slowly::with())?;
         } else {
             self.shared.0.update_or_insert(&(key as u32), one_more::with())?;
+        }
+        calls.done.fetch_add(1, SeqCst);
+        Ok(())
+    }
+
+    fn count(&mut self) -> Result<(), ManagerError> {
+        let counter = &self.shared.11;
+        if self.random.one_in(3) {
+            let (before, after) = (counter.get()?, counter.get()?);
+            assert!(before <= after, "{after} was counted after {before}");
+            return Ok(());
+        }
+        let calls = &self.actor().counted;
+        calls.begun.fetch_add(1, SeqCst);
+        if self.random.one_in(6) {
+            counter.add_slowly()?;
+        } else {
+            counter.add()?;
         }
         calls.done.fetch_add(1, SeqCst);
         Ok(())
@@ -764,6 +841,11 @@ fn start(manager: &Manager, plan: &Plan) -> Result<Shared, ManagerError> {
         manager.event()?,
         executor::Queue::bounded(4).expect("a queue"),
         events,
+        {
+            // One that is dropped at once.
+            drop(CounterProxy::new(manager)?);
+            CounterProxy::new(manager)?
+        },
     ))
 }
 
@@ -859,8 +941,20 @@ fn round(plan: &Plan) -> Result<(), ManagerError> {
 }
 
 fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerError> {
-    let (counts, handles, list, queue, (lock, pair), semaphore, condition, barrier, event, sent, _) =
-        &shared;
+    let (
+        counts,
+        handles,
+        list,
+        queue,
+        (lock, pair),
+        semaphore,
+        condition,
+        barrier,
+        event,
+        sent,
+        _,
+        counter,
+    ) = &shared;
     let (semaphore, known) = semaphore;
     let record = record();
     eventually("clients that the server knows no more", CLIENTS as u64, || known.value())?;
@@ -886,7 +980,7 @@ fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerEr
     for actor in 0..ACTORS {
         let all = &record.actors[actor];
         // A put whose outcome is unknown is not counted as done.
-        let all = all.added.iter().chain([&all.pushed]);
+        let all = all.added.iter().chain([&all.pushed, &all.counted]);
         assert!(died(actor) || all.clone().all(|calls| calls.begun() == calls.done()));
     }
     let mut unsure = 0;
@@ -918,6 +1012,11 @@ fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerEr
         let (done, begun) = (sum(Calls::done), sum(Calls::begun));
         assert!((done..=begun).contains(&value), "{value} updates of {done} to {begun}");
     }
+    let sum = |each: fn(&Calls) -> u64| {
+        record.actors.iter().map(|actor| each(&actor.counted)).sum::<u64>()
+    };
+    let (value, done, begun) = (counter.get()?, sum(Calls::done), sum(Calls::begun));
+    assert!((done..=begun).contains(&value), "{value} calls of {done} to {begun}");
     let items = list.snapshot()?;
     for (actor, calls) in (0..).zip(record.actors.iter().map(|actor| &actor.pushed)) {
         let numbers: Vec<u64> =
@@ -930,13 +1029,26 @@ fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerEr
     while let Ok(handle) = sent.try_get() {
         handle.set()?;
     }
-    let (counts, handles, list, queue, lock, semaphore, condition, barrier, event, sent, _) =
-        shared;
+    let (
+        counts,
+        handles,
+        list,
+        queue,
+        lock,
+        semaphore,
+        condition,
+        barrier,
+        event,
+        sent,
+        _,
+        counter,
+    ) = shared;
     // What a dead process has left in this queue's socket ends with the queue.
     drop(sent);
     let own = (counts, handles, list, queue, lock, semaphore, condition, barrier, event);
     eventually("objects that this process's handles explain", OBJECTS, || manager.objects())?;
     drop(own);
+    eventually("one counter", 1, || counter.counters())?;
     Ok(())
 }
 
