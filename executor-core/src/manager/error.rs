@@ -77,7 +77,8 @@ pub enum ManagerError {
     Encode(Arc<str>),
     /// What is stored could not be decoded as the type that this handle has. The text names it.
     Decode(Arc<str>),
-    /// The function of an update returned an error, or panicked. The value is as it was before.
+    /// The function of an update returned an error, or panicked. The value is as it was before. Or
+    /// a method of a managed type did so. The object is as the method has left it.
     Failed(TaskError),
     /// The server, or this process, does not keep to the protocol.
     Protocol(Arc<str>),
@@ -109,7 +110,8 @@ impl ManagerError {
         }
     }
 
-    /// Returns the error of the function of an update, if it returned one.
+    /// Returns the error of the function of an update, or of a method of a managed type, if it
+    /// returned one or panicked.
     pub fn remote(&self) -> Option<&RemoteError> {
         match self {
             ManagerError::Failed(TaskError::Failed(error) | TaskError::Panicked(error)) => {

@@ -80,6 +80,11 @@
 //! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of
 //!   the other one.
 //!
+//! # Types of one's own
+//!
+//! `#[managed]` on an `impl` block makes a proxy for the type: the value is in the server, and its
+//! public methods can be called from any process. The documentation of that attribute says how.
+//!
 //! # Equal keys
 //!
 //! The server compares bytes. Two keys, items of a set, or values are equal if serde writes them

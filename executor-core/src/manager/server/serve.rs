@@ -45,8 +45,9 @@ const TURN: usize = 32;
 const TURNS_BETWEEN_LOOKS: u32 = 64;
 /// Maximum number of pipes that one client has sent and not asked for.
 const LEASES_WAITING_MAX: usize = 1024;
-/// Maximum number of functions that run at the same time. Each that takes long has a thread. With a
-/// lower value, functions that hang keep those of other objects from being run sooner.
+/// Maximum number of functions and methods that run at the same time. Each that takes long has a
+/// thread. With a lower value, functions that hang keep those of other objects from being run
+/// sooner.
 const FUNCTIONS_MAX: usize = 256;
 /// Maximum number of messages over one client's socket that are read at a time.
 const SOCKET_TURN: usize = 256;

@@ -6,11 +6,12 @@
 //!  lease, lease_ended ───────────┼──►│ Core                          ├──► Actions: replies, jobs
 //!  ran (a user's function) ──────┘   │  clients ──references──►      │
 //!                                    │  leases  ──references──► objects ──names──► objects
-//!                                    │  updates: functions that run  │
+//!                                    │  updates, methods: what runs  │
 //!                                    └───────────────────────────────┘
 //!  objects   data        map, list, set, cell      a request is done at once, or behind a function
 //!            waiting     queue, lock, semaphore,   a request is done at once, or waits in a line
 //!                        event, condition, barrier
+//!            own         a user's own type: its methods run one by one, or side by side
 //! ```
 //!
 //! A request is done in one step. Afterwards [`settle`](Core::settle) counts the references that it
