@@ -446,6 +446,10 @@ pub use executor_macros::task;
 /// wherever it was, and no method of it runs any more. It is not dropped when the server ends
 /// first.
 ///
+/// The server runs the methods of its own program. If a client is another program, both need the type
+/// with the same methods, at the same place and in the same version of its crate. Otherwise the call
+/// is an error.
+///
 /// A proxy is a handle like the [others](crate::manager): `Clone`, `Debug`, `Eq`, `Hash`, and a
 /// serde value that can be sent to other processes and stored in other managed objects.
 ///

@@ -20,7 +20,7 @@ use syn::{
 };
 
 use crate::{
-    attr::{Codec, ManagedAttr, TaskAttr},
+    attr::{ManagedAttr, TaskAttr},
     check::{Param, Refusals, TaskFunction, plain_name, unused_name},
     expand::Task,
     types,
@@ -216,7 +216,7 @@ fn check(function: &ImplItemFn, own: &TypePath, refusals: &mut Refusals) -> Opti
             }
             Some(Constructed::Result(result)) => {
                 types::check_output(&result, refusals);
-                output = Some(result);
+                output = Some(*result);
                 Role::Constructor { fallible: true }
             }
             None => {
@@ -267,7 +267,7 @@ fn name_self(ty: &mut Type, own: &TypePath) {
 enum Constructed {
     Value,
     /// A `Result`. This is the type with `()` in place of the object.
-    Result(Type),
+    Result(Box<Type>),
 }
 
 fn constructed(output: Option<&Type>, own: &TypePath) -> Option<Constructed> {
@@ -284,7 +284,7 @@ fn constructed(output: Option<&Type>, own: &TypePath) -> Option<Constructed> {
         Some(GenericArgument::Type(value)) if *value == own => *value = parse_quote!(()),
         _ => return None,
     }
-    Some(Constructed::Result(output))
+    Some(Constructed::Result(output.into()))
 }
 
 /// Returns `T` of `impl Iterator<Item = T>`.
@@ -323,7 +323,7 @@ fn expand(attr: &ManagedAttr, item: &ItemImpl, own: &TypePath, methods: &[Method
          to other processes, and the object lives as long as there is a handle of it."
     );
     let tasks = methods.iter().map(|method| task(attr, own, &own_name, method));
-    let calls = methods.iter().map(|method| call(krate, &proxy_text, method));
+    let calls = methods.iter().map(|method| call(krate, method));
     quote! {
         #(#cfgs)*
         #[doc = #doc]
@@ -443,15 +443,7 @@ fn task(attr: &ManagedAttr, own: &TypePath, own_name: &str, method: &Method) -> 
     };
     let arrow = output.as_ref().map(|output| quote!(-> #output));
     let task = Task {
-        attr: TaskAttr {
-            name: None,
-            handle: None,
-            krate: krate.clone(),
-            codec: match attr.codec {
-                Codec::Postcard => Codec::Postcard,
-                Codec::MessagePack => Codec::MessagePack,
-            },
-        },
+        attr: TaskAttr { name: None, handle: None, krate: krate.clone(), codec: attr.codec },
         handle: hidden.clone(),
         function: TaskFunction {
             attrs: cfgs.clone(),
@@ -478,7 +470,7 @@ fn task(attr: &ManagedAttr, own: &TypePath, own_name: &str, method: &Method) -> 
 }
 
 /// Generates the two methods of the proxy.
-fn call(krate: &syn::Path, proxy: &str, method: &Method) -> TokenStream {
+fn call(krate: &syn::Path, method: &Method) -> TokenStream {
     let Method { attrs, ident, hidden, role, params, output, items } = method;
     let kept: Vec<_> = attrs
         .iter()
@@ -508,7 +500,6 @@ fn call(krate: &syn::Path, proxy: &str, method: &Method) -> TokenStream {
         let manager = Ident::new("manager", Span::mixed_site());
         let doc =
             format!("Makes an object in the manager's server, with `{name}` of the type.\n\n");
-        let _ = proxy;
         return quote! {
             #[doc = #doc]
             #(#kept)*

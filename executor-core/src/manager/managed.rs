@@ -183,8 +183,8 @@ impl<'de> Deserialize<'de> for Handle {
     }
 }
 
-/// Returns what the function of a call means, and its encoded arguments. It consumes the task, so no
-/// future keeps what it has borrowed.
+/// Returns what the function of a call means, and its encoded arguments. It consumes the task, so
+/// no future keeps what it has borrowed.
 fn arguments<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<(u64, Vec<u8>), ManagerError> {
     let failed =
         |why: &dyn fmt::Display| ManagerError::Encode(format!("{}: {why}", F::NAME).into());
