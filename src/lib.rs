@@ -395,7 +395,7 @@ pub mod multiprocessing {
 /// the path `serde::Serialize` is not found. Use `handle` in this case.
 pub use executor_macros::task;
 
-/// Makes a type a managed type, so that a [manager](crate::manager)'s server can keep values of it,
+/// Makes a type a managed type, so that a [manager]'s server can keep values of it,
 /// and any process can call their methods. It corresponds to `BaseManager.register`.
 ///
 /// The `impl` block itself does not change. Beside `Counter`, there is a type `CounterProxy`, whose
@@ -430,7 +430,7 @@ pub use executor_macros::task;
 ///     let counter = CounterProxy::new(&manager, 5)?;
 ///     assert_eq!(counter.add(2)?, 7);
 ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build()?;
-///     assert_eq!(pool.submit(add_ten::task(counter.clone())).result()??, 17);
+///     assert_eq!(pool.submit(add_ten::task(counter.clone())).result()?, 17);
 ///     assert_eq!(counter.below()?.sum::<u64>(), 136);
 ///     let error = counter.divide(0).unwrap_err();
 ///     assert_eq!(error.remote().unwrap().message(), "a division by zero");
@@ -446,9 +446,9 @@ pub use executor_macros::task;
 /// wherever it was, and no method of it runs any more. It is not dropped when the server ends
 /// first.
 ///
-/// The server runs the methods of its own program. If a client is another program, both need the type
-/// with the same methods, at the same place and in the same version of its crate. Otherwise the call
-/// is an error.
+/// The server runs the methods of its own program. If a client is another program, both need the
+/// type with the same methods, at the same place and in the same version of its crate. Otherwise
+/// the call is an error.
 ///
 /// A proxy is a handle like the [others](crate::manager): `Clone`, `Debug`, `Eq`, `Hash`, and a
 /// serde value that can be sent to other processes and stored in other managed objects.

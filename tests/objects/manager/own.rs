@@ -34,7 +34,7 @@ impl Drop for LastWords {
 #[derive(Default)]
 struct Counter {
     n: u64,
-    last_words: Option<LastWords>,
+    _last_words: Option<LastWords>,
     /// How many calls have come to [`meet`](Counter::meet).
     met: Mutex<u32>,
     changed: Condvar,
@@ -60,8 +60,8 @@ impl Counter {
     }
 
     pub fn with_last_words(start: u64, path: &Path) -> Counter {
-        let last_words = Some(LastWords(path.to_owned()));
-        Counter { n: start, last_words, ..Counter::default() }
+        let _last_words = Some(LastWords(path.to_owned()));
+        Counter { n: start, _last_words, ..Counter::default() }
     }
 
     pub fn at_the_gate(gate: &Path, path: &Path) -> Self {
@@ -197,7 +197,7 @@ fn mg10_a_method_that_returns_an_iterator_can_be_iterated_by_the_client() {
     // They are those of the moment of the call.
     assert_eq!(items.collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     let many = CounterProxy::new(&manager, 200_000).unwrap();
-    assert_eq!(many.below().unwrap().rev().next(), Some(199_999));
+    assert_eq!(many.below().unwrap().next_back(), Some(199_999));
 }
 
 #[test]
