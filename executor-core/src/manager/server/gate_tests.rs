@@ -269,11 +269,11 @@ fn strangers_leave_at_the_deadline_whatever_they_say_until_then() {
 fn strangers_who_take_all_places_lose_them_to_those_who_come_later() {
     let stage = Stage::patient();
     let strangers: Vec<_> = (0..300).map(|_| stage.stranger()).collect();
-    // Now fewer than all places are to be taken by strangers that have come before the next client.
-    strangers.into_iter().take(200).for_each(is_cut_off);
+    // When these have had to leave, nobody else comes before the next client.
+    strangers.into_iter().take(300 - 128).for_each(is_cut_off);
     stage.is_well();
     let local: Vec<_> = (0..150).map(|_| connect_to(&stage.local, None).unwrap()).collect();
-    local[..22].iter().for_each(hangs_up);
+    local[..150 - 128].iter().for_each(hangs_up);
     stage.is_well();
 }
 
