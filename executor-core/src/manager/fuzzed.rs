@@ -137,7 +137,9 @@ pub(crate) fn meeting_seeds() -> Vec<Vec<u8>> {
     let input =
         |piece: u8, max: u16, stream: &[u8]| [&[piece][..], &max.to_le_bytes(), stream].concat();
     let message = |(header, body): ([u8; HEADER_BYTES], Vec<u8>)| [&header[..], &body].concat();
-    let whole_message = message(welcome(ServerId(7), 1 << 20));
+    let mut whole_message = message(welcome(ServerId(7), 1 << 20));
+    // The number of this process would make another seed of it each time.
+    whole_message[HEADER_BYTES + 16..HEADER_BYTES + 20].copy_from_slice(&[1, 0, 0, 0]);
     let hello_and_answer = [&[4, 0, 6, 64][..], &[1; 64]].concat();
     let challenge_and_welcome = [&[5, 32][..], &[2; 32], &[7, 32], &[3; 32]].concat();
     let mut long = [0; HEADER_BYTES];
