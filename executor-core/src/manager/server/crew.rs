@@ -140,7 +140,10 @@ struct Crew {
     door: Arc<Door>,
     late: Arc<Late>,
     state: Mutex<State>,
+    /// Wakes the thread that stands by.
     changed: Condvar,
+    /// Wakes the main thread. It has one of its own, as functions begin often.
+    over: Condvar,
 }
 
 struct State {
@@ -162,7 +165,8 @@ pub(super) fn run(server: Server) -> io::Result<()> {
     let (door, late) = (server.door(), server.late());
     let state =
         State { slot: None, begun: 0, standing_by: 0, watched: false, ended: false, over: None };
-    let crew = Arc::new(Crew { door, late, state: Mutex::new(state), changed: Condvar::new() });
+    let (changed, over) = (Condvar::new(), Condvar::new());
+    let crew = Arc::new(Crew { door, late, state: Mutex::new(state), changed, over });
     let first = Arc::clone(&crew);
     spawn(move || {
         if first.lead(Box::new(server)) {
@@ -174,7 +178,7 @@ pub(super) fn run(server: Server) -> io::Result<()> {
         if let Some(over) = state.over.take() {
             return over;
         }
-        state = crew.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state = crew.over.wait(state).unwrap_or_else(PoisonError::into_inner);
     }
 }
 
@@ -214,6 +218,7 @@ impl Crew {
         state.over = Some(over);
         drop(state);
         self.changed.notify_all();
+        self.over.notify_all();
         false
     }
 
@@ -296,10 +301,14 @@ impl Crew {
 
     /// Waits for a moment while functions are being run, and otherwise until one is.
     fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        if state.slot.is_none() && !state.watched {
-            return self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
         let begun = state.begun;
+        if state.slot.is_none() && !state.watched {
+            let mut state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // Although the function may have ended by now. The next ones need not wake this thread,
+            // which would cost them more than they take themselves.
+            state.watched = state.begun != begun;
+            return state;
+        }
         state.watched = true;
         let waited = self.changed.wait_timeout(state, PATIENCE);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
