@@ -447,8 +447,8 @@ pub use executor_macros::task;
 /// first.
 ///
 /// The server runs the methods of its own program. If a client is another program, both need the
-/// type with the same methods, at the same place and in the same version of its crate. Otherwise the
-/// call is an error.
+/// type with the same methods, at the same place and in the same version of its crate. Otherwise
+/// the call is an error.
 ///
 /// A proxy is a handle like the [others](crate::manager): `Clone`, `Debug`, `Eq`, `Hash`, and a
 /// serde value that can be sent to other processes and stored in other managed objects.

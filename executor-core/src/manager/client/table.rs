@@ -136,8 +136,8 @@ fn wait<'a>(
     Ok(ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
 }
 
-/// Returns this process's connection to a server without a route, as [`connection_to`] does, without
-/// blocking the thread.
+/// Returns this process's connection to a server without a route, as [`connection_to`] does,
+/// without blocking the thread.
 pub(super) async fn connection_to_async(door: &Arc<Door>) -> Result<Arc<Connection>, ManagerError> {
     let place = place_of(door);
     let mut waiter = pin!(Waiter { place, creator: Creator::here(), number: 0, attempt: 0 });
