@@ -249,7 +249,7 @@ fn every_object_is_created_and_used_in_futures_that_are_spawned() {
         lock.acquire_async().await?.leak();
         lock.release_async().await?;
         assert!(matches!(lock.release_async().await, Err(ManagerError::Refused(_))));
-        let _rlock = own.rlock_async().await?.acquire_async().await?.release_async().await?;
+        own.rlock_async().await?.acquire_async().await?.release_async().await?;
         let semaphore = own.semaphore_async(1).await?;
         semaphore.acquire_async().await?.forget();
         semaphore.release_async().await?;
