@@ -29,6 +29,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::array`]: crate::manager::Manager::array
     Array<T>
 }
 

@@ -33,6 +33,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::barrier`]: crate::manager::Manager::barrier
     Barrier
 }
 

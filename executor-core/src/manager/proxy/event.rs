@@ -28,6 +28,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::event`]: crate::manager::Manager::event
     Event
 }
 

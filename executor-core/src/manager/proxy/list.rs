@@ -32,6 +32,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::list`]: crate::manager::Manager::list
     List<T>
 }
 

@@ -53,6 +53,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::lock`]: crate::manager::Manager::lock
     Lock
 }
 
@@ -74,6 +76,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::rlock`]: crate::manager::Manager::rlock
     RLock
 }
 

@@ -32,6 +32,9 @@ handle! {
     /// ```
     ///
     /// A field that is got with another type than it was set with is [`ManagerError::Decode`].
+    ///
+    /// [`Manager::namespace`]: crate::manager::Manager::namespace
+    /// [`ManagerError::Decode`]: crate::manager::ManagerError::Decode
     Namespace
 }
 

@@ -37,6 +37,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::semaphore`]: crate::manager::Manager::semaphore
     Semaphore
 }
 

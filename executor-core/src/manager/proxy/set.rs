@@ -32,6 +32,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::set`]: crate::manager::Manager::set
     Set<T>
 }
 

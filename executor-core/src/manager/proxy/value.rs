@@ -32,6 +32,8 @@ handle! {
     ///     Ok(())
     /// }
     /// ```
+    ///
+    /// [`Manager::value`]: crate::manager::Manager::value
     Value<T>
 }
 
