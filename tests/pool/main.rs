@@ -6,6 +6,7 @@ mod blame;
 mod broken;
 mod executor_trait;
 mod future;
+mod limits;
 mod mischief;
 mod options;
 #[path = "../programs/builder.rs"]

@@ -78,8 +78,9 @@ pub enum TaskError {
         detail: Arc<LostDetail>,
     },
 
-    /// A time limit has passed. If the limit was the task's own, the worker that ran the task was
-    /// killed and replaced.
+    /// A time limit has passed. If it was the limit on running ([`Phase::Run`]), the worker that
+    /// ran the task was killed and replaced. If it was the limit on waiting ([`Phase::Queue`]), the
+    /// task has not begun and never will.
     #[non_exhaustive]
     TimedOut {
         /// The limit that was set.
@@ -295,9 +296,11 @@ const _: () = assert!(std::mem::size_of::<TaskError>() <= 32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// The time that the task waits for a worker.
+    /// The time that the task waits for a worker, counted from the moment it is submitted. See
+    /// [`queue_timeout`](crate::Task::queue_timeout).
     Queue,
-    /// The time that the task runs, counted from the moment the worker begins it.
+    /// The time that the task runs, counted from the moment the worker begins it. See
+    /// [`timeout`](crate::Task::timeout).
     Run,
     /// The time of a whole [`map`](crate::ProcessPoolExecutor::map), counted from its first `next`.
     Map,

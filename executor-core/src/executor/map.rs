@@ -181,6 +181,10 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// and its own failure. If a worker dies in the middle of a chunk, the remaining items run
     /// elsewhere. An idle worker takes over half of the items that another worker has not begun.
     ///
+    /// Tasks with options of their own are sent one at a time in any case, and so are all tasks of
+    /// an executor with a [`default_timeout`](crate::ProcessPoolBuilder::default_timeout) or a
+    /// [`default_queue_timeout`](crate::ProcessPoolBuilder::default_queue_timeout).
+    ///
     /// With 0, the map yields one [`TaskError::Invalid`].
     pub fn chunk_size(mut self, items: usize) -> Self {
         self.chunk_size = Some(items);
@@ -260,6 +264,10 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     /// Chooses how many items are sent together from now on.
     fn choose_together(&mut self) {
+        if self.executor.takes_single_calls() {
+            self.together = 1;
+            return;
+        }
         self.together = self.chunk_size.unwrap_or_else(|| {
             let Some(estimate) = self.executor.estimate(F::entry()) else { return 1 };
             let items = (CHUNK_TIME.as_nanos() / estimate.as_nanos().max(1)) as usize;

@@ -82,6 +82,12 @@ pub trait Executor: Send + Sync + Sealed {
         Buffer::new()
     }
 
+    /// Returns whether each call has to be a chunk of its own.
+    #[doc(hidden)]
+    fn takes_single_calls(&self) -> bool {
+        false
+    }
+
     /// Returns another handle of the same executor.
     #[doc(hidden)]
     fn handle(&self) -> Box<dyn Executor>;
@@ -234,6 +240,10 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
 
     fn buffer(&self) -> Buffer {
         (**self).buffer()
+    }
+
+    fn takes_single_calls(&self) -> bool {
+        (**self).takes_single_calls()
     }
 
     fn handle(&self) -> Box<dyn Executor> {

@@ -325,6 +325,10 @@ impl Executor for ProcessPoolExecutor {
         Buffer::with_store(self.handle.pool.arguments())
     }
 
+    fn takes_single_calls(&self) -> bool {
+        self.handle.pool.takes_single_calls()
+    }
+
     fn handle(&self) -> Box<dyn Executor> {
         Box::new(self.clone())
     }

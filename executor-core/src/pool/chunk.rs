@@ -18,10 +18,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use super::{ending::Batch, scheduler::Scheduled};
+use super::{TaskDefaults, ending::Batch, scheduler::Scheduled};
 use crate::{
     error::{TaskError, reply},
     future::{
@@ -55,9 +55,10 @@ pub(super) fn id_of_the_next() -> TaskId {
 #[doc(hidden)]
 pub struct Chunk {
     entry: &'static TaskEntry,
-    name: Option<Box<str>>,
-    /// The timeout. Only a single call has one.
-    timeout: Option<Duration>,
+    /// Only a single call has any.
+    options: TaskOptions,
+    /// When the call has waited for a worker for too long.
+    queue_until: Option<Instant>,
     arguments: Payload,
     /// Whether the arguments have the layout of several calls: see [`Items`].
     several: bool,
@@ -97,12 +98,11 @@ impl Chunk {
     ) -> (Chunk, Arc<Cell>) {
         let base = next_task_ids(1);
         let (cell, completer) = Cell::pending(base, control);
-        let TaskOptions { timeout, name } = options;
         let sink = Sink::Cell(completer);
         let chunk = Chunk {
             entry,
-            name,
-            timeout,
+            options,
+            queue_until: None,
             arguments,
             several: false,
             base,
@@ -124,14 +124,35 @@ impl Chunk {
     ) -> Chunk {
         let base = next_task_ids(count);
         let sink = Sink::Map(results.open(base, count, number, control));
-        let TaskOptions { timeout, name } = options;
         let items = Items { first: 0, count };
-        Chunk { entry, name, timeout, arguments, several: count > 1, base, items, sink }
+        let several = count > 1;
+        debug_assert!(!several || options.is_none(), "a task with options is sent alone");
+        Chunk { entry, options, queue_until: None, arguments, several, base, items, sink }
+    }
+
+    /// Returns whether [`accepted`](Self::accepted) has anything to do, if the pool has no
+    /// defaults.
+    #[inline]
+    pub(super) fn has_options(&self) -> bool {
+        !self.options.is_none()
+    }
+
+    /// Records that a pool with these defaults accepts the chunk now.
+    pub(super) fn accepted(&mut self, defaults: &TaskDefaults) {
+        debug_assert!(!self.several || !defaults.any(), "such a pool gets single calls");
+        if defaults.timeout.is_some() && self.options.timeout().is_none() {
+            self.options.set().timeout = defaults.timeout;
+        }
+        if defaults.queue_timeout.is_some() && self.options.queue_timeout().is_none() {
+            self.options.set().queue_timeout = defaults.queue_timeout;
+        }
+        self.queue_until =
+            self.options.queue_timeout().and_then(|timeout| Instant::now().checked_add(timeout));
     }
 
     /// Returns the name that errors and logs use.
     pub(super) fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.entry.name)
+        self.options.called(self.entry.name)
     }
 
     /// Returns the id of the first unresolved item.
@@ -172,7 +193,16 @@ impl Scheduled for Chunk {
 
     #[inline]
     fn timeout(&self) -> Option<Duration> {
-        self.timeout
+        self.options.timeout()
+    }
+
+    #[inline]
+    fn queue_until(&self) -> Option<Instant> {
+        self.queue_until
+    }
+
+    fn queue_timeout(&self) -> Duration {
+        self.options.queue_timeout().unwrap_or_default()
     }
 
     #[inline]
@@ -194,7 +224,7 @@ impl Scheduled for Chunk {
         let Sink::Map(map) = &self.sink else { unreachable!("a single call is not split") };
         let items = Items { first: at, count: std::mem::replace(&mut self.items.count, at) };
         Chunk {
-            name: self.name.clone(),
+            options: self.options.clone(),
             arguments: self.arguments.clone(),
             items,
             sink: Sink::Map(Arc::clone(map)),
@@ -205,7 +235,7 @@ impl Scheduled for Chunk {
     #[inline]
     fn send_to(&self, seq: u32) -> Sending {
         let mut flags = 0;
-        if self.timeout.is_some() {
+        if self.timeout().is_some() {
             flags |= flag::TIMED;
         }
         if self.several {

@@ -27,7 +27,7 @@ use super::{
     chunk::{Chunk, Outcomes, Sending},
     driver,
     log::LogRecord,
-    scheduler::{Action, End, Scheduler},
+    scheduler::{Action, End, Scheduled, Scheduler},
     worker::Worker,
 };
 use crate::{
@@ -177,6 +177,14 @@ impl Pool {
             // First of all: the thread that takes the chunk in may ask the starter for a worker at
             // once.
             self.event(|core, now, out| self.ensure_threads(core, now, out));
+        }
+        if chunk.queue_until().is_some() {
+            // It must not wait in the intake, which keeps no time. The event first takes in
+            // everything that was submitted before.
+            self.event(|core, now, out| core.scheduler.on_submit(now, [chunk], out));
+            return if warms {
+                self.warm_up()
+            };
         }
         let is_deferred =
             || function.is_some_and(|id| id.0 == self.deferred.load(Ordering::Relaxed));
@@ -651,7 +659,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::{
-        pool::{AtEnd, PoolOptions, worker::Boards},
+        pool::{AtEnd, PoolOptions, TaskDefaults, worker::Boards},
         wire::handshake::Transport,
     };
 
@@ -669,6 +677,7 @@ mod tests {
             transport: Transport::Ring,
             at_end: AtEnd::default(),
             exit_timeout: None,
+            defaults: TaskDefaults::default(),
         };
         Pool::new(options).unwrap()
     }

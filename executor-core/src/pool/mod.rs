@@ -16,7 +16,8 @@
 //! what the system provides for a worker: its process, link and exit status. The driver owns the
 //! descriptors that it polls. None of this is stored twice. A chunk that is submitted while another
 //! thread holds the lock, or while no worker has room, waits in the intake. The thread that holds
-//! the lock takes it from there, once the scheduler's queue is short.
+//! the lock takes it from there, once the scheduler's queue is short. Only tasks with a limit on
+//! their wait go to the scheduler at once, because the intake keeps no time.
 //!
 //! In the common case a task is not handed from thread to thread: `submit` itself writes to an idle
 //! worker, the thread that waits for a result drains the worker's replies itself ([`reader`]), and
@@ -113,6 +114,21 @@ pub(crate) struct Initializer<A> {
     pub(crate) arguments: A,
 }
 
+/// Options of tasks that do not set them themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TaskDefaults {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) queue_timeout: Option<Duration>,
+}
+
+impl TaskDefaults {
+    /// Returns whether there are any.
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        self.timeout.is_some() || self.queue_timeout.is_some()
+    }
+}
+
 /// Configuration of a pool.
 pub(crate) struct PoolOptions {
     pub(crate) workers_max: usize,
@@ -128,6 +144,7 @@ pub(crate) struct PoolOptions {
     /// What happens to accepted work when the program ends, and how long that may take.
     pub(crate) at_end: AtEnd,
     pub(crate) exit_timeout: Option<Duration>,
+    pub(crate) defaults: TaskDefaults,
 }
 
 pub(crate) struct Pool {
@@ -270,10 +287,20 @@ impl Pool {
 
     /// Accepts a chunk. In a forked process the chunk is dropped, and its futures and its map know
     /// that no result will come.
-    pub(crate) fn submit(self: &Arc<Self>, chunk: Chunk) {
-        if !self.forked() {
-            self.take_in(chunk);
+    pub(crate) fn submit(self: &Arc<Self>, mut chunk: Chunk) {
+        if self.forked() {
+            return;
         }
+        if chunk.has_options() || self.options.defaults.any() {
+            chunk.accepted(&self.options.defaults);
+        }
+        self.take_in(chunk);
+    }
+
+    /// Returns whether each task has options, because the pool has defaults for them. A chunk of
+    /// several tasks has none.
+    pub(crate) fn takes_single_calls(&self) -> bool {
+        self.options.defaults.any()
     }
 
     /// Returns the estimated running time of a call of this function, if there is an estimate.

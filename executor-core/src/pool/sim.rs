@@ -49,6 +49,7 @@ const LOST_UNBEGUN_MAX: u8 = 3;
 const KINDS: &[&str] = &[
     "submit",
     "submit: with a timeout",
+    "submit: with a limit on waiting",
     "submit: a chunk of several",
     "submit: refused",
     "cancel: withdrawn",
@@ -128,6 +129,8 @@ const KINDS: &[&str] = &[
     "end: lost, begun",
     "end: lost, first in line three times",
     "end: timed out",
+    "end: waited too long, queued",
+    "end: waited too long, sent ahead",
     "end: cancelled",
     "end: cancelled by shutdown",
     "end: cancelled while running",
@@ -143,6 +146,7 @@ const KINDS: &[&str] = &[
 struct Ticket {
     function: FnId,
     timeout: Option<Duration>,
+    wait: Option<(Instant, Duration)>,
     base: TaskId,
     items: Items,
     /// Whether the memory of the arguments is excluded from reuse. Shared by all parts of a chunk.
@@ -158,6 +162,14 @@ impl Scheduled for Ticket {
 
     fn timeout(&self) -> Option<Duration> {
         self.timeout
+    }
+
+    fn queue_until(&self) -> Option<Instant> {
+        self.wait.map(|(until, _)| until)
+    }
+
+    fn queue_timeout(&self) -> Duration {
+        self.wait.map_or(Duration::ZERO, |(_, timeout)| timeout)
     }
 
     fn base(&self) -> TaskId {
@@ -223,6 +235,7 @@ struct Story {
     /// The chunk in which it was submitted: the first id, and the number of tasks.
     chunk: (TaskId, u32),
     timeout: Option<Duration>,
+    queue_timeout: Option<Duration>,
     conduct: Conduct,
     takes: Duration,
     submitted: Instant,
@@ -551,6 +564,8 @@ struct World {
     closed: bool,
     /// How long a start takes until the process exists.
     start_takes: Duration,
+    /// How long tasks that are submitted from now on may wait for a worker.
+    queue_timeout: Option<Duration>,
     /// Workers whose tasks wait for each other.
     meeting: Vec<WorkerId>,
     /// Since when tasks have waited although a worker could run them or could be started for them.
@@ -584,6 +599,7 @@ impl World {
             trouble_in_initializer: false,
             closed: false,
             start_takes: Duration::ZERO,
+            queue_timeout: None,
             meeting: Vec::new(),
             neglects_since: None,
             neglect: Neglect::default(),
@@ -959,6 +975,19 @@ impl World {
                 assert!(began + limit <= now, "{task:?} has timed out too early");
                 ("end: timed out", Ending::TimedOut)
             }
+            End::Error(TaskError::TimedOut { limit, phase: Phase::Queue, .. }) => {
+                assert_eq!(story.begun, None, "{task:?} has begun, so it waits no longer");
+                assert_eq!(story.queue_timeout, Some(limit));
+                assert!(story.submitted + limit <= now, "{task:?} was ended too early");
+                let sent = |process: &Process| {
+                    process.words.borrow().sent.values().any(|(_, base, _)| *base == task)
+                };
+                let kind = match self.processes.values().any(sent) {
+                    true => "end: waited too long, sent ahead",
+                    false => "end: waited too long, queued",
+                };
+                (kind, Ending::TimedOut)
+            }
             End::Error(TaskError::Cancelled) if story.begun.is_some() => {
                 assert!(
                     story.cancel_running_asked,
@@ -1027,6 +1056,7 @@ impl World {
             self.stories.push(Story {
                 chunk,
                 timeout,
+                queue_timeout: self.queue_timeout,
                 conduct,
                 takes,
                 submitted: self.now,
@@ -1049,9 +1079,14 @@ impl World {
         if count > 1 {
             self.note("submit: a chunk of several", None, Some(task));
         }
+        if self.queue_timeout.is_some() {
+            self.note("submit: with a limit on waiting", None, Some(task));
+        }
+        let wait =
+            self.queue_timeout.and_then(|timeout| Some((self.now.checked_add(timeout)?, timeout)));
         let items = Items { first: 0, count };
-        let ticket =
-            Ticket { function: FnId(function), timeout, base: task, items, left: Rc::default() };
+        let (function, left) = (FnId(function), Rc::default());
+        let ticket = Ticket { function, timeout, wait, base: task, items, left };
         self.event(|scheduler, now, _, out| scheduler.on_submit(now, [ticket], out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
@@ -1081,16 +1116,22 @@ impl World {
         }
         for _ in 0..count {
             let conduct = self.any_conduct();
-            let timeout = self.dice.permille(self.climate.timeouts).then(|| {
-                let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
-                self.dice.pick(&[
-                    Duration::from_micros(micros),
-                    Duration::from_micros(micros),
-                    Duration::MAX,
-                ])
-            });
+            let timeout = self.any_timeout();
+            self.queue_timeout = self.any_timeout();
             self.submit(function, timeout, conduct);
+            self.queue_timeout = None;
         }
+    }
+
+    fn any_timeout(&mut self) -> Option<Duration> {
+        self.dice.permille(self.climate.timeouts).then(|| {
+            let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
+            self.dice.pick(&[
+                Duration::from_micros(micros),
+                Duration::from_micros(micros),
+                Duration::MAX,
+            ])
+        })
     }
 
     /// Cancels the tasks of a chunk that have not begun.
@@ -1222,6 +1263,12 @@ impl World {
         for id in given_up {
             assert!(!self.scheduler.knows(id), "{id:?} is not given up");
             self.note("given up", Some(id), None);
+        }
+        for (story, number) in self.stories.iter().zip(1..) {
+            let limit = story.queue_timeout.and_then(|limit| story.submitted.checked_add(limit));
+            let waits = story.ending.is_none() && story.begun.is_none();
+            let over = limit.is_some_and(|at| at <= self.now);
+            assert!(!waits || !over, "task {number} waits after its limit");
         }
         // If something stayed due, the driver would tick again and again.
         let next = self.scheduler.next_deadline();
@@ -2460,6 +2507,25 @@ fn a_timeout_with_the_reply_on_its_way_does_not_kill_the_next_task() {
     assert_eq!(world.processes[&WorkerId(0)].killed, None);
     world.settle();
     assert!(world.all_return(&[first, next, last]));
+}
+
+#[test]
+fn a_limit_on_waiting_ends_what_has_not_begun_and_nothing_else() {
+    let mut world = World::ready(1);
+    world.queue_timeout = Some(2 * A_MOMENT);
+    let limited = world.calls(0, 3);
+    world.queue_timeout = None;
+    let unlimited = world.quick(1);
+    world.work(0); // claims the first
+    assert_eq!(world.holding(0), 4, "all are with the worker, and most have not begun");
+    world.advance(A_MOMENT);
+    world.tick();
+    for task in &limited[1..] {
+        assert_eq!(world.ending(*task), Some(Ending::TimedOut));
+    }
+    assert_eq!(world.ending(limited[0]), None);
+    world.settle();
+    assert!(world.all_return(&limited[..1]) && world.all_return(&unlimited));
 }
 
 #[test]

@@ -84,14 +84,17 @@ impl Server {
         });
         let bytes = match entry.known().and(encoded.map_err(|error| error.message)) {
             // A task in the server cannot be stopped on its own: it runs in the server itself.
-            _ if options.timeout.is_some() => {
+            _ if options.timeout().is_some() => {
                 Err(format!("`{called}` has a time limit, which `preload` cannot keep"))
             }
             Err(error) => Err(format!("`{called}` cannot be sent to it: {error}")),
             Ok(()) if !attached.is_empty() => {
                 Err(format!("the arguments of `{called}` carry descriptors"))
             }
-            Ok(()) => Ok(buffer.into_vec()),
+            Ok(()) => match options.refusal_without_queue() {
+                Some(what) => Err(format!("`{called}` has a {what}")),
+                None => Ok(buffer.into_vec()),
+            },
         };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.number(), bytes));
     }

@@ -126,12 +126,16 @@ impl<F: TaskFn, A> Task<F, A> {
     #[doc(hidden)]
     #[inline]
     pub fn new(args: A) -> Self {
-        Task { args, options: TaskOptions { timeout: None, name: None }, marker: PhantomData }
+        Task { args, options: TaskOptions(None), marker: PhantomData }
     }
 
     /// Sets a limit on the time that the task runs, counted from the moment a worker begins it. A
     /// worker that exceeds the limit is killed and replaced, and the future gets
-    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut).
+    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut) with [`Phase::Run`](crate::Phase::Run).
+    ///
+    /// It takes precedence over the
+    /// [`default_timeout`](crate::ProcessPoolBuilder::default_timeout) of the executor.
+    /// [`Duration::MAX`] means no limit.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -143,7 +147,43 @@ impl<F: TaskFn, A> Task<F, A> {
     /// # let _ = task;
     /// ```
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = Some(timeout);
+        self.options.set().timeout = Some(timeout);
+        self
+    }
+
+    /// Sets a limit on the time that the task waits for a worker, counted from the moment it is
+    /// submitted. If no worker has begun the task by then, it never runs, and the future gets
+    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut) with
+    /// [`Phase::Queue`](crate::Phase::Queue). No worker is killed for it.
+    ///
+    /// It takes precedence over the
+    /// [`default_queue_timeout`](crate::ProcessPoolBuilder::default_queue_timeout) of the executor.
+    /// [`Duration::MAX`] means no limit. It is for executors: where nothing queues, as in
+    /// [`Process::new`](crate::Process::new), a task with this option is refused.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use executor::{Phase, prelude::*};
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    /// #[task]
+    /// fn quote(symbol: &str) -> String { format!("{symbol}: 1") }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let busy = pool.submit(forever::task());
+    ///     // An old answer is of no use to anybody.
+    ///     let late = pool.submit(quote::task("AB").queue_timeout(Duration::from_millis(20)));
+    ///     match late.result() {
+    ///         Err(TaskError::TimedOut { phase, .. }) => assert_eq!(phase, Phase::Queue),
+    ///         other => panic!("{other:?}"),
+    ///     }
+    ///     busy.cancel_running();
+    /// }
+    /// ```
+    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+        self.options.set().queue_timeout = Some(timeout);
         self
     }
 
@@ -159,14 +199,14 @@ impl<F: TaskFn, A> Task<F, A> {
     /// # let _ = task;
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.options.name = Some(name.into().into_boxed_str());
+        self.options.set().name = Some(name.into().into_boxed_str());
         self
     }
 
     /// Whether the task has no options.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.options.timeout.is_none() && self.options.name.is_none()
+        self.options.is_none()
     }
 
     #[doc(hidden)]
@@ -264,8 +304,9 @@ impl<F: TaskFn, A> fmt::Debug for Task<F, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task")
             .field("function", &F::NAME)
-            .field("name", &self.options.name)
-            .field("timeout", &self.options.timeout)
+            .field("name", &self.options.name())
+            .field("timeout", &self.options.timeout())
+            .field("queue_timeout", &self.options.queue_timeout())
             .finish_non_exhaustive()
     }
 }
@@ -284,17 +325,55 @@ impl fmt::Debug for Encoded {
 }
 
 /// The options that were set on a [`Task`].
+///
+/// Nearly all tasks have none. For these it is one word, which is moved along with the task.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
-pub struct TaskOptions {
+pub struct TaskOptions(Option<Box<SetOptions>>);
+
+/// The options of a task that has any.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SetOptions {
     pub(crate) timeout: Option<Duration>,
+    pub(crate) queue_timeout: Option<Duration>,
     pub(crate) name: Option<Box<str>>,
 }
 
 impl TaskOptions {
+    /// Returns whether no option was set.
+    #[inline]
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Returns the options, to set one.
+    pub(crate) fn set(&mut self) -> &mut SetOptions {
+        self.0.get_or_insert_default()
+    }
+
+    #[inline]
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.0.as_ref()?.timeout
+    }
+
+    #[inline]
+    pub(crate) fn queue_timeout(&self) -> Option<Duration> {
+        self.0.as_ref()?.queue_timeout
+    }
+
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.0.as_ref()?.name.as_deref()
+    }
+
     /// Returns the name of this call: its own name if it has one, and the name of its function
     /// otherwise.
     pub(crate) fn called<'a>(&'a self, function: &'a str) -> &'a str {
-        self.name.as_deref().unwrap_or(function)
+        self.name().unwrap_or(function)
+    }
+
+    /// Returns what is wrong with a task that is given to something that runs it at once and once,
+    /// if it has an option for tasks that are submitted to an executor.
+    pub(crate) fn refusal_without_queue(&self) -> Option<&'static str> {
+        self.queue_timeout().map(|_| "`queue_timeout`, but nothing queues here: it is for tasks that are submitted to an executor")
     }
 }

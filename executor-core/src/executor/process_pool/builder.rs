@@ -7,8 +7,8 @@ use crate::{
     child::birth::{self, Barren},
     error::BuildError,
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
-    pool::{AtEnd, Initializer, Pool, PoolOptions},
-    task::{IntoTask, TaskArgs, TaskFn, TaskOptions},
+    pool::{AtEnd, Initializer, Pool, PoolOptions, TaskDefaults},
+    task::{IntoTask, TaskArgs, TaskFn},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
 };
 
@@ -53,6 +53,7 @@ pub struct ProcessPoolBuilder {
     exit_timeout: Option<Duration>,
     terminates_at_end: bool,
     stack_size: Option<usize>,
+    defaults: TaskDefaults,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
@@ -71,6 +72,8 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("on_drop", &self.on_drop)
             .field("exit_timeout", &self.exit_timeout)
             .field("stack_size", &self.stack_size)
+            .field("default_timeout", &self.defaults.timeout)
+            .field("default_queue_timeout", &self.defaults.queue_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -96,13 +99,17 @@ impl ProcessPoolBuilder {
     /// [`initializer_timeout`](Self::initializer_timeout).
     pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
         let mut bytes = Buffer::new();
-        let (args, TaskOptions { timeout, name }) = task.into_task().into_parts();
+        let (args, options) = task.into_task().into_parts();
         let (encoded, attachments) =
             attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
         let arguments = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
         let entry = T::Function::entry();
-        let name = name.unwrap_or_else(|| entry.name.into());
-        let arguments = entry.known().and(arguments);
+        let name = options.called(entry.name).into();
+        let timeout = options.timeout();
+        let arguments = match options.refusal_without_queue() {
+            Some(what) => Err(format!("it has a {what}")),
+            None => entry.known().and(arguments),
+        };
         self.initializer = Some(Initializer { entry, name, timeout, arguments });
         self
     }
@@ -238,6 +245,44 @@ impl ProcessPoolBuilder {
         self
     }
 
+    /// Sets the [time limit](crate::Task::timeout) of tasks that have none of their own. By default
+    /// there is no limit.
+    ///
+    /// The items of a [`map`](ProcessPoolExecutor::map) are tasks, too. They are then sent to
+    /// workers one at a time, and not in chunks.
+    ///
+    /// ```
+    /// # use executor::{Phase, prelude::*};
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn sleep(millis: u64) { std::thread::sleep(Duration::from_millis(millis)) }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let builder = ProcessPoolExecutor::builder().max_workers(1);
+    ///     let pool = builder.default_timeout(Duration::from_millis(20)).build().unwrap();
+    ///     let slow = pool.submit(sleep::task(60_000));
+    ///     let allowed = pool.submit(sleep::task(40).timeout(Duration::MAX));
+    ///     assert!(slow.result().unwrap_err().is_timeout());
+    ///     allowed.result().unwrap();
+    /// }
+    /// ```
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.defaults.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the [limit on waiting for a worker](crate::Task::queue_timeout) of tasks that have none
+    /// of their own. By default there is no limit.
+    ///
+    /// The items of a [`map`](ProcessPoolExecutor::map) are tasks, too. They are then sent to
+    /// workers one at a time, and not in chunks. The time of an item counts from the moment the map
+    /// submits it: see [`buffer_size`](crate::Map::buffer_size).
+    pub fn default_queue_timeout(mut self, timeout: Duration) -> Self {
+        self.defaults.queue_timeout = Some(timeout);
+        self
+    }
+
     /// Builds the executor. No process is started yet.
     ///
     /// # Errors
@@ -318,6 +363,7 @@ impl ProcessPoolBuilder {
                 OnDrop::Kill => AtEnd::Kill,
             },
             exit_timeout: self.exit_timeout,
+            defaults: self.defaults,
         })
         .map_err(|error| BuildError::Os {
             what: "the descriptors of an executor",

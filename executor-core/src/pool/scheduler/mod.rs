@@ -27,7 +27,7 @@
 //! ```text
 //!  events in     replies, cancel, lifecycle, shutdown, deadlines (time); `on_submit` in queue
 //!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
-//!  records       task, worker, in_flight, termination, state, estimate, queue
+//!  records       task, worker, in_flight, termination, state, estimate, queue, waits
 //!  asked         claims, and `Scheduled` in task
 //!  actions out   action
 //! ```
@@ -60,6 +60,7 @@ mod state;
 mod task;
 mod termination;
 mod verdict;
+mod waits;
 mod worker;
 
 use std::{
@@ -74,6 +75,7 @@ use in_flight::Sending;
 use state::PoolState;
 use task::Entry;
 pub(crate) use task::Scheduled;
+use waits::Waits;
 use worker::Worker;
 
 use super::task_table::TaskTable;
@@ -128,6 +130,8 @@ pub(crate) struct Scheduler<C> {
     waits_again: bool,
     /// Number of chunks with a timeout that are with workers.
     timed: usize,
+    /// When tasks have waited for a worker for too long.
+    waits: Waits,
     next_worker: u32,
     state: PoolState,
     shutdown_deadline: Option<Instant>,
@@ -156,6 +160,7 @@ impl<C: Scheduled> Scheduler<C> {
             rebalance_at: None,
             waits_again: false,
             timed: 0,
+            waits: Waits::default(),
             next_worker: 0,
             state: PoolState::new(),
             shutdown_deadline: None,

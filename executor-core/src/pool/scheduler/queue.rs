@@ -37,6 +37,10 @@ impl<C: Scheduled> Scheduler<C> {
             let first = *self.first.get_or_insert(now);
             let at = now.saturating_duration_since(first).as_nanos() as u64;
             let id = chunk.base();
+            if let Some(until) = chunk.queue_until() {
+                let tasks = &self.tasks;
+                self.waits.add(until, id, |task| tasks.get(task).is_some());
+            }
             let new = self.tasks.insert(id, Entry::new(chunk, at));
             debug_assert!(new, "a task id is used once");
             self.queue.push_back(id);

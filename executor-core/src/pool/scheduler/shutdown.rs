@@ -46,6 +46,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.clear();
         self.idle.clear();
         self.queue.clear();
+        self.waits.clear();
         (self.queued, self.timed, self.with_waiting) = (0, 0, 0);
         self.close_if_drained(now, out);
     }
@@ -121,6 +122,7 @@ impl<C: Scheduled> Scheduler<C> {
             return;
         }
         self.rebalance_at = None;
+        self.waits.clear();
         self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let worker = self.workers.get_mut(&id).expect("listed above");

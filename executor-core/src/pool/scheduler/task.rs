@@ -1,6 +1,6 @@
 //! The scheduler's record of one chunk of tasks, and what a chunk must offer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     id::{FnId, TaskId, WorkerId},
@@ -18,6 +18,13 @@ pub(crate) trait Scheduled: Sized {
 
     /// Returns the timeout. A chunk of several tasks has none.
     fn timeout(&self) -> Option<Duration>;
+
+    /// Returns when the chunk has waited for a worker for too long, if there is such a limit. A
+    /// chunk of several tasks has none.
+    fn queue_until(&self) -> Option<Instant>;
+
+    /// Returns how long the chunk may wait for a worker, if it may not wait for ever.
+    fn queue_timeout(&self) -> Duration;
 
     /// Returns the id of item 0.
     fn base(&self) -> TaskId;
