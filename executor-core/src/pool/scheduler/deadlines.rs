@@ -94,10 +94,12 @@ impl<C: Scheduled> Scheduler<C> {
         // The back-off is over, whether or not a worker is started now. If it stayed due, the
         // driver would not sleep.
         self.no_start_before.take_if(|at| *at <= now);
+        // Before the workers, since another task may become the first one of a worker, with a
+        // timeout of its own.
+        let any_ended = self.end_waits(now, claims, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
         }
-        let any_ended = self.end_waits(now, claims, out);
         let due = self.rebalance_at.take_if(|at| *at <= now).is_some();
         if due {
             self.relieve(now, claims);
