@@ -9,6 +9,7 @@ mod future;
 mod limits;
 mod mischief;
 mod options;
+mod pressure;
 #[path = "../programs/builder.rs"]
 mod programs;
 mod recycle;

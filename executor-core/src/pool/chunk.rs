@@ -21,7 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{TaskDefaults, ending::Batch, scheduler::Scheduled};
+use super::{
+    TaskDefaults,
+    ending::Batch,
+    pressure::{Place, Pressure},
+    scheduler::Scheduled,
+};
 use crate::{
     error::{TaskError, reply},
     future::{
@@ -66,6 +71,8 @@ pub struct Chunk {
     base: TaskId,
     /// The items that are not resolved.
     items: Items,
+    /// The place among the pending tasks, if these are limited. The parts of a chunk share it.
+    place: Option<Arc<Place>>,
     sink: Sink,
 }
 
@@ -107,6 +114,7 @@ impl Chunk {
             several: false,
             base,
             items: Items::ONE,
+            place: None,
             sink,
         };
         (chunk, cell)
@@ -127,7 +135,17 @@ impl Chunk {
         let items = Items { first: 0, count };
         let several = count > 1;
         debug_assert!(!several || options.is_none(), "a task with options is sent alone");
-        Chunk { entry, options, queue_until: None, arguments, several, base, items, sink }
+        let (queue_until, place) = (None, None);
+        Chunk { entry, options, queue_until, arguments, several, base, items, place, sink }
+    }
+
+    /// Takes the place for this chunk among the pending tasks.
+    pub(crate) fn at(mut self, place: Option<Place>) -> Self {
+        if let Some(mut place) = place {
+            place.hold(self.arguments.size());
+            self.place = Some(Arc::new(place));
+        }
+        self
     }
 
     /// Returns whether [`accepted`](Self::accepted) has anything to do, if the pool has no
@@ -227,6 +245,7 @@ impl Scheduled for Chunk {
             options: self.options.clone(),
             arguments: self.arguments.clone(),
             items,
+            place: self.place.clone(),
             sink: Sink::Map(Arc::clone(map)),
             ..*self
         }
@@ -321,6 +340,10 @@ pub(super) struct Outcomes {
     /// Whether a worker is in the middle of a chunk, so that its next replies follow within
     /// microseconds.
     pub(super) in_chunks: bool,
+    /// Places of chunks that are resolved.
+    places: Vec<Place>,
+    /// The limits of a pool that accepts no more tasks.
+    pub(super) opens: Option<Arc<Pressure>>,
     /// Marks errors of the scheduler as on their way until it is dropped. `None` without any.
     pub(super) batch: Option<Batch>,
 }
@@ -329,17 +352,22 @@ impl Outcomes {
     /// Returns whether there is nothing to deliver.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.cells.is_empty() && self.maps.is_empty() && self.batch.is_none()
+        self.cells.is_empty()
+            && self.maps.is_empty()
+            && self.batch.is_none()
+            && self.places.is_empty()
+            && self.opens.is_none()
     }
 
     /// Adds replies for the chunk's last `count` items, which begin with item `at`.
     pub(super) fn answer_last(
         &mut self,
-        chunk: Chunk,
+        mut chunk: Chunk,
         (at, count): (u32, u32),
         reply: Reply,
         payloads: &mut Payloads,
     ) {
+        self.leave(&mut chunk);
         if let Sink::Map(_) = chunk.sink {
             return self.answer_some(&chunk, (at, count), reply, payloads);
         }
@@ -378,7 +406,8 @@ impl Outcomes {
     }
 
     /// Adds this error for all unresolved items of the chunk.
-    pub(super) fn fail(&mut self, chunk: Chunk, error: TaskError) {
+    pub(super) fn fail(&mut self, mut chunk: Chunk, error: TaskError) {
+        self.leave(&mut chunk);
         let Items { first, count } = chunk.items;
         match chunk.sink {
             Sink::Cell(completer) => self.cells.push((completer, Answer::Error(Box::new(error)))),
@@ -389,9 +418,24 @@ impl Outcomes {
         }
     }
 
+    /// Takes the place of a chunk that is resolved, if this is its last part.
+    #[inline]
+    fn leave(&mut self, chunk: &mut Chunk) {
+        if let Some(place) = chunk.place.take() {
+            self.places.extend(Arc::into_inner(place));
+        }
+    }
+
     /// Delivers all results, and adds the wakers of waiting threads and tasks to `wakers`. Must be
     /// called without the pool's lock.
     pub(super) fn deliver(self, wakers: &mut Wakers) -> Option<Batch> {
+        // First, so that whoever has a result finds room for the next task.
+        for place in self.places {
+            place.give_back(wakers);
+        }
+        if let Some(pressure) = self.opens {
+            pressure.open(wakers);
+        }
         for (completer, answer) in self.cells {
             completer.complete_into(answer.outcome(), wakers);
         }

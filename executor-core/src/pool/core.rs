@@ -443,6 +443,13 @@ impl<'a> Locked<'a> {
         if few != self.pool.few_tasks.load(Ordering::Relaxed) {
             self.pool.few_tasks.store(few, Ordering::Relaxed);
         }
+        if let Some(pressure) = &self.pool.pressure
+            && !core.scheduler.is_open()
+            && !pressure.is_open()
+        {
+            // Those who wait for room are refused, like all who come later.
+            self.outcomes.opens = Some(Arc::clone(pressure));
+        }
         let rebalance_at = core.scheduler.rebalance_at();
         let next = match rare || core.scheduler.has_timed() {
             true => core.scheduler.next_deadline(),
@@ -678,6 +685,7 @@ mod tests {
             at_end: AtEnd::default(),
             exit_timeout: None,
             defaults: TaskDefaults::default(),
+            pressure: None,
         };
         Pool::new(options).unwrap()
     }

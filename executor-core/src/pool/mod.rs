@@ -40,6 +40,7 @@ mod log;
 mod memory;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 mod models;
+pub(crate) mod pressure;
 mod reader;
 mod replies;
 pub(crate) mod scheduler;
@@ -65,6 +66,7 @@ use self::core::{Actions, Core, Intake, Threads};
 pub(crate) use chunk::{Chunk, next_task_ids};
 pub(crate) use ending::AtEnd;
 use ending::OnTheWay;
+use pressure::Pressure;
 use reader::Drains;
 use scheduler::{Config, Scheduler};
 use worker::{Boards, Worker};
@@ -145,6 +147,8 @@ pub(crate) struct PoolOptions {
     pub(crate) at_end: AtEnd,
     pub(crate) exit_timeout: Option<Duration>,
     pub(crate) defaults: TaskDefaults,
+    /// The limits on pending tasks, if there are any.
+    pub(crate) pressure: Option<Arc<Pressure>>,
 }
 
 pub(crate) struct Pool {
@@ -166,6 +170,7 @@ pub(crate) struct Pool {
     /// Messages of other threads to the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
+    pressure: Option<Arc<Pressure>>,
     creator: Creator,
     /// Whether starting the threads has been attempted.
     started: AtomicBool,
@@ -231,6 +236,7 @@ impl Pool {
             warm: AtomicBool::new(false),
             bell: EventFd::new().asked("an eventfd")?,
             notices: Mutex::default(),
+            pressure: options.pressure.clone(),
             options,
             creator: Creator::here(),
             started: AtomicBool::new(false),
@@ -295,6 +301,12 @@ impl Pool {
             chunk.accepted(&self.options.defaults);
         }
         self.take_in(chunk);
+    }
+
+    /// Returns the limits on pending tasks, if there are any.
+    #[inline]
+    pub(crate) fn pressure(&self) -> Option<&Arc<Pressure>> {
+        self.pressure.as_ref()
     }
 
     /// Returns whether each task has options, because the pool has defaults for them. A chunk of

@@ -154,7 +154,8 @@ impl<F: TaskFn, A> Task<F, A> {
     /// Sets a limit on the time that the task waits for a worker, counted from the moment it is
     /// submitted. If no worker has begun the task by then, it never runs, and the future gets
     /// [`TaskError::TimedOut`](crate::TaskError::TimedOut) with
-    /// [`Phase::Queue`](crate::Phase::Queue). No worker is killed for it.
+    /// [`Phase::Queue`](crate::Phase::Queue). No worker is killed for it. The time that `submit`
+    /// waits for room ([`max_pending`](crate::ProcessPoolBuilder::max_pending)) does not count.
     ///
     /// It takes precedence over the
     /// [`default_queue_timeout`](crate::ProcessPoolBuilder::default_queue_timeout) of the executor.

@@ -7,7 +7,7 @@ use crate::{
     child::birth::{self, Barren},
     error::BuildError,
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
-    pool::{AtEnd, Initializer, Pool, PoolOptions, TaskDefaults},
+    pool::{AtEnd, Initializer, Pool, PoolOptions, TaskDefaults, pressure::Pressure},
     task::{IntoTask, TaskArgs, TaskFn},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
 };
@@ -54,6 +54,8 @@ pub struct ProcessPoolBuilder {
     terminates_at_end: bool,
     stack_size: Option<usize>,
     defaults: TaskDefaults,
+    max_pending: Option<usize>,
+    max_pending_bytes: Option<usize>,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
@@ -74,6 +76,8 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("stack_size", &self.stack_size)
             .field("default_timeout", &self.defaults.timeout)
             .field("default_queue_timeout", &self.defaults.queue_timeout)
+            .field("max_pending", &self.max_pending)
+            .field("max_pending_bytes", &self.max_pending_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -283,6 +287,58 @@ impl ProcessPoolBuilder {
         self
     }
 
+    /// Limits how many tasks may be pending: submitted, and not resolved yet. Tasks that run count,
+    /// too, so a number below [`max_workers`](Self::max_workers) leaves workers without work. By
+    /// default there is no limit.
+    ///
+    /// While there is no room,
+    ///
+    /// - [`submit`](ProcessPoolExecutor::submit) waits. In async code use
+    ///   [`submit_async`](ProcessPoolExecutor::submit_async), which does not block the thread.
+    /// - [`try_submit`](ProcessPoolExecutor::try_submit) returns the task.
+    /// - A [`map`](ProcessPoolExecutor::map) takes no more items from its input. Only if none of
+    ///   its items is pending, it waits for room.
+    ///
+    /// There is room when a task is resolved. Items of a map that were sent together make room when
+    /// the last of them is. Those who wait get it in the order in which they came. They are also
+    /// woken when the executor is shut down or broken. Then each task is refused as usual.
+    ///
+    /// The thread that calls callbacks ([`on_done`](crate::TaskFuture::on_done)) waits in `submit`
+    /// like any other thread, and holds up the callbacks behind it. Only the executor's own
+    /// threads, on which wakers run, do not wait: a waker that submits a task may exceed the limit.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn sum(numbers: &[u64]) -> u64 { numbers.iter().sum() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).max_pending(8).build().unwrap();
+    ///     // However many requests there are, at most eight are in memory.
+    ///     let futures: Vec<_> = (0..100).map(|n| pool.submit(sum::task(&[n, n]))).collect();
+    ///     let total: u64 = futures.into_iter().map(|future| future.result().unwrap()).sum();
+    ///     assert_eq!(total, 9_900);
+    /// }
+    /// ```
+    pub fn max_pending(mut self, tasks: usize) -> Self {
+        self.max_pending = Some(tasks);
+        self
+    }
+
+    /// Limits how many bytes of encoded arguments may be pending: no task is admitted while there
+    /// are as many or more. Who comes then waits, as for [`max_pending`](Self::max_pending).
+    ///
+    /// The arguments of a task count from when they were encoded. So there may be more bytes than
+    /// this: by the arguments of the last task that was admitted, or of as many tasks as threads
+    /// submit at the same moment. A task with arguments of any size is admitted at some time.
+    /// [`SharedBytes`](crate::SharedBytes) do not count: their memory belongs to the owner of the
+    /// handle.
+    pub fn max_pending_bytes(mut self, bytes: usize) -> Self {
+        self.max_pending_bytes = Some(bytes);
+        self
+    }
+
     /// Builds the executor. No process is started yet.
     ///
     /// # Errors
@@ -306,6 +362,12 @@ impl ProcessPoolBuilder {
         }
         if self.max_tasks_per_worker == Some(0) {
             return invalid("max_tasks_per_worker must be above 0");
+        }
+        if self.max_pending == Some(0) {
+            return invalid("max_pending must be above 0");
+        }
+        if self.max_pending_bytes == Some(0) {
+            return invalid("max_pending_bytes must be above 0");
         }
         if self.start_timeout == Some(Duration::ZERO) {
             return invalid("start_timeout must be above 0");
@@ -364,6 +426,8 @@ impl ProcessPoolBuilder {
             },
             exit_timeout: self.exit_timeout,
             defaults: self.defaults,
+            pressure: (self.max_pending.is_some() || self.max_pending_bytes.is_some())
+                .then(|| Pressure::new(self.max_pending, self.max_pending_bytes)),
         })
         .map_err(|error| BuildError::Os {
             what: "the descriptors of an executor",

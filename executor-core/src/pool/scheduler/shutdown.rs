@@ -19,6 +19,11 @@ impl<C: Scheduled> Scheduler<C> {
         self.state.refusal()
     }
 
+    /// Returns whether new tasks are accepted.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.is_open()
+    }
+
     /// Returns why the pool is broken, if it is.
     pub(crate) fn broken(&self) -> Option<&BrokenCause> {
         self.state.broken()
