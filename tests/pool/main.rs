@@ -13,6 +13,7 @@ mod pressure;
 #[path = "../programs/builder.rs"]
 mod programs;
 mod recycle;
+mod retries;
 mod submit_map;
 #[path = "../support/mod.rs"]
 mod support;

@@ -15,16 +15,18 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    task::Waker,
     time::{Duration, Instant},
 };
 
 use super::{
-    TaskDefaults,
+    Pool, TaskDefaults,
     ending::Batch,
     pressure::{Place, Pressure},
+    retry::Decision,
     scheduler::Scheduled,
 };
 use crate::{
@@ -35,7 +37,7 @@ use crate::{
     },
     id::{FnId, TaskId},
     registry::TaskEntry,
-    task::TaskOptions,
+    task::{Retry, TaskOptions},
     wire::{
         frame::{Items, Order, Reply, ToWorker, flag},
         payload::Payload,
@@ -71,6 +73,10 @@ pub struct Chunk {
     base: TaskId,
     /// The items that are not resolved.
     items: Items,
+    /// Number of attempts that have failed.
+    failed: u16,
+    /// Number of workers that were lost with attempts.
+    lost: u16,
     /// The place among the pending tasks, if these are limited. The parts of a chunk share it.
     place: Option<Arc<Place>>,
     sink: Sink,
@@ -114,6 +120,8 @@ impl Chunk {
             several: false,
             base,
             items: Items::ONE,
+            failed: 0,
+            lost: 0,
             place: None,
             sink,
         };
@@ -136,7 +144,20 @@ impl Chunk {
         let several = count > 1;
         debug_assert!(!several || options.is_none(), "a task with options is sent alone");
         let (queue_until, place) = (None, None);
-        Chunk { entry, options, queue_until, arguments, several, base, items, place, sink }
+        let (failed, lost) = (0, 0);
+        Chunk {
+            entry,
+            options,
+            queue_until,
+            arguments,
+            several,
+            base,
+            items,
+            failed,
+            lost,
+            place,
+            sink,
+        }
     }
 
     /// Takes the place for this chunk among the pending tasks.
@@ -164,8 +185,28 @@ impl Chunk {
         if defaults.queue_timeout.is_some() && self.options.queue_timeout().is_none() {
             self.options.set().queue_timeout = defaults.queue_timeout;
         }
-        self.queue_until =
-            self.options.queue_timeout().and_then(|timeout| Instant::now().checked_add(timeout));
+        if let Some(poison_limit) = defaults.poison_limit
+            && self.options.retry().is_some()
+        {
+            self.options.set().poison_limit = poison_limit;
+        }
+        self.wait_anew(Instant::now());
+    }
+
+    /// Returns the number of attempts, including the present one.
+    pub(super) fn attempts(&self) -> u32 {
+        u32::from(self.failed) + 1
+    }
+
+    /// Returns whether the task is not tried again because it has ended so many workers, this one
+    /// included, and otherwise would be.
+    pub(super) fn is_poison(&self) -> bool {
+        self.may_retry(false) && !self.may_retry(true)
+    }
+
+    /// Returns what the task says about being tried again.
+    pub(super) fn retry(&self) -> Option<&Retry> {
+        self.options.retry()
     }
 
     /// Returns the name that errors and logs use.
@@ -193,10 +234,10 @@ impl Chunk {
     }
 
     /// Converts a worker's reply for one item.
-    fn answer(&self, reply: Reply, payload: Payload) -> Answer {
+    pub(super) fn answer(&self, reply: Reply, payload: Payload, attempts: u32) -> Answer {
         match reply {
             Reply::Done => Answer::Value(payload),
-            _ => Answer::Failure(Box::new((self.name().into(), reply, payload))),
+            _ => Answer::Failure(Box::new((self.name().into(), attempts, reply, payload))),
         }
     }
 }
@@ -274,16 +315,34 @@ impl Scheduled for Chunk {
     fn leave_arguments(&self) {
         self.arguments.leave_segment();
     }
+
+    fn may_retry(&self, lost: bool) -> bool {
+        let Some(retry) = self.options.retry() else { return false };
+        u32::from(self.failed) < retry.retries.unwrap_or(0)
+            && !(lost && u32::from(self.lost) + 1 >= self.options.poison_limit())
+    }
+
+    fn next_attempt(&mut self, lost: bool) {
+        debug_assert!(!self.several, "each task has its own attempts");
+        self.failed = self.failed.saturating_add(1);
+        self.lost = self.lost.saturating_add(u16::from(lost));
+        self.items = Items::ONE;
+    }
+
+    fn wait_anew(&mut self, now: Instant) {
+        self.queue_until =
+            self.options.queue_timeout().and_then(|timeout| now.checked_add(timeout));
+    }
 }
 
 /// How an item ended. [`outcome`](Answer::outcome) may take long, and is called under no lock.
 ///
 /// Errors are boxed, because they are rare and results of maps are moved in large numbers.
-enum Answer {
+pub(super) enum Answer {
     Value(Payload),
     Error(Box<TaskError>),
-    /// An error reply: the name of the task, and the reply.
-    Failure(Box<(Box<str>, Reply, Payload)>),
+    /// An error reply: the name of the task, the number of attempts, and the reply.
+    Failure(Box<(Box<str>, u32, Reply, Payload)>),
 }
 
 const _: () = assert!(size_of::<Answer>() == size_of::<Payload>());
@@ -319,13 +378,13 @@ impl Payloads {
 }
 
 impl Answer {
-    fn outcome(self) -> Outcome {
+    pub(super) fn outcome(self) -> Outcome {
         match self {
             Answer::Value(payload) => Ok(payload),
             Answer::Error(error) => Err(*error),
             Answer::Failure(failure) => {
-                let (name, reply, payload) = *failure;
-                Err(reply::failure(&name, reply, &payload))
+                let (name, attempts, reply, payload) = *failure;
+                Err(reply::failure(&name, reply, &payload).after(attempts))
             }
         }
     }
@@ -342,6 +401,8 @@ pub(super) struct Outcomes {
     pub(super) in_chunks: bool,
     /// Places of chunks that are resolved.
     places: Vec<Place>,
+    /// Decisions about tasks whose attempts have failed.
+    decisions: Vec<Decision>,
     /// The limits of a pool that accepts no more tasks.
     pub(super) opens: Option<Arc<Pressure>>,
     /// Marks errors of the scheduler as on their way until it is dropped. `None` without any.
@@ -356,6 +417,7 @@ impl Outcomes {
             && self.maps.is_empty()
             && self.batch.is_none()
             && self.places.is_empty()
+            && self.decisions.is_empty()
             && self.opens.is_none()
     }
 
@@ -372,7 +434,7 @@ impl Outcomes {
             return self.answer_some(&chunk, (at, count), reply, payloads);
         }
         let Some(payload) = payloads.next() else { return };
-        let answer = chunk.answer(reply, payload);
+        let answer = chunk.answer(reply, payload, chunk.attempts());
         if let Sink::Cell(completer) = chunk.sink {
             self.cells.push((completer, answer));
         }
@@ -393,7 +455,7 @@ impl Outcomes {
         let Some((_, answers)) = self.maps.last_mut() else { return };
         let values_at = match payloads.first.take() {
             Some(payload) => {
-                answers.push((at, Answers::One(chunk.answer(reply, payload))));
+                answers.push((at, Answers::One(chunk.answer(reply, payload, chunk.attempts()))));
                 at + 1
             }
             None => at,
@@ -418,6 +480,15 @@ impl Outcomes {
         }
     }
 
+    /// Adds the decision whether a task is tried again, after an attempt that ended like this.
+    pub(super) fn undecided(&mut self, pool: &Pool, chunk: &Chunk, answer: Answer) {
+        // The failure is counted already.
+        let attempts = u32::from(chunk.failed);
+        let retry = chunk.retry().expect("only such tasks are held").clone();
+        let pool = Weak::clone(&pool.me);
+        self.decisions.push(Decision::new(pool, chunk.base, attempts, retry, answer));
+    }
+
     /// Takes the place of a chunk that is resolved, if this is its last part.
     #[inline]
     fn leave(&mut self, chunk: &mut Chunk) {
@@ -435,6 +506,10 @@ impl Outcomes {
         }
         if let Some(pressure) = self.opens {
             pressure.open(wakers);
+        }
+        for decision in self.decisions {
+            // The user's code, like wakers.
+            wakers.push(Some(Waker::from(Arc::new(decision))));
         }
         for (completer, answer) in self.cells {
             completer.complete_into(answer.outcome(), wakers);

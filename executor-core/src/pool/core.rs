@@ -24,14 +24,14 @@ use rustix::process::Signal;
 
 use super::{
     Pool,
-    chunk::{Chunk, Outcomes, Sending},
+    chunk::{Answer, Chunk, Outcomes, Sending},
     driver,
     log::LogRecord,
     scheduler::{Action, End, Scheduled, Scheduler},
     worker::Worker,
 };
 use crate::{
-    error::{BrokenCause, TaskError},
+    error::{BrokenCause, Phase, TaskError},
     future::cell::Wakers,
     id::WorkerId,
     transport::Link,
@@ -338,6 +338,15 @@ impl Pool {
                     outcomes.fail(chunk, error);
                     continue;
                 }
+                Action::Undecided(undecided) => {
+                    let (task, end) = *undecided;
+                    // `None` if this event has also ended the pool, and the task with it.
+                    if let Some(chunk) = core.scheduler.undecided(task) {
+                        let error = core.error_of_attempt(chunk, end).after(chunk.attempts() - 1);
+                        outcomes.undecided(self, chunk, Answer::Error(Box::new(error)));
+                    }
+                    continue;
+                }
                 Action::Start(id) => {
                     core.workers.insert(id, Worker::default());
                     if let Threads::Running { starter } = &core.threads {
@@ -639,8 +648,21 @@ impl Core {
 
     /// Returns the error for a task that ends without a reply.
     fn error_of(&self, chunk: &Chunk, end: End) -> TaskError {
+        let attempts = match end {
+            End::GivenUp(error) => return error,
+            // It has waited for an attempt that never began.
+            End::Error(TaskError::TimedOut { phase: Phase::Queue, .. }) => chunk.attempts() - 1,
+            _ => chunk.attempts(),
+        };
+        let is_poison = matches!(end, End::Lost(_)) && chunk.is_poison();
+        let error = self.error_of_attempt(chunk, end).after(attempts);
+        if is_poison { error.of_poison() } else { error }
+    }
+
+    /// Returns the error for an attempt that ends without a reply.
+    fn error_of_attempt(&self, chunk: &Chunk, end: End) -> TaskError {
         let lost = match end {
-            End::Error(error) => return error.of_task(chunk.name()),
+            End::Error(error) | End::GivenUp(error) => return error.of_task(chunk.name()),
             End::Lost(worker) => self.workers.get(&worker),
         };
         match lost {

@@ -43,6 +43,7 @@ mod models;
 pub(crate) mod pressure;
 mod reader;
 mod replies;
+mod retry;
 pub(crate) mod scheduler;
 #[cfg(test)]
 mod sim;
@@ -54,7 +55,7 @@ use std::{
     ffi::OsString,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -121,6 +122,8 @@ pub(crate) struct Initializer<A> {
 pub(crate) struct TaskDefaults {
     pub(crate) timeout: Option<Duration>,
     pub(crate) queue_timeout: Option<Duration>,
+    /// The number of workers that a task may end before it is not tried again.
+    pub(crate) poison_limit: Option<u32>,
 }
 
 impl TaskDefaults {
@@ -152,6 +155,7 @@ pub(crate) struct PoolOptions {
 }
 
 pub(crate) struct Pool {
+    me: Weak<Pool>,
     core: Mutex<Core>,
     /// A thread that unlocks `core` checks the intake once more.
     intake: Intake,
@@ -227,14 +231,16 @@ impl Pool {
                 .ok(),
         };
         let callbacks = Arc::new(CallbackQueue::new(options.exit_timeout));
-        let pool = Arc::new(Pool {
+        let bell = EventFd::new().asked("an eventfd")?;
+        let pool = Arc::new_cyclic(|me| Pool {
+            me: Weak::clone(me),
             core: Mutex::new(Core::new(Scheduler::new(config))),
             intake: Intake::default(),
             rings: reader::Rings::default(),
             doorbell: (Arc::new(doorbell), doorbell_fd),
             arguments,
             warm: AtomicBool::new(false),
-            bell: EventFd::new().asked("an eventfd")?,
+            bell,
             notices: Mutex::default(),
             pressure: options.pressure.clone(),
             options,

@@ -76,6 +76,7 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("stack_size", &self.stack_size)
             .field("default_timeout", &self.defaults.timeout)
             .field("default_queue_timeout", &self.defaults.queue_timeout)
+            .field("poison_limit", &self.defaults.poison_limit)
             .field("max_pending", &self.max_pending)
             .field("max_pending_bytes", &self.max_pending_bytes)
             .finish_non_exhaustive()
@@ -287,6 +288,30 @@ impl ProcessPoolBuilder {
         self
     }
 
+    /// Sets how many workers a task with [`retries`](crate::Task::retries) may end before it is not
+    /// tried again, however many retries it has left. The default is 3. Only workers that are lost
+    /// count, and not those that are killed because a time limit has passed.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn crash() { std::process::abort() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).poison_limit(2).build().unwrap();
+    ///     let task = crash::task().retries(100).retry_delay(Duration::ZERO);
+    ///     let error = pool.submit(task).result().unwrap_err();
+    ///     assert!(error.is_worker_lost());
+    ///     assert_eq!(error.attempts(), 2);
+    /// }
+    /// ```
+    pub fn poison_limit(mut self, workers: u32) -> Self {
+        self.defaults.poison_limit = Some(workers);
+        self
+    }
+
     /// Limits how many tasks may be pending: submitted, and not resolved yet. Tasks that run count,
     /// too, so a number below [`max_workers`](Self::max_workers) leaves workers without work. By
     /// default there is no limit.
@@ -362,6 +387,9 @@ impl ProcessPoolBuilder {
         }
         if self.max_tasks_per_worker == Some(0) {
             return invalid("max_tasks_per_worker must be above 0");
+        }
+        if self.defaults.poison_limit == Some(0) {
+            return invalid("poison_limit must be above 0");
         }
         if self.max_pending == Some(0) {
             return invalid("max_pending must be above 0");

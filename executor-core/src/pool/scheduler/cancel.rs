@@ -65,6 +65,10 @@ impl<C: Scheduled> Scheduler<C> {
         out: &mut Actions<C>,
     ) -> bool {
         let Some(entry) = self.tasks.get(chunk) else { return false };
+        if entry.is_held() {
+            self.end_held(chunk, error, out);
+            return true;
+        }
         match entry.worker() {
             // The id stays in the queue, because searching for it would take long. It is skipped
             // when its turn comes.

@@ -31,6 +31,7 @@ impl<C: Scheduled> Scheduler<C> {
             .into_iter()
             .chain(self.rebalance_at)
             .chain(self.waits.next())
+            .chain(self.held.next())
             .min();
         let mut earliest = |at: Instant| next = Some(next.map_or(at, |next: Instant| next.min(at)));
         for worker in self.workers.values() {
@@ -75,6 +76,7 @@ impl<C: Scheduled> Scheduler<C> {
             || self.shutdown_deadline.is_some()
             || self.no_start_before.is_some()
             || !self.waits.is_empty()
+            || !self.held.is_empty()
     }
 
     /// Returns the one deadline that ordinary events set and clear.
@@ -94,6 +96,7 @@ impl<C: Scheduled> Scheduler<C> {
         // The back-off is over, whether or not a worker is started now. If it stayed due, the
         // driver would not sleep.
         self.no_start_before.take_if(|at| *at <= now);
+        self.queue_due(now);
         // Before the workers, since another task may become the first one of a worker, with a
         // timeout of its own.
         let any_ended = self.end_waits(now, claims, out);

@@ -37,14 +37,12 @@ impl<C: Scheduled> Scheduler<C> {
             let first = *self.first.get_or_insert(now);
             let at = now.saturating_duration_since(first).as_nanos() as u64;
             let id = chunk.base();
-            if let Some(until) = chunk.queue_until() {
-                let tasks = &self.tasks;
-                self.waits.add(until, id, |task| tasks.get(task).is_some());
-            }
+            let until = chunk.queue_until();
             let new = self.tasks.insert(id, Entry::new(chunk, at));
             debug_assert!(new, "a task id is used once");
             self.queue.push_back(id);
             self.queued += 1;
+            self.add_wait(id, until);
         }
         // If other chunks were in the queue before, no worker has room: every event ends by giving
         // out as much as possible.

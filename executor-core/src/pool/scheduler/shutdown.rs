@@ -43,7 +43,7 @@ impl<C: Scheduled> Scheduler<C> {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
         for entry in self.tasks.drain() {
-            if !entry.is_queued() {
+            if entry.worker().is_some() {
                 entry.chunk().leave_arguments();
             }
             out.push(resolve(entry.into_chunk(), error.clone()));
@@ -52,6 +52,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.idle.clear();
         self.queue.clear();
         self.waits.clear();
+        self.held.clear();
         (self.queued, self.timed, self.with_waiting) = (0, 0, 0);
         self.close_if_drained(now, out);
     }
@@ -72,6 +73,7 @@ impl<C: Scheduled> Scheduler<C> {
                 Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
         }
         if cancel_pending {
+            self.cancels_pending = true;
             for id in self.workers.keys().copied().collect::<Vec<_>>() {
                 self.take_back_from(id, usize::MAX, claims);
                 // The sendings that are left have begun, but perhaps not all of their items.
@@ -85,6 +87,7 @@ impl<C: Scheduled> Scheduler<C> {
                 self.rest_if_idle(id);
             }
             self.resolve_queue(&TaskError::Cancelled, out);
+            self.end_all_held(&TaskError::Cancelled, out);
         }
         self.watch(now);
         self.close_if_drained(now, out);
@@ -99,6 +102,7 @@ impl<C: Scheduled> Scheduler<C> {
     fn end_all(&mut self, now: Instant, error: TaskError, at_once: bool, out: &mut Actions<C>) {
         self.shutdown_deadline = None;
         self.resolve_queue(&error, out);
+        self.end_all_held(&error, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             // A worker that must end already keeps its reason, unless SIGKILL now replaces SIGTERM.
             match self.workers[&id].termination() {

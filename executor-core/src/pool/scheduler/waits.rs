@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::{Phase, TaskError},
     id::TaskId,
+    pool::task_table::TaskTable,
 };
 
 /// Number of entries from which on those of ended tasks are removed.
@@ -50,26 +51,29 @@ impl Waits {
         self.heap.is_empty()
     }
 
-    /// Adds a limit. `exists` says whether a task is unresolved.
-    pub(super) fn add(&mut self, at: Instant, task: TaskId, exists: impl Fn(TaskId) -> bool) {
+    /// Adds a limit. `counts` says whether an entry still counts.
+    fn add(&mut self, at: Instant, task: TaskId, counts: impl Fn(Instant, TaskId) -> bool) {
         if self.heap.len() >= self.sweep_at {
-            self.heap.retain(|Reverse((_, task))| exists(*task));
+            self.heap.retain(|Reverse((at, task))| counts(*at, *task));
             self.sweep_at = SWEEP_FROM.max(2 * self.heap.len());
         }
         self.heap.push(Reverse((at, task)));
     }
 
-    /// Removes the entries at the front that are due or whose task has ended, up to the first task
-    /// that exists. Returns this task if it is due.
-    fn next_due(&mut self, now: Instant, exists: impl Fn(TaskId) -> bool) -> Option<TaskId> {
+    /// Removes the entries at the front that are due or do not count, up to the first one that
+    /// counts. Returns its task if it is due.
+    fn next_due(
+        &mut self,
+        now: Instant,
+        counts: impl Fn(Instant, TaskId) -> bool,
+    ) -> Option<TaskId> {
         while let Some(Reverse((at, task))) = self.heap.peek() {
-            let (due, task) = (*at <= now, *task);
-            let exists = exists(task);
-            if exists && !due {
+            let (due, task, counts) = (*at <= now, *task, counts(*at, *task));
+            if counts && !due {
                 return None;
             }
             self.heap.pop();
-            if exists {
+            if counts {
                 return Some(task);
             }
         }
@@ -86,7 +90,24 @@ impl Waits {
     }
 }
 
+/// Returns whether a task waits for a worker until then. A task that is tried again waits until
+/// another time.
+fn waits_until<C: Scheduled>(tasks: &TaskTable<Entry<C>>, task: TaskId, at: Instant) -> bool {
+    tasks.get(task).is_some_and(|entry| {
+        !entry.is_held() && entry.chunk().queue_until().is_some_and(|until| until == at)
+    })
+}
+
 impl<C: Scheduled> Scheduler<C> {
+    /// Adds the limit on a task's wait, if it has one.
+    #[inline]
+    pub(super) fn add_wait(&mut self, task: TaskId, until: Option<Instant>) {
+        if let Some(until) = until {
+            let tasks = &self.tasks;
+            self.waits.add(until, task, |at, task| waits_until(tasks, task, at));
+        }
+    }
+
     /// Ends the tasks that have waited for a worker for too long. Returns whether there were any.
     pub(super) fn end_waits(
         &mut self,
@@ -97,7 +118,8 @@ impl<C: Scheduled> Scheduler<C> {
         let mut any = false;
         loop {
             let tasks = &self.tasks;
-            let Some(task) = self.waits.next_due(now, |task| tasks.get(task).is_some()) else {
+            let Some(task) = self.waits.next_due(now, |at, task| waits_until(tasks, task, at))
+            else {
                 return any;
             };
             let timeout = self.tasks.get(task).map(Entry::chunk).map(C::queue_timeout);
@@ -118,7 +140,7 @@ mod tests {
     fn entries_of_ended_tasks_do_not_pile_up_and_no_other_is_lost() {
         let start = Instant::now();
         let at = |n: u64| start + Duration::from_micros(n);
-        let exists = |task: TaskId| task.as_u64().is_multiple_of(1_000);
+        let exists = |_: Instant, task: TaskId| task.as_u64().is_multiple_of(1_000);
         let mut waits = Waits::default();
         for n in (1..=100_000).rev() {
             waits.add(at(n), TaskId::from_raw(n), exists);
