@@ -147,7 +147,8 @@ pub use executor_core::{Encoded, IntoTask, MakeTask, Task, TaskArgs, TaskFn, Tas
 // Executors, and what they are asked.
 #[doc(inline)]
 pub use executor_core::{
-    Executor, ExecutorExt, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions, Stats,
+    Executor, ExecutorExt, Full, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
+    Stats, SubmitAsync,
 };
 
 // Results.

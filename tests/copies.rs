@@ -324,6 +324,57 @@ fn a_map_continued_in_a_copy_reports_an_error_with_an_index_of_no_item() {
     assert_eq!(map.next().unwrap().0, 0);
 }
 
+#[test]
+fn a_copy_does_not_wait_for_room_in_the_pool_of_the_original() {
+    let _alone = alone();
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let builder = ProcessPoolExecutor::builder().max_workers(1);
+    let pool = builder.max_pending(1).max_pending_bytes(1 << 20).build().unwrap();
+    let held = pool.submit(hold::task(gate.path()));
+    let mut awaits = pool.submit_async(echo::task(1));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(std::pin::Pin::new(&mut awaits).poll(&mut context).is_pending());
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Another thread uses the limits, so that the copy may find their lock taken for ever.
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                pool.try_submit(echo::task(2)).expect_err("it is full");
+            }
+        });
+        for _ in 0..20 {
+            // SAFETY: the copy uses only this library, and exits.
+            let copy = unsafe { libc::fork() };
+            if copy == 0 {
+                let told =
+                    pool.submit(echo::task(3)).result().is_err_and(|error| error.is_broken());
+                let tried = pool.try_submit(echo::task(4)).is_ok();
+                drop(pool.submit_async(echo::task(5)));
+                // SAFETY: `_exit` only ends the copy.
+                unsafe { libc::_exit(i32::from(!(told && tried))) }
+            }
+            assert_eq!(wait_for_child(copy), 0);
+        }
+        // SAFETY: as above.
+        let copy = unsafe { libc::fork() };
+        if copy == 0 {
+            let std::task::Poll::Ready(future) = std::pin::Pin::new(&mut awaits).poll(&mut context)
+            else {
+                // SAFETY: as above.
+                unsafe { libc::_exit(2) }
+            };
+            let told = future.result().is_err_and(|error| error.is_broken());
+            // SAFETY: as above.
+            unsafe { libc::_exit(i32::from(!told)) }
+        }
+        assert_eq!(wait_for_child(copy), 0);
+        over.store(true, Ordering::Relaxed);
+    });
+    gate.open();
+    held.result().unwrap();
+}
+
 #[task]
 fn hold_first(item: u64, gate: &Path) {
     if item == 0 {

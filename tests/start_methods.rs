@@ -1031,7 +1031,12 @@ fn preloads_in_vain() {
     let text = refused(context().preload(leave_a_thread::task()));
     assert!(text.contains("2 threads"), "{text}");
     let text = refused(context().preload(fail_to_load::task()));
-    assert!(text.contains("there is no such model"), "{text}");
+    assert!(text.contains("there is no such model") && text.contains("fail_to_load"), "{text}");
+    let text = refused(context().preload(fail_to_load::task().name("model 7")));
+    assert!(text.contains("there is no such model") && text.contains("`model 7`"), "{text}");
+    let limited = context().preload(fail_to_load::task().timeout(Duration::MAX).name("model 7"));
+    let text = refused(limited);
+    assert!(text.contains("time limit") && text.contains("`model 7`"), "{text}");
     let text = refused(context().preload(end_while_loading::task()));
     assert!(text.contains("preload"), "{text}");
     assert_eq!(children(), [], "no server stays");

@@ -26,6 +26,7 @@ const _: () = {
     // Executors and tasks.
     send_and_sync!(
         Encoded,
+        Full<Task<Function, (u8,)>>,
         OnDrop,
         Pool,
         PoolBuilder,
@@ -34,6 +35,7 @@ const _: () = {
         ProcessPoolExecutor,
         ShutdownOptions,
         Stats,
+        SubmitAsync<Task<Function, (u8,)>>,
         Task<Function, (u8,)>,
         TaskId,
         Chunked<'static>,

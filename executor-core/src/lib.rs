@@ -89,9 +89,9 @@ pub use error::{
     Side, TaskError, TimedOutDetail,
 };
 pub use executor::{
-    AsyncResult, Chunked, Executor, ExecutorExt, IMap, MakeTask, Map, MapStream,
+    AsyncResult, Chunked, Executor, ExecutorExt, Full, IMap, MakeTask, Map, MapStream,
     MapStreamWithIndex, MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError, ProcessPoolBuilder,
-    ProcessPoolExecutor, ShutdownOptions,
+    ProcessPoolExecutor, ShutdownOptions, SubmitAsync,
 };
 pub use future::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture,

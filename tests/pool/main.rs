@@ -6,11 +6,14 @@ mod blame;
 mod broken;
 mod executor_trait;
 mod future;
+mod limits;
 mod mischief;
 mod options;
+mod pressure;
 #[path = "../programs/builder.rs"]
 mod programs;
 mod recycle;
+mod retries;
 mod submit_map;
 #[path = "../support/mod.rs"]
 mod support;

@@ -353,6 +353,35 @@ fn futures_of_tasks_work_with_wakers_that_call_the_library() {
 }
 
 #[test]
+fn futures_that_wait_for_room_work_with_wakers_that_call_the_library() {
+    let _watchdog = watchdog();
+    let full_pool = |event: &Event| {
+        let builder = ProcessPoolExecutor::builder().max_workers(1).max_pending(1);
+        let pool = leak(builder.build().unwrap());
+        (&*pool, pool.submit(waits::task(event.clone())))
+    };
+    let event = leak(Event::new().unwrap());
+    let (pool, _held) = full_pool(event);
+    lives_with_reentrant_wakers(
+        "submit_async",
+        || Box::pin(pool.submit_async(waits::task(event.clone())).map(drop)),
+        || event.set(),
+    );
+    // A task of that pool may not have seen the event yet, so it stays set.
+    let event = leak(Event::new().unwrap());
+    let (pool, _held) = full_pool(event);
+    lives_with_reentrant_wakers(
+        "a map without room",
+        || {
+            let task = |event: Event| waits::task(event);
+            let stream = pool.map(task, vec![event.clone(); 2]).stream();
+            Box::pin(stream.for_each(|_| async {}))
+        },
+        || event.set(),
+    );
+}
+
+#[test]
 fn futures_of_processes_and_pools_work_with_wakers_that_call_the_library() {
     let _watchdog = watchdog();
     let event = leak(Event::new().unwrap());

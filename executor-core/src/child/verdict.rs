@@ -70,6 +70,8 @@ impl Ending<'_> {
             last_panic,
             no_entry: !reached && signal.is_none(),
             stopped_by: stopped_by.filter(|_| signal == Some(libc::SIGKILL)),
+            attempts: 0,
+            is_poison: false,
         };
         TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }

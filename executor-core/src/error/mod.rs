@@ -78,8 +78,9 @@ pub enum TaskError {
         detail: Arc<LostDetail>,
     },
 
-    /// A time limit has passed. If the limit was the task's own, the worker that ran the task was
-    /// killed and replaced.
+    /// A time limit has passed. If it was the limit on running ([`Phase::Run`]), the worker that
+    /// ran the task was killed and replaced. If it was the limit on waiting ([`Phase::Queue`]), the
+    /// task has not begun and never will.
     #[non_exhaustive]
     TimedOut {
         /// The limit that was set.
@@ -97,6 +98,8 @@ pub enum TaskError {
         limit: u64,
         /// Used memory, in bytes.
         peak: u64,
+        /// How often the task was tried: see [`attempts`](TaskError::attempts).
+        attempts: u32,
     },
 
     /// The task was cancelled.
@@ -124,6 +127,22 @@ pub enum TaskError {
 
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_last_attempt(f)?;
+        match (self.attempts(), self) {
+            (1, _) => Ok(()),
+            (attempts, TaskError::WorkerLost { detail, .. }) if detail.is_poison => write!(
+                f,
+                " (after {attempts} attempts; not tried again, because it has ended too many \
+                 workers: see `poison_limit`)"
+            ),
+            (attempts, _) => write!(f, " (after {attempts} attempts)"),
+        }
+    }
+}
+
+impl TaskError {
+    /// Writes everything but the number of attempts.
+    fn fmt_last_attempt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             TaskError::Failed(remote) => write!(f, "task `{}` failed: {remote}", remote.task()),
             TaskError::Panicked(remote) => {
@@ -135,10 +154,10 @@ impl fmt::Display for TaskError {
                 write!(f, "task `{task}` lost its worker: process {pid} {status}{}", detail.hint())
             }
             TaskError::TimedOut { limit, phase, detail } => {
-                let TimedOutDetail { task } = &**detail;
+                let TimedOutDetail { task, .. } = &**detail;
                 write!(f, "task `{task}` timed out: {} of {limit:?} has passed", phase.describe())
             }
-            TaskError::MemoryLimit { limit, peak } => {
+            TaskError::MemoryLimit { limit, peak, .. } => {
                 write!(f, "memory limit exceeded: {peak} bytes used, {limit} allowed")
             }
             TaskError::Cancelled => f.write_str("the task was cancelled"),
@@ -242,11 +261,76 @@ impl TaskError {
                 TaskError::TimedOut {
                     limit,
                     phase,
-                    detail: Arc::new(TimedOutDetail { task: name.to_owned() }),
+                    detail: Arc::new(TimedOutDetail { task: name.to_owned(), ..(*detail).clone() }),
                 }
             }
             other => other,
         }
+    }
+
+    /// Returns how often the task was tried, including the attempt that ended with this error. For
+    /// a task without [`retries`](crate::Task::retries) it is 1.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn fetch(url: &str) -> Result<String, String> { Err(format!("{url} does not answer")) }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let task = fetch::task("a.example").retries(2).retry_delay(Duration::ZERO);
+    ///     let error = pool.submit(task).result().unwrap_err();
+    ///     assert_eq!(error.attempts(), 3);
+    ///     assert!(error.to_string().ends_with("a.example does not answer (after 3 attempts)"));
+    /// }
+    /// ```
+    pub fn attempts(&self) -> u32 {
+        let attempts = match self {
+            TaskError::Failed(remote) | TaskError::Panicked(remote) => remote.attempts(),
+            TaskError::WorkerLost { detail, .. } => detail.attempts,
+            TaskError::TimedOut { detail, .. } => detail.attempts,
+            TaskError::MemoryLimit { attempts, .. } => *attempts,
+            _ => 1,
+        };
+        attempts.max(1)
+    }
+
+    /// Records the number of attempts, if there was more than one.
+    pub(crate) fn after(mut self, number: u32) -> Self {
+        if number > 1 {
+            match &mut self {
+                TaskError::Failed(remote) | TaskError::Panicked(remote) => {
+                    *remote = remote.clone().after(number);
+                }
+                TaskError::WorkerLost { detail, .. } => Arc::make_mut(detail).attempts = number,
+                TaskError::TimedOut { detail, .. } => Arc::make_mut(detail).attempts = number,
+                TaskError::MemoryLimit { attempts, .. } => *attempts = number,
+                _ => {}
+            }
+        }
+        self
+    }
+
+    /// Records that the task is not tried again because it has ended too many workers.
+    pub(crate) fn of_poison(mut self) -> Self {
+        if let TaskError::WorkerLost { detail, .. } = &mut self {
+            Arc::make_mut(detail).is_poison = true;
+        }
+        self
+    }
+
+    /// Returns whether the task may be tried again after this error, if the user wants that.
+    pub(crate) fn is_retryable(&self) -> bool {
+        matches!(
+            self,
+            TaskError::Failed(_)
+                | TaskError::Panicked(_)
+                | TaskError::WorkerLost { .. }
+                | TaskError::TimedOut { phase: Phase::Run, .. }
+                | TaskError::MemoryLimit { .. }
+        )
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
@@ -295,9 +379,11 @@ const _: () = assert!(std::mem::size_of::<TaskError>() <= 32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
-    /// The time that the task waits for a worker.
+    /// The time that the task waits for a worker, counted from the moment it is submitted. See
+    /// [`queue_timeout`](crate::Task::queue_timeout).
     Queue,
-    /// The time that the task runs, counted from the moment the worker begins it.
+    /// The time that the task runs, counted from the moment the worker begins it. See
+    /// [`timeout`](crate::Task::timeout).
     Run,
     /// The time of a whole [`map`](crate::ProcessPoolExecutor::map), counted from its first `next`.
     Map,
@@ -323,6 +409,8 @@ impl Phase {
 pub struct TimedOutDetail {
     /// Name of the task. For a map, the name of the function that is applied to the items.
     pub task: String,
+    /// How often the task was tried. 0 and 1 mean that it was not tried again.
+    pub attempts: u32,
 }
 
 /// Details about the end of a worker, besides its exit status.
@@ -348,6 +436,11 @@ pub struct LostDetail {
     /// The signal that had stopped the worker, if the worker was killed because nobody continued
     /// it.
     pub stopped_by: Option<i32>,
+    /// How often the task was tried. 0 and 1 mean that it was not tried again.
+    pub attempts: u32,
+    /// Whether the task was to be tried again, but has ended as many workers as a task may end
+    /// ([`poison_limit`](crate::ProcessPoolBuilder::poison_limit)).
+    pub is_poison: bool,
 }
 
 /// The last panic before a worker was lost.

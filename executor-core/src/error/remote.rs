@@ -25,11 +25,14 @@ use crate::{debug::Chain, wire::codec::Codec};
 #[derive(Clone)]
 pub struct RemoteError(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     task: String,
     failure: Failure,
     /// How the process ended, if the panic ended it.
     ended: Option<ExitStatus>,
+    /// How often the task was tried, or 0 if it was not tried again.
+    attempts: u32,
     /// The first cause of the error, which contains the second, and so on.
     cause: Option<Cause>,
 }
@@ -102,21 +105,27 @@ pub struct Failure {
 impl RemoteError {
     pub(crate) fn new(task: impl Into<String>, failure: Failure) -> Self {
         let cause = Cause::chain(&failure);
-        RemoteError(Arc::new(Inner { task: task.into(), failure, ended: None, cause }))
+        RemoteError(Arc::new(Inner { task: task.into(), failure, ended: None, attempts: 0, cause }))
     }
 
     /// Returns the same panic with the exit status of the process that it ended.
     pub(crate) fn ended_by(self, status: ExitStatus) -> Self {
-        let ended = Some(status);
-        RemoteError(Arc::new(match Arc::try_unwrap(self.0) {
-            Ok(inner) => Inner { ended, ..inner },
-            Err(shared) => Inner {
-                task: shared.task.clone(),
-                failure: shared.failure.clone(),
-                ended,
-                cause: shared.cause.clone(),
-            },
-        }))
+        self.with(|inner| inner.ended = Some(status))
+    }
+
+    /// Returns the same error with the number of attempts.
+    pub(super) fn after(self, attempts: u32) -> Self {
+        self.with(|inner| inner.attempts = attempts)
+    }
+
+    fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = Arc::unwrap_or_clone(self.0);
+        change(&mut inner);
+        RemoteError(Arc::new(inner))
+    }
+
+    pub(super) fn attempts(&self) -> u32 {
+        self.0.attempts
     }
 
     pub(super) fn write_backtrace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

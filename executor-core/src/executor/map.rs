@@ -30,7 +30,7 @@ use crate::{
         decode, decode_bytes,
         map_results::{MapResults, Numbered, Run},
     },
-    pool::Chunk,
+    pool::{Chunk, pressure::Place},
     task::encode::encode,
     task::{Task, TaskArgs, TaskOptions},
     transport::board::ITEMS_MAX,
@@ -96,6 +96,10 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// While more items than this are pending, results that are ready are yielded without a look at
     /// the input and the time limit. `usize::MAX` with a time limit, and before and after the map.
     enough: usize,
+    /// Places for items that are about to be submitted, if the executor limits its pending tasks.
+    places: Option<Place>,
+    /// Whether items could not be submitted because the executor had no room.
+    lacks_room: bool,
     /// The chunk that is being filled.
     open: OpenChunk,
     marker: std::marker::PhantomData<fn() -> (F, A)>,
@@ -163,6 +167,8 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             number: 0,
             together: 1,
             enough: usize::MAX,
+            places: None,
+            lacks_room: false,
             marker: std::marker::PhantomData,
         }
     }
@@ -180,6 +186,10 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// Chunks affect only how items are sent. Each item keeps its own result, its own time limit,
     /// and its own failure. If a worker dies in the middle of a chunk, the remaining items run
     /// elsewhere. An idle worker takes over half of the items that another worker has not begun.
+    ///
+    /// Tasks with options of their own are sent one at a time in any case, and so are all tasks of
+    /// an executor with a [`default_timeout`](crate::ProcessPoolBuilder::default_timeout) or a
+    /// [`default_queue_timeout`](crate::ProcessPoolBuilder::default_queue_timeout).
     ///
     /// With 0, the map yields one [`TaskError::Invalid`].
     pub fn chunk_size(mut self, items: usize) -> Self {
@@ -252,20 +262,31 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     /// Returns the maximum number of items that are submitted and not yet yielded.
     fn buffer(&self) -> usize {
-        self.buffer_size.unwrap_or_else(|| {
+        self.most_pending().unwrap_or_else(|| {
             let for_each = BUFFER_PER_WORKER.max(self.together.saturating_mul(CHUNKS_PER_WORKER));
             self.executor.max_workers().saturating_mul(for_each)
         })
     }
 
+    /// Returns how many items may be submitted and not yet yielded, if the user has set a limit for
+    /// the map or for the executor.
+    fn most_pending(&self) -> Option<usize> {
+        let of_executor = self.executor.pressure().and_then(|pressure| pressure.tasks_max());
+        self.buffer_size.into_iter().chain(of_executor).min()
+    }
+
     /// Chooses how many items are sent together from now on.
     fn choose_together(&mut self) {
+        if self.executor.takes_single_calls() {
+            self.together = 1;
+            return;
+        }
         self.together = self.chunk_size.unwrap_or_else(|| {
             let Some(estimate) = self.executor.estimate(F::entry()) else { return 1 };
             let items = (CHUNK_TIME.as_nanos() / estimate.as_nanos().max(1)) as usize;
-            // The workers share a `buffer_size` that the user has set. A chunk takes at most half
-            // of a worker's share.
-            let share = self.buffer_size.map(|buffer| buffer / (2 * self.executor.max_workers()));
+            // The workers share what the user has set. A chunk takes at most half of a worker's
+            // share.
+            let share = self.most_pending().map(|most| most / (2 * self.executor.max_workers()));
             items.min(share.unwrap_or(CHUNK_ITEMS_MAX)).clamp(1, CHUNK_ITEMS_MAX)
         });
     }
@@ -308,6 +329,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self.over = true;
         self.enough = usize::MAX;
         self.input = None;
+        self.places = None;
         self.open.ends = Vec::new();
         self.open.bytes = Buffer::new();
         if let Some(results) = self.results.take() {
@@ -331,7 +353,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
 
     /// Submits so many items, beginning with the one of this number.
     fn send(
-        &self,
+        &mut self,
         results: &Arc<MapResults>,
         number: u64,
         arguments: Payload,
@@ -341,7 +363,8 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         let control = || self.executor.control().0;
         let chunk =
             Chunk::of_map(F::entry(), arguments, count, options, (results, number), control);
-        self.executor.submit_chunk(chunk);
+        let place = self.places.as_mut().map(|places| places.split(count));
+        self.executor.submit_chunk(chunk.at(place));
     }
 
     /// Returns a result that can be yielded without waiting.
@@ -413,7 +436,8 @@ where
         }
         let Some(results) = self.results.clone() else { return };
         self.choose_together();
-        for _ in 0..room(self) {
+        let Some(room) = self.take_places(room(self)) else { return self.choose_enough() };
+        for _ in 0..room {
             // If the input or `make` panics, the open chunk stays as it is, and is sent with the
             // next items.
             let Some(item) = self.input.as_mut().and_then(Iterator::next) else {
@@ -429,7 +453,22 @@ where
         }
         // Do not keep an unfilled chunk back: the caller is about to wait for results.
         self.submit_chunk(&results);
+        // Places of items that were not submitted: the input has ended, or arguments could not be
+        // encoded.
+        self.places = None;
         self.choose_enough();
+    }
+
+    /// Takes places for up to `most` items, if the executor limits its pending tasks. Returns for
+    /// how many, or `None` if there is no room.
+    fn take_places(&mut self, most: usize) -> Option<usize> {
+        self.lacks_room = false;
+        let Some(pressure) = self.executor.pressure() else { return Some(most) };
+        if self.places.is_none() {
+            self.places = pressure.try_take(u32::try_from(most).unwrap_or(u32::MAX));
+        }
+        self.lacks_room = self.places.is_none();
+        self.places.as_ref().map(|places| most.min(places.tasks() as usize))
     }
 
     /// Returns the next result, if it comes before `until`.
@@ -455,12 +494,22 @@ where
             if let Some(next) = self.next_ready() {
                 return Ok(Some(next));
             }
+            let deadline = self.deadline.into_iter().chain(until).min();
+            if self.pending() == 0 && self.lacks_room {
+                // No result will come that makes room, so wait like everybody else.
+                let pressure = self.executor.pressure().expect("it is why there is no room");
+                self.places = pressure.wait_until(deadline);
+                match self.places {
+                    Some(_) => continue,
+                    None if self.is_late() => return Ok(self.time_out()),
+                    None => return Err(NotInTime),
+                }
+            }
             if self.pending() == 0 {
                 self.end();
                 return Ok(None);
             }
             let results = self.results.clone().expect("made above");
-            let deadline = self.deadline.into_iter().chain(until).min();
             // This thread drains a worker's replies only if items are sent one at a time. The
             // results of chunks arrive in large numbers, and the reader thread delivers them in
             // batches.

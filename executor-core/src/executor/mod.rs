@@ -13,6 +13,7 @@
 
 mod map;
 mod mp_pool;
+mod pressure;
 mod process_pool;
 
 use std::{
@@ -24,6 +25,7 @@ use std::{
 
 pub use map::{Map, MapStream, MapStreamWithIndex, MapWithIndex};
 pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
+pub use pressure::{Full, SubmitAsync};
 pub use process_pool::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 
 use crate::{
@@ -32,7 +34,10 @@ use crate::{
         cell::{Cell, Control},
     },
     os::local,
-    pool::{Chunk, next_task_ids},
+    pool::{
+        self, Chunk, next_task_ids,
+        pressure::{Place, Pressure},
+    },
     registry::TaskEntry,
     sealed::Sealed,
     task::encode::encode,
@@ -80,6 +85,18 @@ pub trait Executor: Send + Sync + Sealed {
     #[doc(hidden)]
     fn buffer(&self) -> Buffer {
         Buffer::new()
+    }
+
+    /// Returns whether each call has to be a chunk of its own.
+    #[doc(hidden)]
+    fn takes_single_calls(&self) -> bool {
+        false
+    }
+
+    /// Returns the limits on pending tasks, if there are any.
+    #[doc(hidden)]
+    fn pressure(&self) -> Option<&Arc<Pressure>> {
+        None
     }
 
     /// Returns another handle of the same executor.
@@ -191,6 +208,20 @@ pub trait ExecutorExt: Executor {
         submit(self, task.into_task())
     }
 
+    /// Submits a task if there is room for it. See [`ProcessPoolExecutor::try_submit`].
+    ///
+    /// # Errors
+    /// [`Full`] with the task, if there is no room.
+    fn try_submit<T: IntoTask>(&self, task: T) -> Result<TaskFuture<T::Output>, Full<T>> {
+        try_submit(self, task)
+    }
+
+    /// Submits a task as soon as there is room for it, for async code. See
+    /// [`ProcessPoolExecutor::submit_async`].
+    fn submit_async<T: IntoTask>(&self, task: T) -> SubmitAsync<T> {
+        SubmitAsync::new(self.handle(), task)
+    }
+
     /// Submits a task for each item. See [`ProcessPoolExecutor::map`].
     fn map<T, I, M>(&self, make: M, items: I) -> Map<T::Function, T::Arguments, I::IntoIter, M>
     where
@@ -236,6 +267,14 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
         (**self).buffer()
     }
 
+    fn takes_single_calls(&self) -> bool {
+        (**self).takes_single_calls()
+    }
+
+    fn pressure(&self) -> Option<&Arc<Pressure>> {
+        (**self).pressure()
+    }
+
     fn handle(&self) -> Box<dyn Executor> {
         (**self).handle()
     }
@@ -258,9 +297,39 @@ thread_local! {
     static SMALL: std::cell::Cell<Vec<u8>> = const { std::cell::Cell::new(Vec::new()) };
 }
 
-/// Encodes the arguments in the caller's thread and submits the task. The result is decoded where
-/// the value is read.
+/// Waits for room, if pending tasks are limited, and submits the task.
 fn submit<E, F, A>(executor: &E, task: Task<F, A>) -> TaskFuture<F::Output>
+where
+    E: Executor + ?Sized,
+    F: TaskArgs<A>,
+{
+    let place = executor.pressure().map(|pressure| match pool::is_own_thread() {
+        // This thread takes the results of others. While it waits, nobody makes room.
+        true => pressure.take_anyway(),
+        false => pressure.wait(),
+    });
+    submit_at(executor, task, place)
+}
+
+/// Submits the task if there is room for it.
+fn try_submit<E, T>(executor: &E, task: T) -> Result<TaskFuture<T::Output>, Full<T>>
+where
+    E: Executor + ?Sized,
+    T: IntoTask,
+{
+    let place = match executor.pressure() {
+        None => None,
+        Some(pressure) => match pressure.try_take(1) {
+            None => return Err(Full { task }),
+            place => place,
+        },
+    };
+    Ok(submit_at(executor, task.into_task(), place))
+}
+
+/// Encodes the arguments in the caller's thread and submits the task, which has this place. The
+/// result is decoded where the value is read.
+fn submit_at<E, F, A>(executor: &E, task: Task<F, A>, place: Option<Place>) -> TaskFuture<F::Output>
 where
     E: Executor + ?Sized,
     F: TaskArgs<A>,
@@ -276,7 +345,7 @@ where
     let cell = match arguments {
         Ok(arguments) => {
             let (chunk, cell) = Chunk::single(F::entry(), arguments, options, control);
-            executor.submit_chunk(chunk);
+            executor.submit_chunk(chunk.at(place));
             cell
         }
         Err(error) => Cell::done(next_task_ids(1), Some(control), *error),

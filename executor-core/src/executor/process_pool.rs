@@ -11,11 +11,11 @@ use std::{
 
 pub use builder::ProcessPoolBuilder;
 
-use super::{Executor, Map, RawControl, ShutdownOptions, submit};
+use super::{Executor, Full, Map, RawControl, ShutdownOptions, SubmitAsync, submit, try_submit};
 use crate::{
     error::{BrokenCause, BuildError},
     future::TaskFuture,
-    pool::{self, Chunk, Pool, Stats},
+    pool::{self, Chunk, Pool, Stats, pressure::Pressure},
     registry::TaskEntry,
     task::IntoTask,
     wire::buffer::Buffer,
@@ -136,12 +136,69 @@ impl ProcessPoolExecutor {
         ProcessPoolBuilder::default()
     }
 
-    /// Submits a task and returns its future. It never blocks and never fails: errors are reported
-    /// by the future.
+    /// Submits a task and returns its future. It never fails: errors are reported by the future.
     ///
     /// Arguments are encoded during this call, so they may be borrowed.
+    ///
+    /// It never blocks, unless the number of pending tasks is limited: see
+    /// [`max_pending`](ProcessPoolBuilder::max_pending).
     pub fn submit<T: IntoTask>(&self, task: T) -> TaskFuture<T::Output> {
         submit(self, task.into_task())
+    }
+
+    /// Submits a task if there is room for it. It never blocks.
+    ///
+    /// There is always room if the number of pending tasks is not limited by
+    /// [`max_pending`](ProcessPoolBuilder::max_pending) or
+    /// [`max_pending_bytes`](ProcessPoolBuilder::max_pending_bytes). There is none while others
+    /// wait for room.
+    ///
+    /// # Errors
+    /// [`Full`] with the task, if there is no room.
+    pub fn try_submit<T: IntoTask>(&self, task: T) -> Result<TaskFuture<T::Output>, Full<T>> {
+        try_submit(self, task)
+    }
+
+    /// Returns a future that submits a task as soon as there is room for it, for async code. It
+    /// yields the [`TaskFuture`].
+    ///
+    /// Threads in [`submit`](Self::submit) and these futures wait in one line: the first who comes
+    /// is served first. A future enters the line when it is polled first. Arguments are encoded
+    /// when it is its turn.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped before it is ready, nothing is submitted, and the next in the line
+    /// moves up.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    ///
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// async fn sum_of_squares(pool: &ProcessPoolExecutor, n: u64) -> Result<u64, TaskError> {
+    ///     let (mut sum, mut futures) = (0, std::collections::VecDeque::new());
+    ///     for x in 0..n {
+    ///         // This waits while two tasks are pending, and does not block the thread.
+    ///         futures.push_back(pool.submit_async(square::task(x)).await);
+    ///         if futures.len() == 2 {
+    ///             sum += futures.pop_front().unwrap().await?;
+    ///         }
+    ///     }
+    ///     for future in futures {
+    ///         sum += future.await?;
+    ///     }
+    ///     Ok(sum)
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).max_pending(2).build().unwrap();
+    ///     assert_eq!(futures::executor::block_on(sum_of_squares(&pool, 10)).unwrap(), 285);
+    /// }
+    /// ```
+    pub fn submit_async<T: IntoTask>(&self, task: T) -> SubmitAsync<T> {
+        SubmitAsync::new(Executor::handle(self), task)
     }
 
     /// Submits a task for each item, and returns an iterator over the results in the order of the
@@ -323,6 +380,14 @@ impl Executor for ProcessPoolExecutor {
 
     fn buffer(&self) -> Buffer {
         Buffer::with_store(self.handle.pool.arguments())
+    }
+
+    fn takes_single_calls(&self) -> bool {
+        self.handle.pool.takes_single_calls()
+    }
+
+    fn pressure(&self) -> Option<&Arc<Pressure>> {
+        self.handle.pool.pressure()
     }
 
     fn handle(&self) -> Box<dyn Executor> {

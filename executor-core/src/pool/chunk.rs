@@ -15,13 +15,20 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    task::Waker,
+    time::{Duration, Instant},
 };
 
-use super::{ending::Batch, scheduler::Scheduled};
+use super::{
+    Pool, TaskDefaults,
+    ending::Batch,
+    pressure::{Place, Pressure},
+    retry::Decision,
+    scheduler::Scheduled,
+};
 use crate::{
     error::{TaskError, reply},
     future::{
@@ -30,7 +37,7 @@ use crate::{
     },
     id::{FnId, TaskId},
     registry::TaskEntry,
-    task::TaskOptions,
+    task::{Retry, TaskOptions},
     wire::{
         frame::{Items, Order, Reply, ToWorker, flag},
         payload::Payload,
@@ -55,9 +62,10 @@ pub(super) fn id_of_the_next() -> TaskId {
 #[doc(hidden)]
 pub struct Chunk {
     entry: &'static TaskEntry,
-    name: Option<Box<str>>,
-    /// The timeout. Only a single call has one.
-    timeout: Option<Duration>,
+    /// Only a single call has any.
+    options: TaskOptions,
+    /// When the call has waited for a worker for too long.
+    queue_until: Option<Instant>,
     arguments: Payload,
     /// Whether the arguments have the layout of several calls: see [`Items`].
     several: bool,
@@ -65,6 +73,12 @@ pub struct Chunk {
     base: TaskId,
     /// The items that are not resolved.
     items: Items,
+    /// Number of attempts that have failed.
+    failed: u16,
+    /// Number of workers that were lost with attempts.
+    lost: u16,
+    /// The place among the pending tasks, if these are limited. The parts of a chunk share it.
+    place: Option<Arc<Place>>,
     sink: Sink,
 }
 
@@ -97,16 +111,18 @@ impl Chunk {
     ) -> (Chunk, Arc<Cell>) {
         let base = next_task_ids(1);
         let (cell, completer) = Cell::pending(base, control);
-        let TaskOptions { timeout, name } = options;
         let sink = Sink::Cell(completer);
         let chunk = Chunk {
             entry,
-            name,
-            timeout,
+            options,
+            queue_until: None,
             arguments,
             several: false,
             base,
             items: Items::ONE,
+            failed: 0,
+            lost: 0,
+            place: None,
             sink,
         };
         (chunk, cell)
@@ -124,14 +140,78 @@ impl Chunk {
     ) -> Chunk {
         let base = next_task_ids(count);
         let sink = Sink::Map(results.open(base, count, number, control));
-        let TaskOptions { timeout, name } = options;
         let items = Items { first: 0, count };
-        Chunk { entry, name, timeout, arguments, several: count > 1, base, items, sink }
+        let several = count > 1;
+        debug_assert!(!several || options.is_none(), "a task with options is sent alone");
+        let (queue_until, place) = (None, None);
+        let (failed, lost) = (0, 0);
+        Chunk {
+            entry,
+            options,
+            queue_until,
+            arguments,
+            several,
+            base,
+            items,
+            failed,
+            lost,
+            place,
+            sink,
+        }
+    }
+
+    /// Takes the place for this chunk among the pending tasks.
+    pub(crate) fn at(mut self, place: Option<Place>) -> Self {
+        if let Some(mut place) = place {
+            place.hold(self.arguments.size());
+            self.place = Some(Arc::new(place));
+        }
+        self
+    }
+
+    /// Returns whether [`accepted`](Self::accepted) has anything to do, if the pool has no
+    /// defaults.
+    #[inline]
+    pub(super) fn has_options(&self) -> bool {
+        !self.options.is_none()
+    }
+
+    /// Records that a pool with these defaults accepts the chunk now.
+    pub(super) fn accepted(&mut self, defaults: &TaskDefaults) {
+        debug_assert!(!self.several || !defaults.any(), "such a pool gets single calls");
+        if defaults.timeout.is_some() && self.options.timeout().is_none() {
+            self.options.set().timeout = defaults.timeout;
+        }
+        if defaults.queue_timeout.is_some() && self.options.queue_timeout().is_none() {
+            self.options.set().queue_timeout = defaults.queue_timeout;
+        }
+        if let Some(poison_limit) = defaults.poison_limit
+            && self.options.retry().is_some()
+        {
+            self.options.set().poison_limit = poison_limit;
+        }
+        self.wait_anew(Instant::now());
+    }
+
+    /// Returns the number of attempts, including the present one.
+    pub(super) fn attempts(&self) -> u32 {
+        u32::from(self.failed) + 1
+    }
+
+    /// Returns whether the task is not tried again because it has ended so many workers, this one
+    /// included, and otherwise would be.
+    pub(super) fn is_poison(&self) -> bool {
+        self.may_retry(false) && !self.may_retry(true)
+    }
+
+    /// Returns what the task says about being tried again.
+    pub(super) fn retry(&self) -> Option<&Retry> {
+        self.options.retry()
     }
 
     /// Returns the name that errors and logs use.
     pub(super) fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.entry.name)
+        self.options.called(self.entry.name)
     }
 
     /// Returns the id of the first unresolved item.
@@ -154,10 +234,10 @@ impl Chunk {
     }
 
     /// Converts a worker's reply for one item.
-    fn answer(&self, reply: Reply, payload: Payload) -> Answer {
+    pub(super) fn answer(&self, reply: Reply, payload: Payload, attempts: u32) -> Answer {
         match reply {
             Reply::Done => Answer::Value(payload),
-            _ => Answer::Failure(Box::new((self.name().into(), reply, payload))),
+            _ => Answer::Failure(Box::new((self.name().into(), attempts, reply, payload))),
         }
     }
 }
@@ -172,7 +252,16 @@ impl Scheduled for Chunk {
 
     #[inline]
     fn timeout(&self) -> Option<Duration> {
-        self.timeout
+        self.options.timeout()
+    }
+
+    #[inline]
+    fn queue_until(&self) -> Option<Instant> {
+        self.queue_until
+    }
+
+    fn queue_timeout(&self) -> Duration {
+        self.options.queue_timeout().unwrap_or_default()
     }
 
     #[inline]
@@ -194,9 +283,10 @@ impl Scheduled for Chunk {
         let Sink::Map(map) = &self.sink else { unreachable!("a single call is not split") };
         let items = Items { first: at, count: std::mem::replace(&mut self.items.count, at) };
         Chunk {
-            name: self.name.clone(),
+            options: self.options.clone(),
             arguments: self.arguments.clone(),
             items,
+            place: self.place.clone(),
             sink: Sink::Map(Arc::clone(map)),
             ..*self
         }
@@ -205,7 +295,7 @@ impl Scheduled for Chunk {
     #[inline]
     fn send_to(&self, seq: u32) -> Sending {
         let mut flags = 0;
-        if self.timeout.is_some() {
+        if self.timeout().is_some() {
             flags |= flag::TIMED;
         }
         if self.several {
@@ -225,16 +315,34 @@ impl Scheduled for Chunk {
     fn leave_arguments(&self) {
         self.arguments.leave_segment();
     }
+
+    fn may_retry(&self, lost: bool) -> bool {
+        let Some(retry) = self.options.retry() else { return false };
+        u32::from(self.failed) < retry.retries.unwrap_or(0)
+            && !(lost && u32::from(self.lost) + 1 >= self.options.poison_limit())
+    }
+
+    fn next_attempt(&mut self, lost: bool) {
+        debug_assert!(!self.several, "each task has its own attempts");
+        self.failed = self.failed.saturating_add(1);
+        self.lost = self.lost.saturating_add(u16::from(lost));
+        self.items = Items::ONE;
+    }
+
+    fn wait_anew(&mut self, now: Instant) {
+        self.queue_until =
+            self.options.queue_timeout().and_then(|timeout| now.checked_add(timeout));
+    }
 }
 
 /// How an item ended. [`outcome`](Answer::outcome) may take long, and is called under no lock.
 ///
 /// Errors are boxed, because they are rare and results of maps are moved in large numbers.
-enum Answer {
+pub(super) enum Answer {
     Value(Payload),
     Error(Box<TaskError>),
-    /// An error reply: the name of the task, and the reply.
-    Failure(Box<(Box<str>, Reply, Payload)>),
+    /// An error reply: the name of the task, the number of attempts, and the reply.
+    Failure(Box<(Box<str>, u32, Reply, Payload)>),
 }
 
 const _: () = assert!(size_of::<Answer>() == size_of::<Payload>());
@@ -270,13 +378,13 @@ impl Payloads {
 }
 
 impl Answer {
-    fn outcome(self) -> Outcome {
+    pub(super) fn outcome(self) -> Outcome {
         match self {
             Answer::Value(payload) => Ok(payload),
             Answer::Error(error) => Err(*error),
             Answer::Failure(failure) => {
-                let (name, reply, payload) = *failure;
-                Err(reply::failure(&name, reply, &payload))
+                let (name, attempts, reply, payload) = *failure;
+                Err(reply::failure(&name, reply, &payload).after(attempts))
             }
         }
     }
@@ -291,6 +399,12 @@ pub(super) struct Outcomes {
     /// Whether a worker is in the middle of a chunk, so that its next replies follow within
     /// microseconds.
     pub(super) in_chunks: bool,
+    /// Places of chunks that are resolved.
+    places: Vec<Place>,
+    /// Decisions about tasks whose attempts have failed.
+    decisions: Vec<Decision>,
+    /// The limits of a pool that accepts no more tasks.
+    pub(super) opens: Option<Arc<Pressure>>,
     /// Marks errors of the scheduler as on their way until it is dropped. `None` without any.
     pub(super) batch: Option<Batch>,
 }
@@ -299,22 +413,28 @@ impl Outcomes {
     /// Returns whether there is nothing to deliver.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.cells.is_empty() && self.maps.is_empty() && self.batch.is_none()
+        self.cells.is_empty()
+            && self.maps.is_empty()
+            && self.batch.is_none()
+            && self.places.is_empty()
+            && self.decisions.is_empty()
+            && self.opens.is_none()
     }
 
     /// Adds replies for the chunk's last `count` items, which begin with item `at`.
     pub(super) fn answer_last(
         &mut self,
-        chunk: Chunk,
+        mut chunk: Chunk,
         (at, count): (u32, u32),
         reply: Reply,
         payloads: &mut Payloads,
     ) {
+        self.leave(&mut chunk);
         if let Sink::Map(_) = chunk.sink {
             return self.answer_some(&chunk, (at, count), reply, payloads);
         }
         let Some(payload) = payloads.next() else { return };
-        let answer = chunk.answer(reply, payload);
+        let answer = chunk.answer(reply, payload, chunk.attempts());
         if let Sink::Cell(completer) = chunk.sink {
             self.cells.push((completer, answer));
         }
@@ -335,7 +455,7 @@ impl Outcomes {
         let Some((_, answers)) = self.maps.last_mut() else { return };
         let values_at = match payloads.first.take() {
             Some(payload) => {
-                answers.push((at, Answers::One(chunk.answer(reply, payload))));
+                answers.push((at, Answers::One(chunk.answer(reply, payload, chunk.attempts()))));
                 at + 1
             }
             None => at,
@@ -348,7 +468,8 @@ impl Outcomes {
     }
 
     /// Adds this error for all unresolved items of the chunk.
-    pub(super) fn fail(&mut self, chunk: Chunk, error: TaskError) {
+    pub(super) fn fail(&mut self, mut chunk: Chunk, error: TaskError) {
+        self.leave(&mut chunk);
         let Items { first, count } = chunk.items;
         match chunk.sink {
             Sink::Cell(completer) => self.cells.push((completer, Answer::Error(Box::new(error)))),
@@ -359,9 +480,37 @@ impl Outcomes {
         }
     }
 
+    /// Adds the decision whether a task is tried again, after an attempt that ended like this.
+    pub(super) fn undecided(&mut self, pool: &Pool, chunk: &Chunk, answer: Answer) {
+        // The failure is counted already.
+        let attempts = u32::from(chunk.failed);
+        let retry = chunk.retry().expect("only such tasks are held").clone();
+        let pool = Weak::clone(&pool.me);
+        self.decisions.push(Decision::new(pool, chunk.base, attempts, retry, answer));
+    }
+
+    /// Takes the place of a chunk that is resolved, if this is its last part.
+    #[inline]
+    fn leave(&mut self, chunk: &mut Chunk) {
+        if let Some(place) = chunk.place.take() {
+            self.places.extend(Arc::into_inner(place));
+        }
+    }
+
     /// Delivers all results, and adds the wakers of waiting threads and tasks to `wakers`. Must be
     /// called without the pool's lock.
     pub(super) fn deliver(self, wakers: &mut Wakers) -> Option<Batch> {
+        // First, so that whoever has a result finds room for the next task.
+        for place in self.places {
+            place.give_back(wakers);
+        }
+        if let Some(pressure) = self.opens {
+            pressure.open(wakers);
+        }
+        for decision in self.decisions {
+            // The user's code, like wakers.
+            wakers.push(Some(Waker::from(Arc::new(decision))));
+        }
         for (completer, answer) in self.cells {
             completer.complete_into(answer.outcome(), wakers);
         }

@@ -24,14 +24,14 @@ use rustix::process::Signal;
 
 use super::{
     Pool,
-    chunk::{Chunk, Outcomes, Sending},
+    chunk::{Answer, Chunk, Outcomes, Sending},
     driver,
     log::LogRecord,
-    scheduler::{Action, End, Scheduler},
+    scheduler::{Action, End, Scheduled, Scheduler},
     worker::Worker,
 };
 use crate::{
-    error::{BrokenCause, TaskError},
+    error::{BrokenCause, Phase, TaskError},
     future::cell::Wakers,
     id::WorkerId,
     transport::Link,
@@ -177,6 +177,14 @@ impl Pool {
             // First of all: the thread that takes the chunk in may ask the starter for a worker at
             // once.
             self.event(|core, now, out| self.ensure_threads(core, now, out));
+        }
+        if chunk.queue_until().is_some() {
+            // It must not wait in the intake, which keeps no time. The event first takes in
+            // everything that was submitted before.
+            self.event(|core, now, out| core.scheduler.on_submit(now, [chunk], out));
+            return if warms {
+                self.warm_up()
+            };
         }
         let is_deferred =
             || function.is_some_and(|id| id.0 == self.deferred.load(Ordering::Relaxed));
@@ -330,6 +338,15 @@ impl Pool {
                     outcomes.fail(chunk, error);
                     continue;
                 }
+                Action::Undecided(undecided) => {
+                    let (task, end) = *undecided;
+                    // `None` if this event has also ended the pool, and the task with it.
+                    if let Some(chunk) = core.scheduler.undecided(task) {
+                        let error = core.error_of_attempt(chunk, end).after(chunk.attempts() - 1);
+                        outcomes.undecided(self, chunk, Answer::Error(Box::new(error)));
+                    }
+                    continue;
+                }
                 Action::Start(id) => {
                     core.workers.insert(id, Worker::default());
                     if let Threads::Running { starter } = &core.threads {
@@ -434,6 +451,13 @@ impl<'a> Locked<'a> {
         let few = core.scheduler.has_few_tasks();
         if few != self.pool.few_tasks.load(Ordering::Relaxed) {
             self.pool.few_tasks.store(few, Ordering::Relaxed);
+        }
+        if let Some(pressure) = &self.pool.pressure
+            && !core.scheduler.is_open()
+            && !pressure.is_open()
+        {
+            // Those who wait for room are refused, like all who come later.
+            self.outcomes.opens = Some(Arc::clone(pressure));
         }
         let rebalance_at = core.scheduler.rebalance_at();
         let next = match rare || core.scheduler.has_timed() {
@@ -624,8 +648,21 @@ impl Core {
 
     /// Returns the error for a task that ends without a reply.
     fn error_of(&self, chunk: &Chunk, end: End) -> TaskError {
+        let attempts = match end {
+            End::GivenUp(error) => return error,
+            // It has waited for an attempt that never began.
+            End::Error(TaskError::TimedOut { phase: Phase::Queue, .. }) => chunk.attempts() - 1,
+            _ => chunk.attempts(),
+        };
+        let is_poison = matches!(end, End::Lost(_)) && chunk.is_poison();
+        let error = self.error_of_attempt(chunk, end).after(attempts);
+        if is_poison { error.of_poison() } else { error }
+    }
+
+    /// Returns the error for an attempt that ends without a reply.
+    fn error_of_attempt(&self, chunk: &Chunk, end: End) -> TaskError {
         let lost = match end {
-            End::Error(error) => return error.of_task(chunk.name()),
+            End::Error(error) | End::GivenUp(error) => return error.of_task(chunk.name()),
             End::Lost(worker) => self.workers.get(&worker),
         };
         match lost {
@@ -651,7 +688,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::{
-        pool::{AtEnd, PoolOptions, worker::Boards},
+        pool::{AtEnd, PoolOptions, TaskDefaults, worker::Boards},
         wire::handshake::Transport,
     };
 
@@ -669,6 +706,8 @@ mod tests {
             transport: Transport::Ring,
             at_end: AtEnd::default(),
             exit_timeout: None,
+            defaults: TaskDefaults::default(),
+            pressure: None,
         };
         Pool::new(options).unwrap()
     }

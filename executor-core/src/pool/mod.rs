@@ -16,7 +16,8 @@
 //! what the system provides for a worker: its process, link and exit status. The driver owns the
 //! descriptors that it polls. None of this is stored twice. A chunk that is submitted while another
 //! thread holds the lock, or while no worker has room, waits in the intake. The thread that holds
-//! the lock takes it from there, once the scheduler's queue is short.
+//! the lock takes it from there, once the scheduler's queue is short. Only tasks with a limit on
+//! their wait go to the scheduler at once, because the intake keeps no time.
 //!
 //! In the common case a task is not handed from thread to thread: `submit` itself writes to an idle
 //! worker, the thread that waits for a result drains the worker's replies itself ([`reader`]), and
@@ -39,8 +40,10 @@ mod log;
 mod memory;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 mod models;
+pub(crate) mod pressure;
 mod reader;
 mod replies;
+mod retry;
 pub(crate) mod scheduler;
 #[cfg(test)]
 mod sim;
@@ -52,7 +55,7 @@ use std::{
     ffi::OsString,
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -64,6 +67,7 @@ use self::core::{Actions, Core, Intake, Threads};
 pub(crate) use chunk::{Chunk, next_task_ids};
 pub(crate) use ending::AtEnd;
 use ending::OnTheWay;
+use pressure::Pressure;
 use reader::Drains;
 use scheduler::{Config, Scheduler};
 use worker::{Boards, Worker};
@@ -113,6 +117,23 @@ pub(crate) struct Initializer<A> {
     pub(crate) arguments: A,
 }
 
+/// Options of tasks that do not set them themselves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TaskDefaults {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) queue_timeout: Option<Duration>,
+    /// The number of workers that a task may end before it is not tried again.
+    pub(crate) poison_limit: Option<u32>,
+}
+
+impl TaskDefaults {
+    /// Returns whether there are any.
+    #[inline]
+    pub(crate) fn any(&self) -> bool {
+        self.timeout.is_some() || self.queue_timeout.is_some()
+    }
+}
+
 /// Configuration of a pool.
 pub(crate) struct PoolOptions {
     pub(crate) workers_max: usize,
@@ -128,9 +149,13 @@ pub(crate) struct PoolOptions {
     /// What happens to accepted work when the program ends, and how long that may take.
     pub(crate) at_end: AtEnd,
     pub(crate) exit_timeout: Option<Duration>,
+    pub(crate) defaults: TaskDefaults,
+    /// The limits on pending tasks, if there are any.
+    pub(crate) pressure: Option<Arc<Pressure>>,
 }
 
 pub(crate) struct Pool {
+    me: Weak<Pool>,
     core: Mutex<Core>,
     /// A thread that unlocks `core` checks the intake once more.
     intake: Intake,
@@ -149,6 +174,7 @@ pub(crate) struct Pool {
     /// Messages of other threads to the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
+    pressure: Option<Arc<Pressure>>,
     creator: Creator,
     /// Whether starting the threads has been attempted.
     started: AtomicBool,
@@ -205,15 +231,18 @@ impl Pool {
                 .ok(),
         };
         let callbacks = Arc::new(CallbackQueue::new(options.exit_timeout));
-        let pool = Arc::new(Pool {
+        let bell = EventFd::new().asked("an eventfd")?;
+        let pool = Arc::new_cyclic(|me| Pool {
+            me: Weak::clone(me),
             core: Mutex::new(Core::new(Scheduler::new(config))),
             intake: Intake::default(),
             rings: reader::Rings::default(),
             doorbell: (Arc::new(doorbell), doorbell_fd),
             arguments,
             warm: AtomicBool::new(false),
-            bell: EventFd::new().asked("an eventfd")?,
+            bell,
             notices: Mutex::default(),
+            pressure: options.pressure.clone(),
             options,
             creator: Creator::here(),
             started: AtomicBool::new(false),
@@ -270,10 +299,26 @@ impl Pool {
 
     /// Accepts a chunk. In a forked process the chunk is dropped, and its futures and its map know
     /// that no result will come.
-    pub(crate) fn submit(self: &Arc<Self>, chunk: Chunk) {
-        if !self.forked() {
-            self.take_in(chunk);
+    pub(crate) fn submit(self: &Arc<Self>, mut chunk: Chunk) {
+        if self.forked() {
+            return;
         }
+        if chunk.has_options() || self.options.defaults.any() {
+            chunk.accepted(&self.options.defaults);
+        }
+        self.take_in(chunk);
+    }
+
+    /// Returns the limits on pending tasks, if there are any.
+    #[inline]
+    pub(crate) fn pressure(&self) -> Option<&Arc<Pressure>> {
+        self.pressure.as_ref()
+    }
+
+    /// Returns whether each task has options, because the pool has defaults for them. A chunk of
+    /// several tasks has none.
+    pub(crate) fn takes_single_calls(&self) -> bool {
+        self.options.defaults.any()
     }
 
     /// Returns the estimated running time of a call of this function, if there is an estimate.

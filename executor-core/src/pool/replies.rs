@@ -135,7 +135,8 @@ impl Pool {
                 let mut left = 1 + more.len() as u32;
                 let mut payloads = Payloads { first: Some(payload), more };
                 while left > 0 {
-                    let count = match scheduler.on_reply(now, id, task, left, nanos) {
+                    let failed = matches!(reply, Reply::Failed | Reply::Panicked);
+                    let count = match scheduler.on_reply(now, id, task, left, nanos, failed) {
                         Ok(Replied::Last(chunk, at, count)) => {
                             replies.answer_last(chunk, (at, count), reply, &mut payloads);
                             count
@@ -144,6 +145,15 @@ impl Pool {
                             replies.in_chunks = true;
                             replies.answer_some(chunk, (at, count), reply, &mut payloads);
                             count
+                        }
+                        Ok(Replied::Undecided(task)) => {
+                            if let (Some(payload), Some(chunk)) =
+                                (payloads.next(), scheduler.undecided(task))
+                            {
+                                let answer = chunk.answer(reply, payload, chunk.attempts() - 1);
+                                replies.undecided(self, chunk, answer);
+                            }
+                            1
                         }
                         Ok(Replied::Late) => u32::from(payloads.next().is_some()),
                         Err(scheduler::ReplyToNobody) => return Obeys::No,

@@ -43,12 +43,16 @@ const STOPPED_GRACE: Duration = Duration::from_secs(2);
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
 const LOST_UNBEGUN_MAX: u8 = 3;
+/// How many workers a task with retries may end.
+const LOSSES: u32 = 3;
 
 /// Everything that may happen. Each kind is counted, and none may be missing over the default
 /// number of rounds.
 const KINDS: &[&str] = &[
     "submit",
     "submit: with a timeout",
+    "submit: with a limit on waiting",
+    "submit: with retries",
     "submit: a chunk of several",
     "submit: refused",
     "cancel: withdrawn",
@@ -87,6 +91,14 @@ const KINDS: &[&str] = &[
     "publishes a reply",
     "reply: value",
     "reply: too late",
+    "reply: failed, perhaps to be tried again",
+    "an attempt fails",
+    "an attempt is lost",
+    "an attempt times out",
+    "decided: again at once",
+    "decided: again later",
+    "decided: not again",
+    "decided too late",
     "batch of replies",
     "dies in a task",
     "dies between reply and claim",
@@ -125,9 +137,15 @@ const KINDS: &[&str] = &[
     "seen stopped",
     "seen to go on",
     "end: value",
+    "end: value, at a later attempt",
+    "end: failed",
+    "end: waited too long, at a later attempt",
+    "end: cancelled between two attempts",
     "end: lost, begun",
     "end: lost, first in line three times",
     "end: timed out",
+    "end: waited too long, queued",
+    "end: waited too long, sent ahead",
     "end: cancelled",
     "end: cancelled by shutdown",
     "end: cancelled while running",
@@ -143,6 +161,11 @@ const KINDS: &[&str] = &[
 struct Ticket {
     function: FnId,
     timeout: Option<Duration>,
+    wait: Option<(Instant, Duration)>,
+    /// How often it may be tried again.
+    retries: u32,
+    /// The number of workers that may still be lost with it.
+    losses: u32,
     base: TaskId,
     items: Items,
     /// Whether the memory of the arguments is excluded from reuse. Shared by all parts of a chunk.
@@ -160,6 +183,14 @@ impl Scheduled for Ticket {
         self.timeout
     }
 
+    fn queue_until(&self) -> Option<Instant> {
+        self.wait.map(|(until, _)| until)
+    }
+
+    fn queue_timeout(&self) -> Duration {
+        self.wait.map_or(Duration::ZERO, |(_, timeout)| timeout)
+    }
+
     fn base(&self) -> TaskId {
         self.base
     }
@@ -175,6 +206,20 @@ impl Scheduled for Ticket {
     fn split_off(&mut self, at: u32) -> Self {
         let items = Items { first: at, count: std::mem::replace(&mut self.items.count, at) };
         Ticket { items, left: Rc::clone(&self.left), ..*self }
+    }
+
+    fn may_retry(&self, lost: bool) -> bool {
+        self.retries > 0 && !(lost && self.losses <= 1)
+    }
+
+    fn next_attempt(&mut self, lost: bool) {
+        self.retries -= 1;
+        self.losses -= u32::from(lost);
+        self.items = Items::ONE;
+    }
+
+    fn wait_anew(&mut self, now: Instant) {
+        self.wait = self.wait.map(|(_, timeout)| (now + timeout, timeout));
     }
 
     fn send_to(&self, seq: u32) -> Self::Sending {
@@ -198,6 +243,8 @@ fn ids(base: TaskId, items: Items) -> impl Iterator<Item = TaskId> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Conduct {
     Returns,
+    /// Replies that it has failed.
+    Fails,
     /// The worker replies, and dies before it claims the next frame.
     ReturnsAndDies,
     Crashes,
@@ -211,6 +258,7 @@ enum Conduct {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Ending {
     Value,
+    Failed,
     Lost,
     TimedOut,
     Cancelled,
@@ -223,8 +271,18 @@ struct Story {
     /// The chunk in which it was submitted: the first id, and the number of tasks.
     chunk: (TaskId, u32),
     timeout: Option<Duration>,
+    queue_timeout: Option<Duration>,
     conduct: Conduct,
     takes: Duration,
+    /// How often it may be tried again, and how many workers it may lose.
+    retries: u32,
+    losses: u32,
+    /// Number of attempts that have failed, and of workers that were lost with them.
+    failed: u32,
+    lost: u32,
+    /// Whether it is between two attempts, and not in the queue.
+    held: bool,
+    /// When it was submitted, or put into the queue again.
     submitted: Instant,
     function: FnId,
     /// The estimated running time, from calls that had ended when the task was submitted.
@@ -551,6 +609,14 @@ struct World {
     closed: bool,
     /// How long a start takes until the process exists.
     start_takes: Duration,
+    /// How long tasks that are submitted from now on may wait for a worker.
+    queue_timeout: Option<Duration>,
+    /// How often tasks that are submitted from now on may be tried again.
+    retries: u32,
+    /// Tasks whose next attempt is to be decided.
+    undecided: Vec<TaskId>,
+    /// Tasks that are to be tried again, and when.
+    later: Vec<(TaskId, Instant)>,
     /// Workers whose tasks wait for each other.
     meeting: Vec<WorkerId>,
     /// Since when tasks have waited although a worker could run them or could be started for them.
@@ -584,6 +650,10 @@ impl World {
             trouble_in_initializer: false,
             closed: false,
             start_takes: Duration::ZERO,
+            queue_timeout: None,
+            retries: 0,
+            undecided: Vec::new(),
+            later: Vec::new(),
             meeting: Vec::new(),
             neglects_since: None,
             neglect: Neglect::default(),
@@ -829,10 +899,9 @@ impl World {
                     .values()
                     .filter(|process| process.alive() && process.killed.is_some());
                 let is_read = living.any(|process| {
-                    process
-                        .begun
-                        .last()
-                        .is_some_and(|last| ids(base, items).any(|task| task == *last))
+                    // After its reply a worker reads them no more.
+                    let last = process.begun.last().filter(|last| process.answered != Some(**last));
+                    last.is_some_and(|last| ids(base, items).any(|task| task == *last))
                 });
                 assert!(
                     left.get() || !is_read,
@@ -842,6 +911,22 @@ impl World {
                     self.note("a worker that was given up reads on", None, None);
                 }
                 ids(base, items).for_each(|task| self.on_resolve(task, end.clone()));
+            }
+            Action::Undecided(undecided) => {
+                let (task, end) = *undecided;
+                let is_lost = matches!(end, End::Lost(_));
+                let kind = if is_lost { "an attempt is lost" } else { "an attempt times out" };
+                match end {
+                    End::Lost(worker) => assert!(self.begun_on(task, worker)),
+                    End::Error(TaskError::TimedOut { limit, phase: Phase::Run, .. }) => {
+                        let story = self.story(task);
+                        let (_, began) = story.begun.expect("it has begun");
+                        assert_eq!(story.timeout, Some(limit));
+                        assert!(began + limit <= self.now, "{task:?} has timed out too early");
+                    }
+                    other => panic!("{task:?} is not to be tried again after {other:?}"),
+                }
+                self.on_failed_attempt(task, is_lost, kind);
             }
             Action::WarnNotStopping(id, grace) => {
                 let asked = self.processes[&id].stop_sent.expect("it was asked to leave");
@@ -926,8 +1011,65 @@ impl World {
         matches!(self.stories[task.as_u64() as usize - 1].begun, Some((on, _)) if on == worker)
     }
 
+    /// Records that an attempt has failed, and that another one may follow.
+    fn on_failed_attempt(&mut self, task: TaskId, lost: bool, kind: &'static str) {
+        assert!(!self.cancelled_pending, "{task:?} may not begin again");
+        let story = self.story(task);
+        assert!(story.ending.is_none() && !story.held, "{task:?} fails after its end");
+        story.failed += 1;
+        story.lost += u32::from(lost);
+        assert!(story.failed <= story.retries, "{task:?} has too many attempts");
+        assert!(story.lost < story.losses, "{task:?} loses too many workers");
+        (story.begun, story.held, story.first_in_line) = (None, true, 0);
+        let conduct = self.any_conduct();
+        self.story(task).conduct = conduct;
+        self.note(kind, None, Some(task));
+        self.undecided.push(task);
+    }
+
+    /// Decides about a task whose attempt has failed.
+    fn decide(&mut self) {
+        let at = self.dice.below(self.undecided.len() as u64) as usize;
+        let task = self.undecided.swap_remove(at);
+        if self.story(task).ending.is_some() {
+            self.note("decided too late", None, Some(task));
+        }
+        let over = self.story(task).ending.is_some();
+        if self.dice.permille(300) {
+            self.note("decided: not again", None, Some(task));
+            let error = TaskError::invalid("given up");
+            self.event(|scheduler, now, _, out| scheduler.on_give_up(now, task, error, out));
+            assert!(over || self.story(task).ending == Some(Ending::Failed));
+            return;
+        }
+        let delay = self.dice.pick(&[0, 0, 1_000, 100_000, 10_000_000]);
+        let delay = self.dice.micros(delay);
+        let (kind, now) = match delay.is_zero() {
+            true => ("decided: again at once", self.now),
+            false => ("decided: again later", self.now),
+        };
+        self.note(kind, None, Some(task));
+        if !over {
+            self.later.push((task, now + delay));
+            // The scheduler looks at all that is due, but not after a decision that comes too late.
+            self.again();
+        }
+        self.event(|scheduler, now, claims, out| scheduler.on_retry(now, task, delay, claims, out));
+    }
+
+    /// Records which tasks wait for a worker again from now on, at the latest.
+    fn again(&mut self) {
+        let now = self.now;
+        let due: Vec<_> = self.later.extract_if(.., |(_, at)| *at <= now).collect();
+        for (task, _) in due {
+            let story = self.story(task);
+            (story.held, story.submitted) = (false, now);
+        }
+    }
+
     /// Checks that a task that ended without a reply ended for a valid reason.
     fn on_resolve(&mut self, task: TaskId, end: End) {
+        self.later.retain(|(later, _)| *later != task);
         let broken = self.scheduler.refusal().is_some_and(|why| why.is_broken());
         let deadline = self.deadline.is_some_and(|at| at <= self.now);
         let ended = self.killed || deadline;
@@ -959,6 +1101,20 @@ impl World {
                 assert!(began + limit <= now, "{task:?} has timed out too early");
                 ("end: timed out", Ending::TimedOut)
             }
+            End::Error(TaskError::TimedOut { limit, phase: Phase::Queue, .. }) => {
+                assert_eq!(story.begun, None, "{task:?} has begun, so it waits no longer");
+                assert_eq!(story.queue_timeout, Some(limit));
+                assert!(story.submitted + limit <= now, "{task:?} was ended too early");
+                let sent = |process: &Process| {
+                    process.words.borrow().sent.values().any(|(_, base, _)| *base == task)
+                };
+                let kind = match self.processes.values().any(sent) {
+                    _ if story.failed > 0 => "end: waited too long, at a later attempt",
+                    true => "end: waited too long, sent ahead",
+                    false => "end: waited too long, queued",
+                };
+                (kind, Ending::TimedOut)
+            }
             End::Error(TaskError::Cancelled) if story.begun.is_some() => {
                 assert!(
                     story.cancel_running_asked,
@@ -970,7 +1126,10 @@ impl World {
             End::Error(TaskError::Cancelled)
                 if story.cancel_granted || story.cancel_running_asked =>
             {
-                ("end: cancelled", Ending::Cancelled)
+                match story.held {
+                    true => ("end: cancelled between two attempts", Ending::Cancelled),
+                    false => ("end: cancelled", Ending::Cancelled),
+                }
             }
             End::Error(TaskError::Cancelled) => {
                 assert!(cancelled_pending, "{task:?} is cancelled, and nobody asked");
@@ -986,6 +1145,10 @@ impl World {
             End::Error(TaskError::Broken(_)) => {
                 assert!(broken, "{task:?} is broken in a whole pool");
                 ("end: broken", Ending::Broken)
+            }
+            End::GivenUp(_) => {
+                assert!(story.held, "{task:?} is given up in the middle of an attempt");
+                ("end: failed", Ending::Failed)
             }
             End::Error(error) => panic!("{task:?}: {error}"),
         };
@@ -1027,6 +1190,12 @@ impl World {
             self.stories.push(Story {
                 chunk,
                 timeout,
+                queue_timeout: self.queue_timeout,
+                retries: self.retries,
+                losses: LOSSES,
+                failed: 0,
+                lost: 0,
+                held: false,
                 conduct,
                 takes,
                 submitted: self.now,
@@ -1049,9 +1218,18 @@ impl World {
         if count > 1 {
             self.note("submit: a chunk of several", None, Some(task));
         }
+        if self.queue_timeout.is_some() {
+            self.note("submit: with a limit on waiting", None, Some(task));
+        }
+        let wait =
+            self.queue_timeout.and_then(|timeout| Some((self.now.checked_add(timeout)?, timeout)));
         let items = Items { first: 0, count };
-        let ticket =
-            Ticket { function: FnId(function), timeout, base: task, items, left: Rc::default() };
+        let (function, left) = (FnId(function), Rc::default());
+        if self.retries > 0 {
+            self.note("submit: with retries", None, Some(task));
+        }
+        let (retries, losses) = (self.retries, LOSSES);
+        let ticket = Ticket { function, timeout, wait, retries, losses, base: task, items, left };
         self.event(|scheduler, now, _, out| scheduler.on_submit(now, [ticket], out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
@@ -1064,7 +1242,7 @@ impl World {
             n if n < self.climate.poison => Conduct::Poison,
             n if n < self.climate.poison + self.climate.hangs => Conduct::Hangs,
             n if n < self.climate.poison + self.climate.hangs + self.climate.crashes => {
-                self.dice.pick(&[Conduct::Crashes, Conduct::ReturnsAndDies])
+                self.dice.pick(&[Conduct::Crashes, Conduct::ReturnsAndDies, Conduct::Fails])
             }
             _ => Conduct::Returns,
         }
@@ -1081,16 +1259,23 @@ impl World {
         }
         for _ in 0..count {
             let conduct = self.any_conduct();
-            let timeout = self.dice.permille(self.climate.timeouts).then(|| {
-                let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
-                self.dice.pick(&[
-                    Duration::from_micros(micros),
-                    Duration::from_micros(micros),
-                    Duration::MAX,
-                ])
-            });
+            let timeout = self.any_timeout();
+            self.queue_timeout = self.any_timeout();
+            self.retries = self.dice.pick(&[0, 0, 1, 2, 5]);
             self.submit(function, timeout, conduct);
+            (self.queue_timeout, self.retries) = (None, 0);
         }
+    }
+
+    fn any_timeout(&mut self) -> Option<Duration> {
+        self.dice.permille(self.climate.timeouts).then(|| {
+            let micros = self.dice.pick(&[0, 1, 100, 10_000, 1_000_000, 10_000_000]);
+            self.dice.pick(&[
+                Duration::from_micros(micros),
+                Duration::from_micros(micros),
+                Duration::MAX,
+            ])
+        })
     }
 
     /// Cancels the tasks of a chunk that have not begun.
@@ -1201,6 +1386,7 @@ impl World {
     // ---- the driver and the readers -------------------------------------------------------------
 
     fn tick(&mut self) {
+        self.again();
         let due = self.scheduler.next_deadline().is_some_and(|at| at <= self.now);
         self.note(if due { "tick: due" } else { "tick: early" }, None, None);
         if self.deadline.is_some_and(|at| at <= self.now) {
@@ -1222,6 +1408,12 @@ impl World {
         for id in given_up {
             assert!(!self.scheduler.knows(id), "{id:?} is not given up");
             self.note("given up", Some(id), None);
+        }
+        for (story, number) in self.stories.iter().zip(1..) {
+            let limit = story.queue_timeout.and_then(|limit| story.submitted.checked_add(limit));
+            let waits = story.ending.is_none() && story.begun.is_none() && !story.held;
+            let over = limit.is_some_and(|at| at <= self.now);
+            assert!(!waits || !over, "task {number} waits after its limit");
         }
         // If something stayed due, the driver would tick again and again.
         let next = self.scheduler.next_deadline();
@@ -1405,6 +1597,17 @@ impl World {
             })
             .map(|story| story.map_or(0, |story| story.takes.as_nanos() as u64))
             .collect();
+        let fails: Vec<_> = batch
+            .iter()
+            .filter_map(|message| match message {
+                FromWorker::Reply(task) => Some(*task),
+                _ => None,
+            })
+            .filter(|task| {
+                let story = self.stories.get(task.as_u64() as usize - 1);
+                story.is_some_and(|story| story.conduct == Conduct::Fails)
+            })
+            .collect();
         self.event_then(
             |scheduler, now, claims, out| {
                 let decide = |(message, nanos)| match message {
@@ -1421,24 +1624,30 @@ impl World {
                         scheduler.on_initializer_refused(now, id, out);
                         ("initializer is refused", None)
                     }
-                    FromWorker::Reply(task) => match scheduler.on_reply(now, id, task, 1, nanos) {
-                        Ok(
-                            Replied::Last(Ticket { base, .. }, at, count)
-                            | Replied::Items(&Ticket { base, .. }, at, count),
-                        ) => {
-                            assert_eq!(
-                                (item(base, at), count),
-                                (task, 1),
-                                "a reply resolves the task it belongs to"
-                            );
-                            ("reply: value", Some(task))
+                    FromWorker::Reply(task) => {
+                        match scheduler.on_reply(now, id, task, 1, nanos, fails.contains(&task)) {
+                            Ok(
+                                Replied::Last(Ticket { base, .. }, at, count)
+                                | Replied::Items(&Ticket { base, .. }, at, count),
+                            ) => {
+                                assert_eq!(
+                                    (item(base, at), count),
+                                    (task, 1),
+                                    "a reply resolves the task it belongs to"
+                                );
+                                ("reply: value", Some(task))
+                            }
+                            Ok(Replied::Undecided(undecided)) => {
+                                assert_eq!(undecided, task, "a reply belongs to its task");
+                                ("reply: failed, perhaps to be tried again", Some(task))
+                            }
+                            Ok(Replied::Late) => ("reply: too late", Some(task)),
+                            Err(ReplyToNobody) => {
+                                scheduler.on_protocol_violation(now, id, out);
+                                ("violates the protocol", Some(task))
+                            }
                         }
-                        Ok(Replied::Late) => ("reply: too late", Some(task)),
-                        Err(ReplyToNobody) => {
-                            scheduler.on_protocol_violation(now, id, out);
-                            ("violates the protocol", Some(task))
-                        }
-                    },
+                    }
                     FromWorker::Unexpected => {
                         scheduler.on_protocol_violation(now, id, out);
                         ("violates the protocol", None)
@@ -1455,7 +1664,18 @@ impl World {
                     if let ("reply: value", Some(task)) = (what, task) {
                         let just = world.begun_on(task, id) || world.processes[&id].lied;
                         assert!(just, "{task:?} is answered by {id:?}, which did not run it");
-                        world.end(task, Ending::Value, "end: value");
+                        let fails = world.story(task).conduct == Conduct::Fails;
+                        let (ending, kind) = match world.story(task).failed {
+                            _ if fails => (Ending::Failed, "end: failed"),
+                            0 => (Ending::Value, "end: value"),
+                            _ => (Ending::Value, "end: value, at a later attempt"),
+                        };
+                        world.end(task, ending, kind);
+                    }
+                    if let ("reply: failed, perhaps to be tried again", Some(task)) = (what, task) {
+                        let just = world.begun_on(task, id) || world.processes[&id].lied;
+                        assert!(just, "{task:?} is answered by {id:?}, which did not run it");
+                        world.on_failed_attempt(task, false, "an attempt fails");
                     }
                 }
             },
@@ -1646,7 +1866,9 @@ impl World {
                     killed_for, None,
                     "{task:?} begins behind a task that {id:?} is killed for"
                 );
-                let in_order = self.config.workers_max > 1 || lied || task > self.last_begun;
+                let again = self.story(task).failed > 0;
+                let in_order =
+                    self.config.workers_max > 1 || lied || again || task > self.last_begun;
                 assert!(in_order, "{task:?} begins after {:?}", self.last_begun);
                 self.last_begun = self.last_begun.max(task);
                 let story = self.story(task);
@@ -1857,6 +2079,13 @@ impl World {
                 }
             }
             11 => self.tick(),
+            31..=50 if !self.undecided.is_empty() => self.decide(),
+            51..=53 if !self.undecided.is_empty() => {
+                let task = self.undecided[0];
+                if self.story(task).ending.is_none() {
+                    self.cancel(task);
+                }
+            }
             12 if self.climate.stops > 0 => self.look_at_stopped(),
             12 => self.tick(),
             // The driver ticks about when it should.
@@ -1931,7 +2160,9 @@ impl World {
                     && process.alive()
                     && process.killed.is_none()
             };
-            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+            if !self.undecided.is_empty() {
+                self.decide();
+            } else if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
                 self.tick();
             } else if self.processes.values().any(goes_on) {
                 self.look_at_stopped();
@@ -2460,6 +2691,25 @@ fn a_timeout_with_the_reply_on_its_way_does_not_kill_the_next_task() {
     assert_eq!(world.processes[&WorkerId(0)].killed, None);
     world.settle();
     assert!(world.all_return(&[first, next, last]));
+}
+
+#[test]
+fn a_limit_on_waiting_ends_what_has_not_begun_and_nothing_else() {
+    let mut world = World::ready(1);
+    world.queue_timeout = Some(2 * A_MOMENT);
+    let limited = world.calls(0, 3);
+    world.queue_timeout = None;
+    let unlimited = world.quick(1);
+    world.work(0); // claims the first
+    assert_eq!(world.holding(0), 4, "all are with the worker, and most have not begun");
+    world.advance(A_MOMENT);
+    world.tick();
+    for task in &limited[1..] {
+        assert_eq!(world.ending(*task), Some(Ending::TimedOut));
+    }
+    assert_eq!(world.ending(limited[0]), None);
+    world.settle();
+    assert!(world.all_return(&limited[..1]) && world.all_return(&unlimited));
 }
 
 #[test]

@@ -51,8 +51,8 @@ impl Context {
     /// If the task stores a reference into shared memory in a static, each child has this
     /// reference, too, and must not use it: see [`StartMethod::Fork`]. The task must not leave a
     /// thread behind, and cannot have a [timeout](crate::Task::timeout). Otherwise
-    /// [`start`](Process::start) fails with an error that says so. With other start methods, this
-    /// method does nothing.
+    /// [`start`](Process::start) fails with an error that says so, with the task's
+    /// [name](crate::Task::name). With other start methods, this method does nothing.
     pub fn preload<T: IntoTask>(self, task: T) -> Self {
         if let Some(server) = &self.server {
             server.preload(T::Function::entry(), task.into_task().encode());

@@ -219,12 +219,19 @@ impl<T> Process<T> {
         let arguments = encode::<F, A>(args, &options, &mut buffer, &mut attached)
             .map(|()| (buffer.into_vec(), attached))
             .map_err(|error| *error);
+        let arguments = match options.refusal_without_queue() {
+            Some(what) => {
+                let task = options.called(F::NAME);
+                Err(TaskError::invalid(format!("task `{task}` has a {what}")))
+            }
+            None => arguments,
+        };
         Process {
             entry: F::entry(),
             arguments,
             task: options.called(F::NAME).to_owned(),
-            timeout: options.timeout,
-            name: options.name.map(String::from),
+            timeout: options.timeout(),
+            name: options.name().map(String::from),
             daemon: None,
             outlives_parent: false,
             keeps_programs: false,

@@ -32,8 +32,16 @@ pub(crate) struct Server(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    preload: Vec<(FnId, Result<Vec<u8>, String>)>,
+    preload: Vec<Preload>,
     running: Option<Running>,
+}
+
+/// A task of `preload`.
+struct Preload {
+    function: FnId,
+    name: String,
+    /// The encoded arguments, or why the task is refused.
+    arguments: Result<Vec<u8>, String>,
 }
 
 struct Running {
@@ -82,18 +90,22 @@ impl Server {
         let (encoded, attached) = crate::wire::attachment::collect(|| {
             <F as crate::task::TaskArgs<Encoded>>::encode_args(&args, &mut buffer)
         });
-        let bytes = match entry.known().and(encoded.map_err(|error| error.message)) {
+        let arguments = match entry.known().and(encoded.map_err(|error| error.message)) {
             // A task in the server cannot be stopped on its own: it runs in the server itself.
-            _ if options.timeout.is_some() => {
+            _ if options.timeout().is_some() => {
                 Err(format!("`{called}` has a time limit, which `preload` cannot keep"))
             }
             Err(error) => Err(format!("`{called}` cannot be sent to it: {error}")),
             Ok(()) if !attached.is_empty() => {
                 Err(format!("the arguments of `{called}` carry descriptors"))
             }
-            Ok(()) => Ok(buffer.into_vec()),
+            Ok(()) => match options.refusal_without_queue() {
+                Some(what) => Err(format!("`{called}` has a {what}")),
+                None => Ok(buffer.into_vec()),
+            },
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push((entry.number(), bytes));
+        let preload = Preload { function: entry.number(), name: called, arguments };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push(preload);
     }
 
     /// Makes a child, which then waits for its setup.
@@ -126,12 +138,12 @@ fn ask(state: &mut State) -> Result<ServerCopy, StartError> {
     launch::ask_for_copy(server).map_err(os)?.map_err(|error| StartError::Fork(Arc::new(error)))
 }
 
-fn start(preload: &[(FnId, Result<Vec<u8>, String>)]) -> Result<Running, StartError> {
+fn start(preload: &[Preload]) -> Result<Running, StartError> {
     let os = |error: io::Error| StartError::os("to start the fork server", error);
     let preload = preload
         .iter()
-        .map(|(function, bytes)| match bytes {
-            Ok(bytes) => Ok((*function, bytes.clone().into())),
+        .map(|Preload { function, name, arguments }| match arguments {
+            Ok(bytes) => Ok((*function, name.clone(), bytes.clone().into())),
             Err(error) => {
                 Err(StartError::ForkServer(format!("`preload` is refused: {error}").into()))
             }

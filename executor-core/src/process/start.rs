@@ -25,6 +25,7 @@ use crate::{
         launch::{Launch, Refused, Step, Way},
         start_method::{self, StartMethod},
     },
+    error::TaskError,
     os::{process::Start, ready},
     registry,
     transport::board,
@@ -91,7 +92,10 @@ fn check_options(
 pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     birth::may_have_children()?;
     let os = |what| move |error: io::Error| StartError::os(what, error);
-    let (arguments, attachments) = process.arguments.map_err(StartError::Arguments)?;
+    let (arguments, attachments) = process.arguments.map_err(|error| match error {
+        TaskError::Invalid(what) => StartError::Invalid(what),
+        error => StartError::Arguments(error),
+    })?;
     let (environment, directory) = (&*process.environment, process.directory.as_deref());
     let method = process.method.unwrap_or_else(start_method::start_method);
     check_options(environment, process.executable.is_some(), method)?;

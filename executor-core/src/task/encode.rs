@@ -22,6 +22,10 @@ pub(crate) fn encode<F: TaskArgs<A>, A>(
     attached: &mut Vec<Attachment>,
 ) -> Result<(), Box<TaskError>> {
     F::entry().known().map_err(|why| TaskError::Invalid(why.into()))?;
+    if let Some(what) = options.invalid() {
+        let name = options.called(F::NAME);
+        return Err(Box::new(TaskError::invalid(format!("task `{name}` has {what}"))));
+    }
     let start = out.len();
     // The rare values are written to their places only when there are any. To move a `Result` or a
     // vector that was just made costs as much as encoding a number: it is stored in parts and

@@ -9,9 +9,10 @@
 
 pub(crate) mod encode;
 
-use std::{fmt, marker::PhantomData, time::Duration};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use crate::{
+    error::TaskError,
     registry::TaskEntry,
     sealed::Sealed,
     wire::{
@@ -126,12 +127,16 @@ impl<F: TaskFn, A> Task<F, A> {
     #[doc(hidden)]
     #[inline]
     pub fn new(args: A) -> Self {
-        Task { args, options: TaskOptions { timeout: None, name: None }, marker: PhantomData }
+        Task { args, options: TaskOptions(None), marker: PhantomData }
     }
 
     /// Sets a limit on the time that the task runs, counted from the moment a worker begins it. A
     /// worker that exceeds the limit is killed and replaced, and the future gets
-    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut).
+    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut) with [`Phase::Run`](crate::Phase::Run).
+    ///
+    /// It takes precedence over the
+    /// [`default_timeout`](crate::ProcessPoolBuilder::default_timeout) of the executor.
+    /// [`Duration::MAX`] means no limit.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -143,7 +148,44 @@ impl<F: TaskFn, A> Task<F, A> {
     /// # let _ = task;
     /// ```
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = Some(timeout);
+        self.options.set().timeout = Some(timeout);
+        self
+    }
+
+    /// Sets a limit on the time that the task waits for a worker, counted from the moment it is
+    /// submitted. If no worker has begun the task by then, it never runs, and the future gets
+    /// [`TaskError::TimedOut`](crate::TaskError::TimedOut) with
+    /// [`Phase::Queue`](crate::Phase::Queue). No worker is killed for it. The time that `submit`
+    /// waits for room ([`max_pending`](crate::ProcessPoolBuilder::max_pending)) does not count.
+    ///
+    /// It takes precedence over the
+    /// [`default_queue_timeout`](crate::ProcessPoolBuilder::default_queue_timeout) of the executor.
+    /// [`Duration::MAX`] means no limit. It is for executors: where nothing queues, as in
+    /// [`Process::new`](crate::Process::new), a task with this option is refused.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use executor::{Phase, prelude::*};
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    /// #[task]
+    /// fn quote(symbol: &str) -> String { format!("{symbol}: 1") }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let busy = pool.submit(forever::task());
+    ///     // An old answer is of no use to anybody.
+    ///     let late = pool.submit(quote::task("AB").queue_timeout(Duration::from_millis(20)));
+    ///     match late.result() {
+    ///         Err(TaskError::TimedOut { phase, .. }) => assert_eq!(phase, Phase::Queue),
+    ///         other => panic!("{other:?}"),
+    ///     }
+    ///     busy.cancel_running();
+    /// }
+    /// ```
+    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+        self.options.set().queue_timeout = Some(timeout);
         self
     }
 
@@ -159,14 +201,99 @@ impl<F: TaskFn, A> Task<F, A> {
     /// # let _ = task;
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.options.name = Some(name.into().into_boxed_str());
+        self.options.set().name = Some(name.into().into_boxed_str());
+        self
+    }
+
+    /// Tries the task again, up to `retries` times, if it fails in a way that may pass: it returns
+    /// an error ([`Failed`](crate::TaskError::Failed)), it panics, its worker is lost, or its
+    /// [time limit](Self::timeout) passes. Each attempt has the whole time limit.
+    ///
+    /// Use it only for a task that may run more than once: without retries, nothing that has begun
+    /// ever runs a second time. A task that was cancelled is not tried again, nor one whose
+    /// arguments or result cannot be encoded or decoded, nor one whose
+    /// [`queue_timeout`](Self::queue_timeout) has passed. The arguments are kept until the last
+    /// attempt.
+    ///
+    /// Between two attempts there is a [delay](Self::retry_delay), and the task waits in the queue
+    /// behind the others. Meanwhile it can be cancelled at once. A
+    /// [`shutdown`](crate::ProcessPoolExecutor::shutdown) finishes all attempts. With
+    /// `cancel_pending`, a task between two attempts is cancelled, and one that runs is not tried
+    /// again.
+    ///
+    /// Crashes are limited in any case: see
+    /// [`poison_limit`](crate::ProcessPoolBuilder::poison_limit). The error of the last attempt is
+    /// the task's error, and says how many there were:
+    /// [`TaskError::attempts`](crate::TaskError::attempts).
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::{path::{Path, PathBuf}, time::Duration};
+    /// #[task]
+    /// fn flaky(marks: &Path) -> Result<String, std::io::Error> {
+    ///     // It works at the third attempt.
+    ///     let marks: Vec<PathBuf> = ["1", "2"].map(|name| marks.join(name)).into();
+    ///     match marks.iter().find(|mark| !mark.exists()) {
+    ///         Some(mark) => Err(std::fs::write(mark, "").err().unwrap_or(std::io::Error::other("down"))),
+    ///         None => Ok("up".into()),
+    ///     }
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let dir = tempfile::tempdir().unwrap();
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let task = flaky::task(dir.path()).retries(5).retry_delay(Duration::from_millis(1));
+    ///     assert_eq!(pool.submit(task).result().unwrap(), "up");
+    /// }
+    /// ```
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.set().retry.get_or_insert_default().retries = Some(retries);
+        self
+    }
+
+    /// Tries the task again only after errors for which this returns `true`. It is called for the
+    /// errors that [`retries`](Self::retries) lists, and only if there is an attempt left. Without
+    /// `retries`, a task with this option is refused: its future gets
+    /// [`TaskError::Invalid`](crate::TaskError::Invalid).
+    ///
+    /// It is called on a thread of the executor or on one that waits for a result, as wakers are.
+    /// So it must return soon. If it panics, the task is not tried again.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn fetch(url: &str) -> Result<String, String> { Err(format!("{url}: forbidden")) }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let task = fetch::task("a.example").retries(5);
+    ///     let task = task.retry_on(|error| !error.to_string().contains("forbidden"));
+    ///     assert_eq!(pool.submit(task).result().unwrap_err().attempts(), 1);
+    /// }
+    /// ```
+    pub fn retry_on(mut self, wants: impl Fn(&TaskError) -> bool + Send + Sync + 'static) -> Self {
+        self.options.set().retry.get_or_insert_default().on = Some(Arc::new(wants));
+        self
+    }
+
+    /// Sets the delay before the first retry. The default is 100 ms. It doubles with each further
+    /// attempt, up to 30 seconds, or up to the first delay if that is longer. Each time, a random
+    /// part of up to one half is left out, so that tasks that have failed together do not come back
+    /// together. [`Duration::ZERO`] means no delay.
+    ///
+    /// Without [`retries`](Self::retries), a task with this option is refused, as for
+    /// [`retry_on`](Self::retry_on).
+    pub fn retry_delay(mut self, first: Duration) -> Self {
+        self.options.set().retry.get_or_insert_default().delay = first;
         self
     }
 
     /// Whether the task has no options.
     #[inline]
     pub(crate) fn is_plain(&self) -> bool {
-        self.options.timeout.is_none() && self.options.name.is_none()
+        self.options.is_none()
     }
 
     #[doc(hidden)]
@@ -264,8 +391,10 @@ impl<F: TaskFn, A> fmt::Debug for Task<F, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Task")
             .field("function", &F::NAME)
-            .field("name", &self.options.name)
-            .field("timeout", &self.options.timeout)
+            .field("name", &self.options.name())
+            .field("timeout", &self.options.timeout())
+            .field("queue_timeout", &self.options.queue_timeout())
+            .field("retries", &self.options.retry().and_then(|retry| retry.retries))
             .finish_non_exhaustive()
     }
 }
@@ -284,17 +413,133 @@ impl fmt::Debug for Encoded {
 }
 
 /// The options that were set on a [`Task`].
+///
+/// Nearly all tasks have none. For these it is one word, which is moved along with the task.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
-pub struct TaskOptions {
+pub struct TaskOptions(Option<Box<SetOptions>>);
+
+/// The options of a task that has any.
+#[derive(Clone, Debug)]
+pub(crate) struct SetOptions {
     pub(crate) timeout: Option<Duration>,
+    pub(crate) queue_timeout: Option<Duration>,
     pub(crate) name: Option<Box<str>>,
+    pub(crate) retry: Option<Retry>,
+    /// The number of workers that the task may end before it is not tried again. Set by the pool.
+    pub(crate) poison_limit: u32,
+}
+
+impl Default for SetOptions {
+    fn default() -> Self {
+        SetOptions {
+            timeout: None,
+            queue_timeout: None,
+            name: None,
+            retry: None,
+            poison_limit: POISON_LIMIT,
+        }
+    }
+}
+
+/// Default number of workers that a task with retries may end before it is not tried again. A task
+/// that was lost by chance, for example to the system's lack of memory, is seldom lost three times.
+/// A higher value lets a task that always crashes end more workers.
+const POISON_LIMIT: u32 = 3;
+
+/// Default delay before the first retry. A lower value tries again before what was wrong has
+/// passed. A higher value delays tasks for which one retry is enough.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Whether and when a task is tried again.
+#[derive(Clone)]
+pub(crate) struct Retry {
+    /// `None` if it was not set, although other options were.
+    pub(crate) retries: Option<u32>,
+    /// The delay before the first retry.
+    pub(crate) delay: Duration,
+    /// Asked for each error.
+    pub(crate) on: Option<Wanted>,
+}
+
+/// The user's decision about an error.
+type Wanted = Arc<dyn Fn(&TaskError) -> bool + Send + Sync>;
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry { retries: None, delay: RETRY_DELAY, on: None }
+    }
+}
+
+impl fmt::Debug for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry")
+            .field("retries", &self.retries)
+            .field("delay", &self.delay)
+            .finish_non_exhaustive()
+    }
 }
 
 impl TaskOptions {
+    /// Returns whether no option was set.
+    #[inline]
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Returns the options, to set one.
+    pub(crate) fn set(&mut self) -> &mut SetOptions {
+        self.0.get_or_insert_default()
+    }
+
+    #[inline]
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.0.as_ref()?.timeout
+    }
+
+    #[inline]
+    pub(crate) fn queue_timeout(&self) -> Option<Duration> {
+        self.0.as_ref()?.queue_timeout
+    }
+
+    #[inline]
+    pub(crate) fn retry(&self) -> Option<&Retry> {
+        self.0.as_ref()?.retry.as_ref()
+    }
+
+    pub(crate) fn poison_limit(&self) -> u32 {
+        self.0.as_ref().map_or(POISON_LIMIT, |set| set.poison_limit)
+    }
+
+    /// Returns what is wrong with the options of a task, if they contradict each other.
+    pub(crate) fn invalid(&self) -> Option<&'static str> {
+        let is_useless = self.retry()?.retries.is_none();
+        is_useless.then_some("`retry_on` or `retry_delay`, but no `retries`")
+    }
+
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.0.as_ref()?.name.as_deref()
+    }
+
     /// Returns the name of this call: its own name if it has one, and the name of its function
     /// otherwise.
     pub(crate) fn called<'a>(&'a self, function: &'a str) -> &'a str {
-        self.name.as_deref().unwrap_or(function)
+        self.name().unwrap_or(function)
+    }
+
+    /// Returns what is wrong with a task that is given to something that runs it at once and once,
+    /// if it has an option for tasks that are submitted to an executor.
+    pub(crate) fn refusal_without_queue(&self) -> Option<&'static str> {
+        match self.0.as_deref()? {
+            SetOptions { queue_timeout: Some(_), .. } => Some(
+                "`queue_timeout`, but nothing queues here: it is for tasks that are submitted to \
+                 an executor",
+            ),
+            SetOptions { retry: Some(_), .. } => Some(
+                "`retries`, but is tried only once here: they are for tasks that are submitted to \
+                 an executor",
+            ),
+            _ => None,
+        }
     }
 }

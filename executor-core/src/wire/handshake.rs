@@ -146,8 +146,8 @@ pub(crate) struct Surroundings {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ForkServerSetup {
     pub(crate) tasks: Fingerprint,
-    /// Tasks to run before the first child is made.
-    pub(crate) preload: Vec<(FnId, serde_bytes::ByteBuf)>,
+    /// Tasks to run before the first child is made: function, name and arguments.
+    pub(crate) preload: Vec<(FnId, String, serde_bytes::ByteBuf)>,
 }
 
 /// The last message of a child: how its body ended, as in the frame of a reply.

@@ -135,6 +135,17 @@ impl Payload {
     }
 
     /// Returns whether the bytes are in a segment.
+    /// Returns the number of bytes, wherever they are.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Payload::Large(large) => match &large.body {
+                Body::Segment(_, len) => *len,
+                _ => self.len(),
+            },
+            _ => self.len(),
+        }
+    }
+
     pub(crate) fn is_in_segment(&self) -> bool {
         matches!(self, Payload::Large(large) if matches!(large.body, Body::Segment(..) | Body::Received(_)))
     }

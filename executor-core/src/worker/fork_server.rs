@@ -113,19 +113,19 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
     if registry::fingerprint() != setup.tasks {
         return Err("the fork server runs another build of this program".into());
     }
-    for (function, arguments) in setup.preload {
+    for (function, name, arguments) in setup.preload {
         let mut arguments = Arrived { bytes: &arguments, attachments: Vec::new() };
         let task = TaskId::from_raw(1);
         // If the task is async, its runtime ends with this caller.
-        Caller::new(None).call(task, function, &mut arguments, |kind, contents, _| {
-            match (kind, contents) {
+        Caller::new(None)
+            .call(task, function, &mut arguments, |kind, contents, _| match (kind, contents) {
                 (Reply::Done, _) => Ok(()),
                 (_, crate::wire::buffer::Contents::Bytes(bytes)) => {
                     Err(crate::error::reply::text(kind, bytes))
                 }
                 (_, crate::wire::buffer::Contents::Segment(..)) => Err("it failed".to_owned()),
-            }
-        })?;
+            })
+            .map_err(|why| format!("`{name}` of `preload`: {why}"))?;
     }
     match settled_thread_count(1).map_err(|error| format!("after `preload`: {error}"))? {
         // Output of `preload` without a line's end would be in the buffer of each copy.

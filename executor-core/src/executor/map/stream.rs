@@ -12,6 +12,7 @@ use super::Map;
 use crate::{
     error::TaskError,
     future::timer::Timer,
+    pool::pressure::Admission,
     task::{Task, TaskArgs},
 };
 
@@ -20,11 +21,13 @@ use crate::{
 pub struct MapStream<F: TaskArgs<A>, A, I, M> {
     pub(super) map: Map<F, A, I, M>,
     timer: Option<Timer>,
+    /// The stream's place in the line of those who wait for room.
+    admission: Option<Admission>,
 }
 
 impl<F: TaskArgs<A>, A, I, M> MapStream<F, A, I, M> {
     pub(super) fn new(map: Map<F, A, I, M>) -> Self {
-        MapStream { map, timer: None }
+        MapStream { map, timer: None, admission: None }
     }
 }
 
@@ -46,7 +49,7 @@ where
     type Item = Result<F::Output, TaskError>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let MapStream { map, timer } = self.get_mut();
+        let MapStream { map, timer, admission } = self.get_mut();
         if map.over {
             return Poll::Ready(None);
         }
@@ -57,23 +60,44 @@ where
         }
         loop {
             if map.is_late() {
+                *admission = None;
                 return Poll::Ready(map.time_out());
             }
-            map.fill();
-            if let Some(next) = map.next_ready() {
-                return Poll::Ready(Some(next));
-            }
-            if map.pending() == 0 {
-                map.end();
-                return Poll::Ready(None);
-            }
-            let results = map.results.clone().expect("made above");
-            if results.poll(&mut map.ready, cx.waker()) {
+            let is_ready = match admission {
+                // Nothing is pending, so no result will come that makes room.
+                Some(waits) => match waits.poll(cx.waker()) {
+                    Poll::Ready(place) => {
+                        map.places = Some(place);
+                        *admission = None;
+                        true
+                    }
+                    Poll::Pending => false,
+                },
+                None => {
+                    map.fill();
+                    if let Some(next) = map.next_ready() {
+                        return Poll::Ready(Some(next));
+                    }
+                    if map.pending() == 0 {
+                        if !map.lacks_room {
+                            map.end();
+                            return Poll::Ready(None);
+                        }
+                        *admission = map.executor.pressure().map(Admission::new);
+                        true
+                    } else {
+                        let results = map.results.clone().expect("made above");
+                        results.poll(&mut map.ready, cx.waker())
+                    }
+                }
+            };
+            if is_ready {
                 continue;
             }
             if let Some(deadline) = map.deadline
                 && timer.get_or_insert_with(|| Timer::new(deadline)).poll(cx.waker()).is_ready()
             {
+                *admission = None;
                 return Poll::Ready(map.time_out());
             }
             return Poll::Pending;

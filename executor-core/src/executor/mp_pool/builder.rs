@@ -116,6 +116,20 @@ impl PoolBuilder {
         self
     }
 
+    /// Sets the time limit of tasks that have none of their own: see
+    /// [`ProcessPoolBuilder::default_timeout`].
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.executor = self.executor.default_timeout(timeout);
+        self
+    }
+
+    /// Sets the limit on waiting for a worker of tasks that have none of their own: see
+    /// [`ProcessPoolBuilder::default_queue_timeout`].
+    pub fn default_queue_timeout(mut self, timeout: Duration) -> Self {
+        self.executor = self.executor.default_queue_timeout(timeout);
+        self
+    }
+
     /// Builds the pool and starts its workers. It does not wait until they have started.
     ///
     /// # Errors

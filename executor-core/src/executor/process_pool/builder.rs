@@ -7,8 +7,8 @@ use crate::{
     child::birth::{self, Barren},
     error::BuildError,
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
-    pool::{AtEnd, Initializer, Pool, PoolOptions},
-    task::{IntoTask, TaskArgs, TaskFn, TaskOptions},
+    pool::{AtEnd, Initializer, Pool, PoolOptions, TaskDefaults, pressure::Pressure},
+    task::{IntoTask, TaskArgs, TaskFn},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
 };
 
@@ -53,6 +53,9 @@ pub struct ProcessPoolBuilder {
     exit_timeout: Option<Duration>,
     terminates_at_end: bool,
     stack_size: Option<usize>,
+    defaults: TaskDefaults,
+    max_pending: Option<usize>,
+    max_pending_bytes: Option<usize>,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
@@ -71,6 +74,11 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("on_drop", &self.on_drop)
             .field("exit_timeout", &self.exit_timeout)
             .field("stack_size", &self.stack_size)
+            .field("default_timeout", &self.defaults.timeout)
+            .field("default_queue_timeout", &self.defaults.queue_timeout)
+            .field("poison_limit", &self.defaults.poison_limit)
+            .field("max_pending", &self.max_pending)
+            .field("max_pending_bytes", &self.max_pending_bytes)
             .finish_non_exhaustive()
     }
 }
@@ -96,13 +104,17 @@ impl ProcessPoolBuilder {
     /// [`initializer_timeout`](Self::initializer_timeout).
     pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
         let mut bytes = Buffer::new();
-        let (args, TaskOptions { timeout, name }) = task.into_task().into_parts();
+        let (args, options) = task.into_task().into_parts();
         let (encoded, attachments) =
             attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
         let arguments = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
         let entry = T::Function::entry();
-        let name = name.unwrap_or_else(|| entry.name.into());
-        let arguments = entry.known().and(arguments);
+        let name = options.called(entry.name).into();
+        let timeout = options.timeout();
+        let arguments = match options.refusal_without_queue() {
+            Some(what) => Err(format!("it has a {what}")),
+            None => entry.known().and(arguments),
+        };
         self.initializer = Some(Initializer { entry, name, timeout, arguments });
         self
     }
@@ -238,6 +250,120 @@ impl ProcessPoolBuilder {
         self
     }
 
+    /// Sets the [time limit](crate::Task::timeout) of tasks that have none of their own. By default
+    /// there is no limit.
+    ///
+    /// The items of a [`map`](ProcessPoolExecutor::map) are tasks, too. They are then sent to
+    /// workers one at a time, and not in chunks.
+    ///
+    /// ```
+    /// # use executor::{Phase, prelude::*};
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn sleep(millis: u64) { std::thread::sleep(Duration::from_millis(millis)) }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let builder = ProcessPoolExecutor::builder().max_workers(1);
+    ///     let pool = builder.default_timeout(Duration::from_millis(20)).build().unwrap();
+    ///     let slow = pool.submit(sleep::task(60_000));
+    ///     let allowed = pool.submit(sleep::task(40).timeout(Duration::MAX));
+    ///     assert!(slow.result().unwrap_err().is_timeout());
+    ///     allowed.result().unwrap();
+    /// }
+    /// ```
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.defaults.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the [limit on waiting for a worker](crate::Task::queue_timeout) of tasks that have none
+    /// of their own. By default there is no limit.
+    ///
+    /// The items of a [`map`](ProcessPoolExecutor::map) are tasks, too. They are then sent to
+    /// workers one at a time, and not in chunks. The time of an item counts from the moment the map
+    /// submits it: see [`buffer_size`](crate::Map::buffer_size).
+    pub fn default_queue_timeout(mut self, timeout: Duration) -> Self {
+        self.defaults.queue_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how many workers a task with [`retries`](crate::Task::retries) may end before it is not
+    /// tried again, however many retries it has left. The default is 3. Only workers that are lost
+    /// count, and not those that are killed because a time limit has passed.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn crash() { std::process::abort() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).poison_limit(2).build().unwrap();
+    ///     let task = crash::task().retries(100).retry_delay(Duration::ZERO);
+    ///     let error = pool.submit(task).result().unwrap_err();
+    ///     assert!(error.is_worker_lost());
+    ///     assert_eq!(error.attempts(), 2);
+    /// }
+    /// ```
+    pub fn poison_limit(mut self, workers: u32) -> Self {
+        self.defaults.poison_limit = Some(workers);
+        self
+    }
+
+    /// Limits how many tasks may be pending: submitted, and not resolved yet. Tasks that run count,
+    /// too, so a number below [`max_workers`](Self::max_workers) leaves workers without work. By
+    /// default there is no limit.
+    ///
+    /// While there is no room,
+    ///
+    /// - [`submit`](ProcessPoolExecutor::submit) waits. In async code use
+    ///   [`submit_async`](ProcessPoolExecutor::submit_async), which does not block the thread.
+    /// - [`try_submit`](ProcessPoolExecutor::try_submit) returns the task.
+    /// - A [`map`](ProcessPoolExecutor::map) takes no more items from its input. Only if none of
+    ///   its items is pending, it waits for room.
+    ///
+    /// There is room when a task is resolved. Items of a map that were sent together make room when
+    /// the last of them is. Those who wait get it in the order in which they came. They are also
+    /// woken when the executor is shut down or broken. Then each task is refused as usual.
+    ///
+    /// The thread that calls callbacks ([`on_done`](crate::TaskFuture::on_done)) waits in `submit`
+    /// like any other thread, and holds up the callbacks behind it. Only the executor's own
+    /// threads, on which wakers run, do not wait: a waker that submits a task may exceed the limit.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn sum(numbers: &[u64]) -> u64 { numbers.iter().sum() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).max_pending(8).build().unwrap();
+    ///     // However many requests there are, at most eight are in memory.
+    ///     let futures: Vec<_> = (0..100).map(|n| pool.submit(sum::task(&[n, n]))).collect();
+    ///     let total: u64 = futures.into_iter().map(|future| future.result().unwrap()).sum();
+    ///     assert_eq!(total, 9_900);
+    /// }
+    /// ```
+    pub fn max_pending(mut self, tasks: usize) -> Self {
+        self.max_pending = Some(tasks);
+        self
+    }
+
+    /// Limits how many bytes of encoded arguments may be pending: no task is admitted while there
+    /// are as many or more. Who comes then waits, as for [`max_pending`](Self::max_pending).
+    ///
+    /// The arguments of a task count from when they were encoded. So there may be more bytes than
+    /// this: by the arguments of the last task that was admitted, or of as many tasks as threads
+    /// submit at the same moment. A task with arguments of any size is admitted at some time.
+    /// [`SharedBytes`](crate::SharedBytes) do not count: their memory belongs to the owner of the
+    /// handle.
+    pub fn max_pending_bytes(mut self, bytes: usize) -> Self {
+        self.max_pending_bytes = Some(bytes);
+        self
+    }
+
     /// Builds the executor. No process is started yet.
     ///
     /// # Errors
@@ -261,6 +387,15 @@ impl ProcessPoolBuilder {
         }
         if self.max_tasks_per_worker == Some(0) {
             return invalid("max_tasks_per_worker must be above 0");
+        }
+        if self.defaults.poison_limit == Some(0) {
+            return invalid("poison_limit must be above 0");
+        }
+        if self.max_pending == Some(0) {
+            return invalid("max_pending must be above 0");
+        }
+        if self.max_pending_bytes == Some(0) {
+            return invalid("max_pending_bytes must be above 0");
         }
         if self.start_timeout == Some(Duration::ZERO) {
             return invalid("start_timeout must be above 0");
@@ -318,6 +453,9 @@ impl ProcessPoolBuilder {
                 OnDrop::Kill => AtEnd::Kill,
             },
             exit_timeout: self.exit_timeout,
+            defaults: self.defaults,
+            pressure: (self.max_pending.is_some() || self.max_pending_bytes.is_some())
+                .then(|| Pressure::new(self.max_pending, self.max_pending_bytes)),
         })
         .map_err(|error| BuildError::Os {
             what: "the descriptors of an executor",

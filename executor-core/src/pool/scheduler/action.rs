@@ -8,7 +8,10 @@
 use std::time::Duration;
 
 use super::task::Scheduled;
-use crate::{error::TaskError, id::WorkerId};
+use crate::{
+    error::TaskError,
+    id::{TaskId, WorkerId},
+};
 
 /// An action that the pool must perform. `C` is the pool's chunk.
 #[derive(Debug)]
@@ -27,6 +30,10 @@ pub(crate) enum Action<C: Scheduled> {
     Kill(WorkerId),
     /// Resolve the unresolved items of this chunk. Boxed, because it is rare.
     Resolve(Box<(C, End)>),
+    /// The attempt of this task has ended like this. Decide whether it is tried again, and report
+    /// the decision with [`on_retry`](super::Scheduler::on_retry) or
+    /// [`on_give_up`](super::Scheduler::on_give_up). Boxed, because it is rare.
+    Undecided(Box<(TaskId, End)>),
     /// All workers have ended, and nothing will ever be done again.
     Closed,
 }
@@ -37,6 +44,8 @@ pub(super) type Actions<C> = Vec<Action<C>>;
 #[derive(Clone, Debug)]
 pub(crate) enum End {
     Error(TaskError),
+    /// An attempt failed with this error, and it was decided that there is no other one.
+    GivenUp(TaskError),
     /// The worker was lost while it ran the task. The pool knows the reason.
     Lost(WorkerId),
 }
@@ -53,6 +62,9 @@ pub(crate) enum Replied<'a, C> {
     Last(C, u32, u32),
     /// Some items of a chunk that has more: the chunk, the first of these items, and their number.
     Items(&'a C, u32, u32),
+    /// An attempt that has failed. The task may be tried again: decide, as for
+    /// [`Action::Undecided`].
+    Undecided(TaskId),
     /// The reply comes too late: the worker is being killed because of this task.
     Late,
 }

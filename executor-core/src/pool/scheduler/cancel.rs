@@ -20,7 +20,7 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) -> bool {
-        let cancelled = self.cancel(now, task, claims, out);
+        let cancelled = self.withdraw(now, task, TaskError::Cancelled, claims, out);
         if cancelled {
             self.after_changes(now, claims, out);
         }
@@ -42,7 +42,7 @@ impl<C: Scheduled> Scheduler<C> {
             let id = item_id(base, item);
             let Some(entry) = self.tasks.get(id) else { continue };
             let worker = entry.worker();
-            if self.cancel(now, id, claims, out) {
+            if self.withdraw(now, id, TaskError::Cancelled, claims, out) {
                 continue;
             }
             if let Some(worker) = worker
@@ -55,14 +55,20 @@ impl<C: Scheduled> Scheduler<C> {
         self.after_changes(now, claims, out);
     }
 
-    fn cancel(
+    /// Ends a task that has not begun with this error. Returns whether it has ended.
+    pub(super) fn withdraw(
         &mut self,
         now: Instant,
         chunk: TaskId,
+        error: TaskError,
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) -> bool {
         let Some(entry) = self.tasks.get(chunk) else { return false };
+        if entry.is_held() {
+            self.end_held(chunk, error, out);
+            return true;
+        }
         match entry.worker() {
             // The id stays in the queue, because searching for it would take long. It is skipped
             // when its turn comes.
@@ -88,7 +94,7 @@ impl<C: Scheduled> Scheduler<C> {
             }
         }
         let entry = self.tasks.remove(chunk).expect("looked at above");
-        out.push(resolve(entry.into_chunk(), TaskError::Cancelled));
+        out.push(resolve(entry.into_chunk(), error));
         true
     }
 

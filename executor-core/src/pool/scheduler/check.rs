@@ -45,9 +45,14 @@ impl<C: Scheduled> Scheduler<C> {
             );
             assert_eq!(worker.is_idle(), self.idle.contains(id), "{id:?} is idle");
         }
-        assert_eq!(sent, self.tasks.len() - queued, "what is sent is in flight once");
-        let timed =
-            self.tasks.values().filter(|entry| !entry.is_queued() && entry.has_timeout()).count();
+        let held = self.tasks.values().filter(|entry| entry.is_held()).count();
+        assert_eq!(held, self.held.len(), "what is held is known as held");
+        assert_eq!(sent, self.tasks.len() - queued - held, "what is sent is in flight once");
+        let timed = self
+            .tasks
+            .values()
+            .filter(|entry| entry.worker().is_some() && entry.has_timeout())
+            .count();
         assert_eq!(timed, self.timed, "the count of timed tasks");
         let working = !self.state.is_over();
         assert!(

@@ -26,7 +26,13 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 impl<C: Scheduled> Scheduler<C> {
     /// Returns the latest time for the next call of [`on_tick`](Self::on_tick).
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let mut next = self.shutdown_deadline.into_iter().chain(self.rebalance_at).min();
+        let mut next = self
+            .shutdown_deadline
+            .into_iter()
+            .chain(self.rebalance_at)
+            .chain(self.waits.next())
+            .chain(self.held.next())
+            .min();
         let mut earliest = |at: Instant| next = Some(next.map_or(at, |next: Instant| next.min(at)));
         for worker in self.workers.values() {
             match worker.state() {
@@ -66,7 +72,11 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether an event that starts and ends no worker may have brought a deadline closer.
     pub(crate) fn has_timed(&self) -> bool {
-        self.timed > 0 || self.shutdown_deadline.is_some() || self.no_start_before.is_some()
+        self.timed > 0
+            || self.shutdown_deadline.is_some()
+            || self.no_start_before.is_some()
+            || !self.waits.is_empty()
+            || !self.held.is_empty()
     }
 
     /// Returns the one deadline that ordinary events set and clear.
@@ -86,6 +96,10 @@ impl<C: Scheduled> Scheduler<C> {
         // The back-off is over, whether or not a worker is started now. If it stayed due, the
         // driver would not sleep.
         self.no_start_before.take_if(|at| *at <= now);
+        self.queue_due(now);
+        // Before the workers, since another task may become the first one of a worker, with a
+        // timeout of its own.
+        let any_ended = self.end_waits(now, claims, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
         }
@@ -107,6 +121,9 @@ impl<C: Scheduled> Scheduler<C> {
             }
         } else {
             self.watch(now);
+        }
+        if any_ended {
+            self.close_if_drained(now, out);
         }
     }
 

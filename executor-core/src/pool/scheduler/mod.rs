@@ -5,7 +5,8 @@
 //!  task    Queued ──send──► Sent(worker, slot) ──reply──► resolved
 //!            ▲ │                │      │
 //!            │ └─cancel─► resolved     └─ worker exits: begun → resolved with why, not begun ─┐
-//!            └──────────── taken back, or given back by a dead worker, in order ◄────────────┘
+//!            ├──────────── taken back, or given back by a dead worker, in order ◄────────────┘
+//!            └──retry── Held ◄── an attempt of a task with retries has failed
 //!
 //!  worker  Starting ──hello──► Initializing ──ready──► Ready ──stop──► Stopping
 //!             └───────────────────┴─── any ── termination ──┴──────────────┴──► exit ──► forgotten
@@ -25,9 +26,10 @@
 //! One impl of [`Scheduler`] is spread over the files of this folder:
 //!
 //! ```text
-//!  events in     replies, cancel, lifecycle, shutdown, deadlines (time); `on_submit` in queue
+//!  events in     replies, cancel, lifecycle, shutdown, attempts, deadlines (time); `on_submit`
+//!                in queue
 //!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
-//!  records       task, worker, in_flight, termination, state, estimate, queue
+//!  records       task, worker, in_flight, termination, state, estimate, queue, waits
 //!  asked         claims, and `Scheduled` in task
 //!  actions out   action
 //! ```
@@ -42,6 +44,7 @@
 //!   already, the task has ended, and the worker is not killed.
 
 mod action;
+mod attempts;
 mod cancel;
 #[cfg(test)]
 mod check;
@@ -60,6 +63,7 @@ mod state;
 mod task;
 mod termination;
 mod verdict;
+mod waits;
 mod worker;
 
 use std::{
@@ -68,12 +72,14 @@ use std::{
 };
 
 pub(crate) use action::{Action, End, Replied, ReplyToNobody};
+use attempts::Held;
 pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
 use state::PoolState;
 use task::Entry;
 pub(crate) use task::Scheduled;
+use waits::Waits;
 use worker::Worker;
 
 use super::task_table::TaskTable;
@@ -128,6 +134,12 @@ pub(crate) struct Scheduler<C> {
     waits_again: bool,
     /// Number of chunks with a timeout that are with workers.
     timed: usize,
+    /// When tasks have waited for a worker for too long.
+    waits: Waits,
+    /// Tasks whose last attempt has failed.
+    held: Held,
+    /// Whether a shutdown has cancelled what had not begun, so that no attempt begins any more.
+    cancels_pending: bool,
     next_worker: u32,
     state: PoolState,
     shutdown_deadline: Option<Instant>,
@@ -156,6 +168,9 @@ impl<C: Scheduled> Scheduler<C> {
             rebalance_at: None,
             waits_again: false,
             timed: 0,
+            waits: Waits::default(),
+            held: Held::default(),
+            cancels_pending: false,
             next_worker: 0,
             state: PoolState::new(),
             shutdown_deadline: None,
@@ -219,6 +234,6 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns the number of queued chunks, and of chunks that are with workers.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.queued, self.tasks.len() - self.queued)
+        (self.queued, self.tasks.len() - self.queued - self.held.len())
     }
 }

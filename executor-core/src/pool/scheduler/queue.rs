@@ -37,10 +37,12 @@ impl<C: Scheduled> Scheduler<C> {
             let first = *self.first.get_or_insert(now);
             let at = now.saturating_duration_since(first).as_nanos() as u64;
             let id = chunk.base();
+            let until = chunk.queue_until();
             let new = self.tasks.insert(id, Entry::new(chunk, at));
             debug_assert!(new, "a task id is used once");
             self.queue.push_back(id);
             self.queued += 1;
+            self.add_wait(id, until);
         }
         // If other chunks were in the queue before, no worker has room: every event ends by giving
         // out as much as possible.

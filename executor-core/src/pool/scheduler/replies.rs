@@ -15,6 +15,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Handles a worker's reply for `task`, which took `nanos`, and for the tasks that follow, up
     /// to `count` in all. The result says how many of them belong to this chunk. After the last of
     /// several replies that came together, [`after_replies`](Self::after_replies) must be called.
+    /// `failed` says whether it is the reply of a task that has failed and may be tried again.
     pub(crate) fn on_reply(
         &mut self,
         now: Instant,
@@ -22,6 +23,7 @@ impl<C: Scheduled> Scheduler<C> {
         task: TaskId,
         count: u32,
         nanos: u64,
+        failed: bool,
     ) -> Result<Replied<'_, C>, ReplyToNobody> {
         let worker = self.workers.get_mut(&id).ok_or(ReplyToNobody)?;
         // Replies come in order. A sending before this one can only have been taken back, and then
@@ -46,6 +48,11 @@ impl<C: Scheduled> Scheduler<C> {
         self.estimates.entry(entry.chunk().function()).or_insert(new).learn(took);
         if left > 0 {
             return Ok(Replied::Items(self.tasks[chunk].chunk(), item, count));
+        }
+        if failed && self.may_retry(chunk, false) {
+            self.timed -= usize::from(self.tasks[chunk].has_timeout());
+            self.hold(chunk, false);
+            return Ok(Replied::Undecided(chunk));
         }
         let entry = self.tasks.remove(chunk).expect("looked at above");
         self.timed -= usize::from(entry.has_timeout());

@@ -19,6 +19,11 @@ impl<C: Scheduled> Scheduler<C> {
         self.state.refusal()
     }
 
+    /// Returns whether new tasks are accepted.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state.is_open()
+    }
+
     /// Returns why the pool is broken, if it is.
     pub(crate) fn broken(&self) -> Option<&BrokenCause> {
         self.state.broken()
@@ -38,7 +43,7 @@ impl<C: Scheduled> Scheduler<C> {
         let error = TaskError::Broken(cause.clone());
         self.on_broken(now, cause, out);
         for entry in self.tasks.drain() {
-            if !entry.is_queued() {
+            if entry.worker().is_some() {
                 entry.chunk().leave_arguments();
             }
             out.push(resolve(entry.into_chunk(), error.clone()));
@@ -46,6 +51,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.clear();
         self.idle.clear();
         self.queue.clear();
+        self.waits.clear();
+        self.held.clear();
         (self.queued, self.timed, self.with_waiting) = (0, 0, 0);
         self.close_if_drained(now, out);
     }
@@ -66,6 +73,7 @@ impl<C: Scheduled> Scheduler<C> {
                 Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
         }
         if cancel_pending {
+            self.cancels_pending = true;
             for id in self.workers.keys().copied().collect::<Vec<_>>() {
                 self.take_back_from(id, usize::MAX, claims);
                 // The sendings that are left have begun, but perhaps not all of their items.
@@ -79,6 +87,7 @@ impl<C: Scheduled> Scheduler<C> {
                 self.rest_if_idle(id);
             }
             self.resolve_queue(&TaskError::Cancelled, out);
+            self.end_all_held(&TaskError::Cancelled, out);
         }
         self.watch(now);
         self.close_if_drained(now, out);
@@ -93,6 +102,7 @@ impl<C: Scheduled> Scheduler<C> {
     fn end_all(&mut self, now: Instant, error: TaskError, at_once: bool, out: &mut Actions<C>) {
         self.shutdown_deadline = None;
         self.resolve_queue(&error, out);
+        self.end_all_held(&error, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             // A worker that must end already keeps its reason, unless SIGKILL now replaces SIGTERM.
             match self.workers[&id].termination() {
@@ -121,6 +131,7 @@ impl<C: Scheduled> Scheduler<C> {
             return;
         }
         self.rebalance_at = None;
+        self.waits.clear();
         self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let worker = self.workers.get_mut(&id).expect("listed above");

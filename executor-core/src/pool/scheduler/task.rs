@@ -1,6 +1,6 @@
 //! The scheduler's record of one chunk of tasks, and what a chunk must offer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     id::{FnId, TaskId, WorkerId},
@@ -18,6 +18,13 @@ pub(crate) trait Scheduled: Sized {
 
     /// Returns the timeout. A chunk of several tasks has none.
     fn timeout(&self) -> Option<Duration>;
+
+    /// Returns when the chunk has waited for a worker for too long, if there is such a limit. A
+    /// chunk of several tasks has none.
+    fn queue_until(&self) -> Option<Instant>;
+
+    /// Returns how long the chunk may wait for a worker, if it may not wait for ever.
+    fn queue_timeout(&self) -> Duration;
 
     /// Returns the id of item 0.
     fn base(&self) -> TaskId;
@@ -37,6 +44,17 @@ pub(crate) trait Scheduled: Sized {
     /// Excludes the memory of the arguments from reuse. It is called before the chunk is resolved
     /// if a worker that was given up may still read them.
     fn leave_arguments(&self);
+
+    /// Returns whether a task whose attempt has failed may be tried again. `lost` says whether this
+    /// attempt has lost its worker. A chunk of several tasks is not tried again.
+    fn may_retry(&self, lost: bool) -> bool;
+
+    /// Records that an attempt has failed, and that another one may follow: all items are
+    /// unresolved again.
+    fn next_attempt(&mut self, lost: bool);
+
+    /// Counts the wait for a worker from now on.
+    fn wait_anew(&mut self, now: Instant);
 
     /// Returns the number of unresolved items.
     fn left(&self) -> u32 {
@@ -61,6 +79,8 @@ pub(super) struct Entry<C> {
 enum TaskState {
     Queued,
     Sent(WorkerId),
+    /// Its last attempt has failed: see [`attempts`](super::attempts).
+    Held,
 }
 
 impl<C: Scheduled> Entry<C> {
@@ -80,7 +100,7 @@ impl<C: Scheduled> Entry<C> {
         self.chunk
     }
 
-    /// Returns whether no worker has the chunk.
+    /// Returns whether the chunk waits for a worker.
     #[inline]
     pub(super) fn is_queued(&self) -> bool {
         self.state == TaskState::Queued
@@ -90,7 +110,7 @@ impl<C: Scheduled> Entry<C> {
     #[inline]
     pub(super) fn worker(&self) -> Option<WorkerId> {
         match self.state {
-            TaskState::Queued => None,
+            TaskState::Queued | TaskState::Held => None,
             TaskState::Sent(worker) => Some(worker),
         }
     }
@@ -119,16 +139,38 @@ impl<C: Scheduled> Entry<C> {
     /// not to be enforced any more.
     #[must_use]
     pub(super) fn transition_to_queued(&mut self) -> bool {
-        debug_assert!(!self.is_queued(), "a worker had it");
+        debug_assert!(self.worker().is_some(), "a worker had it");
         self.state = TaskState::Queued;
         self.has_timeout()
+    }
+
+    /// Records that the chunk's attempt has failed, and that another one may follow.
+    pub(super) fn transition_to_held(&mut self, lost: bool) {
+        debug_assert!(self.state != TaskState::Held, "an attempt fails once");
+        self.state = TaskState::Held;
+        self.lost_unbegun = 0;
+        self.chunk.next_attempt(lost);
+    }
+
+    /// Records that the chunk waits for its next attempt. Returns until when.
+    pub(super) fn transition_to_queued_again(&mut self, now: Instant) -> Option<Instant> {
+        debug_assert!(self.state == TaskState::Held, "only a held chunk is tried again");
+        self.state = TaskState::Queued;
+        self.chunk.wait_anew(now);
+        self.chunk.queue_until()
+    }
+
+    /// Returns whether the chunk is between two attempts.
+    #[inline]
+    pub(super) fn is_held(&self) -> bool {
+        self.state == TaskState::Held
     }
 
     /// Records that the worker has answered the first `count` unresolved items. Returns how many
     /// are left.
     #[inline]
     pub(super) fn answered(&mut self, count: u32) -> u32 {
-        debug_assert!(!self.is_queued(), "only a worker answers");
+        debug_assert!(self.worker().is_some(), "only a worker answers");
         self.chunk.resolve_first(count);
         self.lost_unbegun = 0;
         self.chunk.left()

@@ -10,7 +10,12 @@ use super::{
     termination::{Reason, Termination},
     worker::Worker,
 };
-use crate::{error::BrokenCause, id::WorkerId, transport::board::Begun, wire::frame::Items};
+use crate::{
+    error::{BrokenCause, TaskError},
+    id::WorkerId,
+    transport::board::Begun,
+    wire::frame::Items,
+};
 
 /// After this many workers die with the same unstarted task at the head of their queue, the task is
 /// assumed to be what kills them, and fails with `WorkerLost`. The likely cause is a frame that
@@ -134,6 +139,8 @@ impl<C: Scheduled> Scheduler<C> {
                     }
                 }
             };
+            // Whether the task had begun, so that this was an attempt.
+            let (begun, lost) = (end.is_some(), matches!(end, Some(End::Lost(_))));
             // Only the first sending can have caused the death. A task that waited behind three
             // crashing tasks is innocent.
             if end.is_none() && ahead == 0 {
@@ -143,6 +150,16 @@ impl<C: Scheduled> Scheduler<C> {
                 self.requeue(chunk);
                 continue;
             };
+            let retryable = matches!(
+                end,
+                End::Lost(_)
+                    | End::Error(TaskError::TimedOut { .. } | TaskError::MemoryLimit { .. })
+            );
+            if begun && retryable && self.may_retry(chunk, lost) {
+                self.hold(chunk, lost);
+                out.push(Action::Undecided(Box::new((chunk, end))));
+                continue;
+            }
             if behind < count {
                 // The items behind go back without any record of this death.
                 let rest = self.split_off(chunk, behind);
