@@ -95,7 +95,8 @@ impl ManagerBuilder {
     }
 
     /// Sets a task that the server runs before it serves. If it fails, [`start`](Self::start)
-    /// returns its error.
+    /// returns its error. The task cannot have a timeout or other options that nobody would heed
+    /// here: they are an error of [`start`](Self::start), too.
     pub fn initializer(mut self, task: impl IntoTask) -> Self {
         self.initializer = Some(encoded(task.into_task()));
         self
@@ -261,6 +262,13 @@ impl ManagerBuilder {
 
 fn encoded<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<(u64, Vec<u8>), ManagerError> {
     let (args, options) = task.into_parts();
+    let timeout = "`timeout`, which nobody keeps here: the server runs it before it serves";
+    let refused = options.refusal_without_queue().or(options.timeout().map(|_| timeout));
+    if let Some(what) = refused {
+        let task = options.called(F::NAME);
+        let text = format!("its initializer, task `{task}`, has a {what}");
+        return Err(ManagerError::NotStarted(text.into()));
+    }
     let (mut buffer, mut attached) = (Buffer::new(), Vec::new());
     encode::<F, A>(args, &options, &mut buffer, &mut attached)
         .map_err(|error| ManagerError::Encode(error.to_string().into()))?;

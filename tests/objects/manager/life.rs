@@ -110,6 +110,21 @@ fn mg16_an_initializer_runs_once_and_its_failure_is_the_error_of_the_start() {
     assert!(panics.to_string().contains("on purpose"), "{panics}");
 }
 
+#[test]
+fn options_that_nobody_heeds_are_refused_in_an_initializer() {
+    let second = Duration::from_secs(1);
+    for (task, option) in [
+        (panics::task().timeout(second), "`timeout`"),
+        (panics::task().queue_timeout(second), "`queue_timeout`"),
+        (panics::task().retries(1), "`retries`"),
+    ] {
+        let error = Manager::builder().initializer(task).start().unwrap_err();
+        assert!(matches!(error, ManagerError::NotStarted(_)), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(option) && text.contains("panics"), "{text}");
+    }
+}
+
 #[task]
 fn panics() {
     panic!("on purpose")
