@@ -57,6 +57,31 @@ fn the_paths_that_the_architecture_names_exist() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
+/// A block of code whose fences share a line with something else is shown as prose. This happens
+/// when a block is wrapped.
+#[test]
+fn code_blocks_are_blocks() {
+    let mut wrong = Vec::new();
+    for name in PAGES.into_iter().chain(["CHANGELOG.md"]) {
+        let text = page(name).unwrap_or_default();
+        let lines = (1..).zip(text.lines()).filter(|(_, line)| line.contains("```"));
+        let is_fence = |line: &str| {
+            let language = line.trim_start().strip_prefix("```");
+            language.is_some_and(|rest| !rest.contains(|char: char| char == '`' || char == ' '))
+        };
+        wrong.extend(
+            lines
+                .clone()
+                .filter(|(_, line)| !is_fence(line))
+                .map(|(at, line)| format!("{name}:{at}: {line}")),
+        );
+        if lines.count() % 2 == 1 {
+            wrong.push(format!("{name}: the last block has no end"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// The words in the code of each file that may contain tests, by the file's path from the root.
 type Words = BTreeMap<String, BTreeSet<String>>;
 
