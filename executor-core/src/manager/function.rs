@@ -51,7 +51,8 @@ use crate::{
 /// ```
 ///
 /// While the function runs, all other calls of the same object wait. Calls of other objects are
-/// served, after a millisecond or two at most. If the function returns an error or panics, the
+/// served, after a millisecond or two at most. A server runs at most 256 functions at a time: if so
+/// many never end, no other update begins. If the function returns an error or panics, the
 /// value stays as it was. It cannot send or return objects of its manager.
 pub struct Step<F, A> {
     rest: A,

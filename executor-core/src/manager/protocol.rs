@@ -12,7 +12,8 @@
 
 use std::fmt;
 
-/// Identifies an object of one server. Ids are never used again.
+/// Identifies an object of one server. Who knows it may use the object, so a server gives out ids
+/// that nobody can guess. There are so many that none is met twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ObjectId(pub(crate) u64);
 

@@ -26,14 +26,14 @@ use crate::support::{LONG, alone, eventually, signal, state, watchdog};
 
 /// What a process has to know to connect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Way {
+pub(super) struct Way {
     address: String,
     key: Vec<u8>,
     fingerprint: String,
 }
 
 impl Way {
-    fn connect(&self) -> Result<Manager, ManagerError> {
+    pub(super) fn connect(&self) -> Result<Manager, ManagerError> {
         self.connect_with(&AuthKey::new(&self.key))
     }
 
@@ -53,14 +53,14 @@ impl Way {
 }
 
 /// A server that listens at a Unix socket and at a TCP port.
-struct Site {
-    manager: Manager,
-    ways: [Way; 2],
+pub(super) struct Site {
+    pub(super) manager: Manager,
+    pub(super) ways: [Way; 2],
     folder: tempfile::TempDir,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Site::of(Manager::builder())
     }
 

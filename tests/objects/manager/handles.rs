@@ -311,8 +311,12 @@ fn debug_names_the_kind_and_the_object() {
     let manager = Manager::start().unwrap();
     let list = manager.list([1]).unwrap();
     let debug = format!("{list:?}");
-    assert!(debug.starts_with("List(") && debug.contains("object: 1"), "{debug}");
+    assert!(debug.starts_with("List(") && debug.contains("object: "), "{debug}");
     assert_eq!(debug, format!("{:?}", list.clone()));
+    assert_ne!(debug, format!("{:?}", manager.list([1]).unwrap()));
+    // Who knows the whole number of an object may use it.
+    let number = debug.split("object: ").nth(1).unwrap();
+    assert_eq!(number.find(|c: char| !c.is_ascii_hexdigit()), Some(5), "{debug}");
 }
 
 /// The reply brings the previous value, which nobody reads.

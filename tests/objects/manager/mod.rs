@@ -8,6 +8,7 @@ mod futures;
 mod handles;
 mod life;
 mod own;
+mod own_far;
 mod reconnect;
 mod synchronisation;
 mod updates;

@@ -215,7 +215,7 @@ fn mg10_methods_that_change_nothing_run_side_by_side() {
 }
 
 /// Polls a future once, so that its call is sent.
-fn begin<T>(call: std::pin::Pin<&mut impl Future<Output = T>>) {
+pub(super) fn begin<T>(call: std::pin::Pin<&mut impl Future<Output = T>>) {
     let mut context = Context::from_waker(Waker::noop());
     assert!(call.poll(&mut context).is_pending());
 }
@@ -269,6 +269,46 @@ fn mg10_a_method_that_never_ends_holds_up_only_its_object() {
     eventually("it has ended", || manager.exit_status().is_some());
     assert!(matches!(free.get(), Err(ManagerError::Gone(_))));
     assert!(matches!(CounterProxy::new(&manager, 1), Err(ManagerError::Gone(_))));
+}
+
+#[task]
+fn add_one(value: u64) -> u64 {
+    value + 1
+}
+
+#[test]
+fn mg10_a_server_that_runs_as_many_functions_as_it_may_serves_what_needs_none() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let gate = Gate::new();
+    let counters: Vec<_> = (0..8).map(|_| CounterProxy::new(&manager, 1).unwrap()).collect();
+    let value = manager.value(1_u64).unwrap();
+    let mut calls: Vec<_> = counters
+        .iter()
+        .flat_map(|counter| (0..32).map(|_| Box::pin(counter.look_at_async(gate.path()))))
+        .collect();
+    calls.iter_mut().for_each(|call| begin(call.as_mut()));
+    gate.wait_for(calls.len());
+    let mut update = pin!(value.update_async(add_one::with()));
+    begin(update.as_mut());
+    let mut creation = pin!(CounterProxy::new_async(&manager, 7));
+    begin(creation.as_mut());
+    // The value waits for its function, and nothing else does.
+    let list = manager.list([1]).unwrap();
+    assert_eq!(start(length_of::task(list)).join().unwrap(), 1);
+    assert_eq!(manager.objects().unwrap(), 9);
+    begin(update.as_mut());
+    gate.open();
+    assert_eq!(futures::executor::block_on(update).unwrap(), 2);
+    assert_eq!(futures::executor::block_on(creation).unwrap().get().unwrap(), 7);
+    for call in calls {
+        assert_eq!(futures::executor::block_on(call).unwrap(), 1);
+    }
+}
+
+#[task]
+fn length_of(list: List<u32>) -> Result<usize, ManagerError> {
+    list.len()
 }
 
 #[test]
@@ -380,19 +420,19 @@ fn mg10_eight_processes_that_add_lose_nothing() {
 }
 
 /// A file for last words.
-struct Words {
-    path: PathBuf,
+pub(super) struct Words {
+    pub(super) path: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl Words {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         Words { path, _folder: folder }
     }
 
-    fn read(&self) -> String {
+    pub(super) fn read(&self) -> String {
         std::fs::read_to_string(&self.path).unwrap_or_default()
     }
 }

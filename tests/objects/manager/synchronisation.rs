@@ -338,3 +338,40 @@ fn a_get_timeout_that_runs_out_keeps_the_order() {
     assert_eq!(got.iter().collect::<BTreeSet<_>>().len(), got.len(), "each once");
     assert!(got.is_sorted(), "{got:?}");
 }
+
+#[test]
+fn a_guard_releases_its_own_acquisition_and_no_later_one_of_the_same_thread() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let lock = manager.lock().unwrap();
+    let (first, owned) = (lock.acquire().unwrap(), lock.clone());
+    lock.release().unwrap();
+    let second = owned.acquire_owned().unwrap();
+    drop(first);
+    assert!(lock.is_locked().unwrap(), "the second guard holds it");
+    lock.release().unwrap();
+    let third = lock.acquire().unwrap();
+    assert!(matches!(second.release(), Err(ManagerError::Refused(_))));
+    assert!(lock.is_locked().unwrap(), "the third guard holds it");
+    third.release().unwrap();
+    assert!(!lock.is_locked().unwrap());
+}
+
+#[test]
+fn a_condition_is_not_waited_for_with_the_guard_of_another_lock_of_the_same_thread() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (condition, other) = (manager.condition().unwrap(), manager.lock().unwrap());
+    let held = condition.acquire().unwrap();
+    let guard = other.acquire().unwrap();
+    let refused = |error| assert!(matches!(error, ManagerError::Refused(_)), "{error:?}");
+    refused(condition.notify_one(&guard).unwrap_err());
+    refused(condition.notify_all(&guard).unwrap_err());
+    refused(condition.wait_timeout(guard, SHORT).map(drop).unwrap_err());
+    // It was the guard that is given back.
+    assert!(!other.is_locked().unwrap());
+    let waited = condition.wait_async(other.acquire().unwrap());
+    refused(futures::executor::block_on(waited).map(drop).unwrap_err());
+    assert!(!other.is_locked().unwrap() && condition.get_lock().is_locked().unwrap());
+    assert_eq!(condition.notify_all(&held).unwrap(), 0);
+}

@@ -166,7 +166,8 @@ impl fmt::Debug for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reference")
             .field("manager", &format_args!("{:016x}", self.door.id.0 as u64))
-            .field("object", &self.object.0)
+            // Not the whole id: who knows it may use the object.
+            .field("object", &format_args!("{:05x}", self.object.0 >> 44))
             .finish()
     }
 }

@@ -20,12 +20,14 @@ use crate::{
     os::{fork::Creator, local},
 };
 
-/// Returns the number under which this thread owns locks.
-pub(super) fn this_thread() -> u64 {
+/// Returns the number under which this thread owns locks that it may acquire again.
+fn this_thread() -> u64 {
     u64::from(local::this_thread())
 }
 
-/// Returns a number under which nobody else owns locks, for a future. Numbers of threads have 32
+/// Returns a number under which nobody else in this process owns locks: for a future, and for each
+/// acquisition of a lock that nobody may acquire again. So a guard releases nothing that another
+/// guard of its thread holds, and is not taken for one of another lock. Numbers of threads have 32
 /// bits.
 fn new_owner() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1 << 32);
@@ -62,7 +64,9 @@ handle! {
     /// A lock that the thread which holds it may acquire again. It corresponds to
     /// `manager.RLock()`.
     ///
-    /// [`Manager::rlock`] makes it. It is free when all its guards are dropped.
+    /// [`Manager::rlock`] makes it. It is free when all its guards are dropped. A future counts as
+    /// a thread of its own: after `acquire_async`, nobody may acquire the lock again, not even the
+    /// same future or the thread that runs it.
     ///
     /// ```
     /// use executor::manager::Manager;
@@ -110,10 +114,10 @@ impl<R: Deref<Target = Reference>> Held<R> {
 
     fn acquire(
         lock: R,
+        owner: u64,
         waits: bool,
         deadline: Option<Instant>,
     ) -> Result<Option<Self>, ManagerError> {
-        let owner = this_thread();
         let request = lock.request(Operation::LockAcquire).number(owner).flag(waits);
         let request = request.takes_lock(owner, lock.object());
         match request.call_then_give_up(deadline, Some(GRACE_OF_TAKES)) {
@@ -230,7 +234,7 @@ guards! {
 }
 
 macro_rules! locks {
-    ($lock:ident, $guard:ident, $owned:ident) => {
+    ($lock:ident, $guard:ident, $owned:ident, $owner:ident) => {
         impl $lock {
             calls! {
                 /// Returns whether the lock is held by anybody.
@@ -242,13 +246,13 @@ macro_rules! locks {
             /// in which they came.
             pub fn acquire(&self) -> Result<$guard<'_>, ManagerError> {
                 // A call without a deadline that waits always gets the lock, or an error.
-                let held = Held::acquire(&*self.reference, true, None)?;
+                let held = Held::acquire(&*self.reference, $owner(), true, None)?;
                 held.map($guard).ok_or(ManagerError::TimedOut)
             }
 
             /// Acquires the lock if it is free now.
             pub fn try_acquire(&self) -> Result<Option<$guard<'_>>, ManagerError> {
-                Ok(Held::acquire(&*self.reference, false, None)?.map($guard))
+                Ok(Held::acquire(&*self.reference, $owner(), false, None)?.map($guard))
             }
 
             /// Waits until the lock is free, at most for `timeout`, and acquires it.
@@ -257,7 +261,7 @@ macro_rules! locks {
                 timeout: Duration,
             ) -> Result<Option<$guard<'_>>, ManagerError> {
                 let deadline = Instant::now().checked_add(timeout);
-                Ok(Held::acquire(&*self.reference, true, deadline)?.map($guard))
+                Ok(Held::acquire(&*self.reference, $owner(), true, deadline)?.map($guard))
             }
 
             /// Acquires the lock without blocking the thread. If the future is dropped early, the
@@ -269,14 +273,14 @@ macro_rules! locks {
             /// Acquires the lock as [`acquire`](Self::acquire) does. The guard has a handle of its
             /// own, so it may outlive this one.
             pub fn acquire_owned(&self) -> Result<$owned, ManagerError> {
-                let held = Held::acquire(Arc::clone(&self.reference), true, None)?;
+                let held = Held::acquire(Arc::clone(&self.reference), $owner(), true, None)?;
                 held.map($owned).ok_or(ManagerError::TimedOut)
             }
 
             /// Acquires the lock as [`try_acquire`](Self::try_acquire) does. See
             /// [`acquire_owned`](Self::acquire_owned).
             pub fn try_acquire_owned(&self) -> Result<Option<$owned>, ManagerError> {
-                Ok(Held::acquire(Arc::clone(&self.reference), false, None)?.map($owned))
+                Ok(Held::acquire(Arc::clone(&self.reference), $owner(), false, None)?.map($owned))
             }
 
             /// Acquires the lock as [`acquire_timeout`](Self::acquire_timeout) does. See
@@ -286,7 +290,8 @@ macro_rules! locks {
                 timeout: Duration,
             ) -> Result<Option<$owned>, ManagerError> {
                 let deadline = Instant::now().checked_add(timeout);
-                Ok(Held::acquire(Arc::clone(&self.reference), true, deadline)?.map($owned))
+                Ok(Held::acquire(Arc::clone(&self.reference), $owner(), true, deadline)?
+                    .map($owned))
             }
 
             /// Acquires the lock as [`acquire_async`](Self::acquire_async) does. See
@@ -298,19 +303,20 @@ macro_rules! locks {
     };
 }
 
-locks!(Lock, LockGuard, OwnedLockGuard);
-locks!(RLock, RLockGuard, OwnedRLockGuard);
+locks!(Lock, LockGuard, OwnedLockGuard, new_owner);
+locks!(RLock, RLockGuard, OwnedRLockGuard, this_thread);
 
 impl Lock {
     calls! {
         /// Releases the lock, whoever holds it, as Python's `release` does. Its guard then releases
-        /// nothing that is not held.
+        /// nothing, also if another guard holds the lock by then.
         ///
         /// # Errors
         /// [`ManagerError::Refused`] if the lock is not held.
         fn release / release_async [](&self) -> ()
         {
-            releasing(&self.reference, Operation::LockRelease, this_thread())
+            // Anybody may, so it does not matter who does.
+            releasing(&self.reference, Operation::LockRelease, 0)
                 => |answer| answer.unless_refused(NOT_HELD).map(drop)
         }
     }

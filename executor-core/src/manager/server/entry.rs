@@ -18,7 +18,7 @@ use crate::{
     error::Failure,
     id::{FnId, TaskId},
     ipc::{AuthKey, Transfer},
-    os::signals,
+    os::{random, signals},
     registry::{Call, CallContext, CallResult, Registered, SourcePlace, TASKS, TaskEntry},
     task::{TaskArgs, TaskFn},
     wire::{
@@ -154,6 +154,7 @@ fn run(setup: ServerSetup) -> Result<(), String> {
         message_bytes_max: setup.message_bytes_max,
         unread_bytes_max: setup.unread_bytes_max,
         client_leases_max,
+        ids_key: Some(random::bytes().map_err(|error| format!("random numbers: {error}"))?),
         gate: GateSetup {
             key: setup.key.map(|Secret(bytes)| AuthKey::new(bytes)),
             #[cfg(feature = "tls")]

@@ -70,6 +70,7 @@ impl Stage {
             message_bytes_max: 1 << 20,
             unread_bytes_max: 1 << 20,
             client_leases_max: 10,
+            ids_key: None,
             gate: GateSetup { key: Some(AuthKey::new(KEY)), tls, meeting_timeout },
         };
         let server = Server::new(setup).unwrap();

@@ -111,6 +111,8 @@ pub(super) struct Setup {
     /// Maximum number of objects of which one client has handles elsewhere. Each needs a descriptor
     /// of this process.
     pub(super) client_leases_max: usize,
+    /// What nobody knows, so that nobody can guess the ids of objects. Without it they are counted.
+    pub(super) ids_key: Option<[u8; 32]>,
     pub(super) gate: GateSetup,
 }
 
@@ -177,7 +179,10 @@ impl Server {
         ] {
             epoll::add(&poll, descriptor, source.to_data(), epoll::EventFlags::IN)?;
         }
-        let core = Core::new(setup.limits.clone());
+        let mut core = Core::new(setup.limits.clone());
+        if let Some(key) = &setup.ids_key {
+            core.hide_ids(key);
+        }
         let gate = std::mem::take(&mut setup.gate);
         let gate = Gate::new(gate, Arc::clone(&setup.outside), Arc::clone(&late))?;
         Ok(Server {

@@ -52,6 +52,7 @@ fn server() -> (Server, Arc<Door>, OwnedFd) {
         message_bytes_max: 1 << 20,
         unread_bytes_max: 1 << 20,
         client_leases_max: 10,
+        ids_key: None,
         gate: GateSetup::default(),
     };
     (Server::new(setup).unwrap(), door, owner)

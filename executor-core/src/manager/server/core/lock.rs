@@ -9,7 +9,7 @@ use super::{
 };
 use crate::manager::protocol::{Fields, Operation, Status};
 
-/// Who holds a lock: a thread of a client. The client chose the number.
+/// Who holds a lock: a thread or a guard of a client. The client chose the number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) client: ClientId,

@@ -28,7 +28,8 @@
 //!   reply which it has not read was never given to it.
 //! - A client can only use objects to which it has a reference, and the directory
 //!   ([`ObjectId::DIRECTORY`]): a map that is always there, in which clients publish objects by
-//!   name.
+//!   name. It gets a reference by creating an object, with a value that names it, or by its id,
+//!   which nobody can guess ([`hide_ids`](Core::hide_ids)).
 //!
 //! A request whose call is [`CallId::NONE`] is done without a reply. If it would have to wait, it
 //! is not done.
@@ -122,6 +123,15 @@ impl Core {
             methods: Methods::default(),
             changes: Changes::default(),
         }
+    }
+
+    /// Lets nobody guess the ids of the objects that are created from now on. A client can claim
+    /// each object of which it knows the id, so who knows one may use the object.
+    ///
+    /// The key has to be random: a process that was forked from this one's ancestor may know all
+    /// that this one knew then.
+    pub(crate) fn hide_ids(&mut self, key: &[u8; 32]) {
+        self.objects.hide_ids(key);
     }
 
     /// Returns how many objects there are.

@@ -11,6 +11,9 @@
 
 use std::collections::HashMap;
 
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
 use super::{
     Core,
     actions::Actions,
@@ -109,18 +112,45 @@ pub(super) struct Object {
 #[derive(Debug)]
 pub(super) struct Objects {
     table: HashMap<ObjectId, Object, IdHasher>,
+    /// How many ids were given out.
     last: u64,
+    /// What makes ids from counts that nobody can guess. Without it, they are the counts.
+    secret: Option<Hmac<Sha256>>,
 }
 
 impl Default for Objects {
     fn default() -> Self {
         // The one reference to the directory is the server's own, which is never dropped.
         let directory = Object { references: 1, state: State::Map(Box::default()) };
-        Objects { table: HashMap::from_iter([(ObjectId::DIRECTORY, directory)]), last: 0 }
+        let table = HashMap::from_iter([(ObjectId::DIRECTORY, directory)]);
+        Objects { table, last: 0, secret: None }
     }
 }
 
 impl Objects {
+    /// Lets nobody guess the ids of the objects that are inserted from now on.
+    pub(super) fn hide_ids(&mut self, key: &[u8; 32]) {
+        let secret = Hmac::new_from_slice(key).expect("keys of HMAC have any length");
+        self.secret = Some(secret);
+    }
+
+    /// Returns an id that no object has.
+    fn new_id(&mut self) -> ObjectId {
+        loop {
+            self.last += 1;
+            let id = ObjectId(match &self.secret {
+                None => self.last,
+                Some(secret) => {
+                    let mac = secret.clone().chain_update(self.last.to_le_bytes()).finalize();
+                    u64::from_le_bytes(*mac.into_bytes().first_chunk().expect("32 bytes"))
+                }
+            });
+            if id != ObjectId::NONE && !self.contains(id) {
+                return id;
+            }
+        }
+    }
+
     /// Returns how many objects there are, without the directory.
     pub(super) fn len(&self) -> usize {
         self.table.len() - 1
@@ -140,8 +170,7 @@ impl Objects {
 
     /// Adds an object with one reference.
     pub(super) fn insert(&mut self, state: State) -> ObjectId {
-        self.last += 1;
-        let id = ObjectId(self.last);
+        let id = self.new_id();
         self.table.insert(id, Object { references: 1, state });
         id
     }
@@ -289,6 +318,27 @@ mod tests {
         assert_eq!(desk.core.objects(), 0);
         let late = desk.client();
         assert_eq!(desk.refused(late, O::Claim, cell, Body::new()), Status::NoObject);
+    }
+
+    #[test]
+    fn an_object_is_not_found_by_guessing() {
+        let (mut desk, a, b) = Desk::with_two();
+        desk.checked = false;
+        desk.core.hide_ids(&[7; 32]);
+        let ids: Vec<_> = (0..100).map(|_| desk.create(a, Kind::Event, Body::new())).collect();
+        // A client knows the ids of its own objects.
+        let own = desk.create(b, Kind::Event, Body::new());
+        let near = (1..1000).flat_map(|step| [own.0.wrapping_add(step), own.0.wrapping_sub(step)]);
+        for guess in (1..1000).chain(near) {
+            let refused = desk.refused(b, O::Claim, ObjectId(guess), Body::new());
+            assert_eq!(refused, Status::NoObject);
+        }
+        let mut others: Vec<_> = ids.iter().map(|id| id.0 >> 48).collect();
+        others.sort_unstable();
+        others.dedup();
+        assert!(others.len() > 50, "{ids:?}");
+        desk.share(b, ids[7]);
+        desk.core.check();
     }
 
     #[test]
