@@ -15,12 +15,12 @@ use super::{
     client::{Door, taking_in_server},
     error::ManagerError,
     managed::{self, Stored},
-    protocol::{Fields, put_bytes, put_number},
+    protocol::{FIELD_BYTES_MAX, Fields, put_bytes, put_number},
 };
 use crate::{
     error::{self, TaskError},
     id::TaskId,
-    registry,
+    registry::{self, Call},
     task::TaskFn,
     wire::{
         buffer::Buffer,
@@ -172,6 +172,10 @@ fn run(function: u64, arguments: &[u8], door: &Arc<Door>) -> Result<Vec<u8>, Vec
             b"the program of the server has no such function, or one with other types or of another version of its crate",
         ));
     };
+    if registry::lookup(id).is_some_and(|entry| matches!(entry.call, Call::Async(_))) {
+        // The attributes generate no such call.
+        return Err(refused(function, b"it is async, and the server does not await"));
+    }
     let call = || {
         call_here(TASK, id, arguments, |kind, bytes, attachments| match kind {
             Reply::Done if attachments.is_empty() => Ok(bytes.to_vec()),
@@ -191,6 +195,9 @@ fn refused(function: u64, why: &[u8]) -> Vec<u8> {
 
 /// Returns the body of a reply that says why a function gave no value.
 fn failed(function: u64, kind: Reply, bytes: &[u8]) -> Vec<u8> {
+    if bytes.len() > FIELD_BYTES_MAX {
+        return refused(function, b"its error is too large to be sent");
+    }
     let mut body = Vec::new();
     put_number(&mut body, kind as u64);
     put_bytes(&mut body, bytes);

@@ -12,7 +12,7 @@ use std::{
 
 use executor::{
     Fork,
-    manager::{List, Manager, ManagerError},
+    manager::{Event, List, Manager, ManagerError, Value},
     prelude::*,
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -298,11 +298,34 @@ fn mg10_a_server_that_runs_as_many_functions_as_it_may_serves_what_needs_none() 
     assert_eq!(start(length_of::task(list)).join().unwrap(), 1);
     assert_eq!(manager.objects().unwrap(), 9);
     begin(update.as_mut());
+    // What a client has asked for that is gone before it began is not done any more.
+    let (other, asked) = (manager.value(1_u64).unwrap(), manager.event().unwrap());
+    let child = start(begin_an_update::task(other.clone(), asked.clone()));
+    asked.wait().unwrap();
+    child.kill().unwrap();
+    ends_killed(&child);
+    assert_eq!(manager.objects().unwrap(), 11, "the server knows of the death");
+    assert_eq!(other.get().unwrap(), 1, "no function has to end before");
     gate.open();
     assert_eq!(futures::executor::block_on(update).unwrap(), 2);
+    assert_eq!(other.get().unwrap(), 1);
     assert_eq!(futures::executor::block_on(creation).unwrap().get().unwrap(), 7);
     for call in calls {
         assert_eq!(futures::executor::block_on(call).unwrap(), 1);
+    }
+}
+
+/// Begins an update that cannot run yet, and waits to be killed.
+#[task]
+fn begin_an_update(value: Value<u64>, asked: Event) -> Result<(), ManagerError> {
+    // The first call of a handle is two calls.
+    value.get()?;
+    let mut update = pin!(value.update_async(add_one::with()));
+    begin(update.as_mut());
+    // Behind the update.
+    asked.set()?;
+    loop {
+        thread::park();
     }
 }
 

@@ -820,7 +820,29 @@ impl Server {
             self.hot.retain(|hot| *hot != client);
             self.core.disconnect(client, unread, &mut self.actions);
             kill_point!(ManagerClientForgotten);
+            self.forget_functions_of(client);
             self.perform();
+        }
+    }
+
+    /// Ends the functions of a client that is gone and that have not begun. Otherwise clients that
+    /// come, ask and go could fill the memory while functions hang: what they asked for does not
+    /// count for anybody any more.
+    fn forget_functions_of(&mut self, client: ClientId) {
+        let Server { functions, core, actions, .. } = self;
+        if functions.is_empty() {
+            return;
+        }
+        let mut forgotten = Vec::new();
+        functions.retain(|job| {
+            let keeps = job.client != Some(client);
+            if !keeps {
+                forgotten.push(job.id);
+            }
+            keeps
+        });
+        for job in forgotten {
+            core.ran(job, Err(&[]), actions);
         }
     }
 }

@@ -38,6 +38,9 @@ impl JobId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Job {
     pub(crate) id: JobId,
+    /// Who has asked for it. A job that has not begun when its client is gone is not run, but ends
+    /// with an error. `None` for one that is run in any case.
+    pub(crate) client: Option<ClientId>,
     pub(crate) work: Work,
 }
 

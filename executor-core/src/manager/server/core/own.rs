@@ -102,7 +102,8 @@ impl Own {
             let value = self.value;
             let id = methods.begin(Running::Call { object: turn.object, caller, value });
             let arguments = arguments.into_vec();
-            turn.out.run(Job { id, work: Work::Call { value, function, arguments } });
+            let work = Work::Call { value, function, arguments };
+            turn.out.run(Job { id, client: Some(caller.client), work });
         }
     }
 
@@ -168,13 +169,14 @@ impl Methods {
         let id = self.begin(Running::Construct { caller: turn.caller });
         self.constructing += 1;
         let arguments = arguments.to_vec();
-        turn.out.run(Job { id, work: Work::Construct { function, arguments } });
+        let work = Work::Construct { function, arguments };
+        turn.out.run(Job { id, client: Some(turn.caller.client), work });
         Ok(Progress::Waits)
     }
 
     fn drop_value(&mut self, value: ValueId, out: &mut Actions) {
         let id = self.begin(Running::Drop);
-        out.run(Job { id, work: Work::Drop { value } });
+        out.run(Job { id, client: None, work: Work::Drop { value } });
     }
 
     /// The object is gone. Its value is dropped when none of its calls runs any more.

@@ -62,7 +62,8 @@ impl Queue {
                 if !wait {
                     return Err(Status::NotNow.into());
                 }
-                let ticket = turn.wait(value.bytes.len())?;
+                // With the names of the objects in it, which may be longer than the rest.
+                let ticket = turn.wait(value.bytes.len() + 8 * value.names().len())?;
                 let item = turn.keep(value);
                 self.putters.push(ticket, turn.caller, item);
                 Ok(Progress::Waits)

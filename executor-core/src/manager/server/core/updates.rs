@@ -81,7 +81,7 @@ impl Updates {
         self.running.insert(id, Running { object: turn.object, caller: turn.caller, target });
         self.busy.insert(turn.object, Line::default());
         let work = Work::Update { function, optional, current, arguments: arguments.to_vec() };
-        turn.out.run(Job { id, work });
+        turn.out.run(Job { id, client: Some(turn.caller.client), work });
         Ok(())
     }
 
