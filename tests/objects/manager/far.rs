@@ -387,6 +387,8 @@ fn a_manager_says_why_it_cannot_listen() {
     };
     let bare = Manager::start().unwrap();
     says(&bare, "/tmp/never", "ManagerBuilder::key");
+    let empty = Manager::builder().key(AuthKey::new("")).start().unwrap();
+    says(&empty, "/tmp/never", "an empty one");
     let keyed = Manager::builder().key(AuthKey::new("key")).start().unwrap();
     says(&keyed, "127.0.0.1:0", "ManagerBuilder::identity");
     says(&site.manager, "@name", "abstract");
