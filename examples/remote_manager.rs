@@ -2,12 +2,15 @@
 //! that goes on when the server was killed and started again.
 //!
 //! `cargo run --release --example remote_manager` plays both programs. With the arguments
-//! `serve FOLDER ADDRESS` or `work FOLDER ADDRESS` it is one of them. The worker needs the files
-//! `key` and `fingerprint` of the server's folder.
+//! `serve FOLDER ADDRESS` or `work FOLDER ADDRESS` it is one of them. The server makes what is
+//! missing in its folder, and the worker needs the files `key` and `fingerprint` of it. The key and
+//! the server's private key are secrets: nobody but this user can read them.
 
 use std::{
-    env, fs,
-    io::{BufRead, BufReader, Lines},
+    env,
+    fs::{self, OpenOptions, Permissions},
+    io::{BufRead, BufReader, Lines, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -37,6 +40,15 @@ fn main() -> Outcome<()> {
     }
 }
 
+/// Writes a file that only this user can read, from its first byte on.
+fn write_secret(path: &Path, secret: &[u8]) -> Outcome<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // The mode above is for a new file. One that was there before keeps its own.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file.write_all(secret)?)
+}
+
 /// The key that both programs know.
 fn key(folder: &Path) -> Outcome<AuthKey> {
     Ok(AuthKey::new(fs::read(folder.join("key"))?))
@@ -49,13 +61,16 @@ fn identity(folder: &Path) -> Outcome<Identity> {
         let identity = Identity::generate()?;
         let (public, private) = identity.to_pem();
         fs::write(folder.join("fingerprint"), identity.fingerprint().to_string())?;
-        fs::write(&secret, private)?;
+        write_secret(&secret, private.as_bytes())?;
         fs::write(&certificate, public)?;
     }
     Ok(Identity::from_pem(&fs::read(certificate)?, &fs::read(secret)?)?)
 }
 
 fn serve(folder: &Path, address: &str) -> Outcome<()> {
+    if !folder.join("key").exists() {
+        write_secret(&folder.join("key"), AuthKey::random()?.as_bytes())?;
+    }
     let manager = Manager::builder().key(key(folder)?).identity(identity(folder)?).start()?;
     let jobs = manager.queue::<String>(None)?;
     ["a rose", "is a rose"].iter().try_for_each(|line| jobs.put(*line))?;
@@ -92,7 +107,6 @@ fn work(folder: &Path, address: &str) -> Outcome<()> {
 /// Plays both programs: the server is killed when the worker has counted all words.
 fn show() -> Outcome<()> {
     let folder = tempfile::tempdir()?;
-    fs::write(folder.path().join("key"), AuthKey::random()?.as_bytes())?;
     let start = |role: &str, address: &str| -> Outcome<(Child, Lines<BufReader<ChildStdout>>)> {
         let mut command = Command::new(env::current_exe()?);
         command.arg(role).arg(folder.path()).arg(address).stdout(Stdio::piped());

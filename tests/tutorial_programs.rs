@@ -13,8 +13,11 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::Permissions,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::OnceLock,
 };
 
@@ -473,4 +476,27 @@ fn se19_d36_three_children() {
 fn g05_remote_manager() {
     let counted = r#"worker: counted [("a", 2), ("rose", 2), ("is", 1)]"#;
     assert_eq!(run("remote_manager"), [counted, "worker: the server is gone", counted]);
+}
+
+#[test]
+fn g05_remote_manager_keeps_its_secrets_from_other_users() {
+    let _watchdog = watchdog_of(std::time::Duration::from_secs(900));
+    let folder = tempfile::tempdir().expect("a folder");
+    // It was there before, and everybody could read it.
+    let private = folder.path().join("private.pem");
+    std::fs::write(&private, "old").expect("a file");
+    std::fs::set_permissions(&private, Permissions::from_mode(0o644)).expect("its mode");
+    let mut command = Command::new(programs().join("remote_manager"));
+    command.arg("serve").arg(folder.path()).arg("127.0.0.1:0").stdout(Stdio::piped());
+    let mut server = command.spawn().expect("it starts");
+    let mut address = String::new();
+    let says = server.stdout.take().expect("its output");
+    let read = BufReader::new(says).read_line(&mut address);
+    server.kill().and_then(|()| server.wait()).expect("it is killed");
+    assert!(read.is_ok() && address.starts_with("127.0.0.1:"), "{address}");
+    for secret in ["key", "private.pem"] {
+        let file = folder.path().join(secret).metadata().expect("it was written");
+        assert_eq!(file.permissions().mode() & 0o777, 0o600, "{secret}");
+        assert!(file.len() > 30, "{secret}");
+    }
 }

@@ -103,7 +103,7 @@ impl ManagerBuilder {
     }
 
     /// Sets the key that clients which come by an address have to know. Without it, the manager
-    /// does not [listen](Manager::listen) anywhere.
+    /// does not [listen](Manager::listen) anywhere, and neither does it with an empty one.
     ///
     /// Processes that get a handle from one that has it need no key.
     pub fn key(mut self, key: AuthKey) -> Self {
@@ -243,7 +243,8 @@ impl ManagerBuilder {
             owner: Mutex::new(Some(Arc::new(owner))),
             orders: Mutex::default(),
             addresses: Mutex::default(),
-            has_key: self.key.is_some(),
+            // An empty one is what a program has that has read an empty file. Everybody knows it.
+            has_key: self.key.as_ref().is_some_and(|key| !key.as_bytes().is_empty()),
             #[cfg(feature = "tls")]
             has_identity: self.identity.is_some(),
             #[cfg(not(feature = "tls"))]

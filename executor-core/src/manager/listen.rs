@@ -68,7 +68,8 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError::NotListening`] if the address is in use or not allowed, if other users could
-    /// replace the file, if there is no key, and for an abstract name: any user can take one.
+    /// replace the file, if there is no key or an empty one, and for an abstract name: any user can
+    /// take one.
     /// [`ManagerError::Refused`] if this manager was connected and not started.
     pub fn listen(&self, address: &Address) -> Result<Address, ManagerError> {
         let failed = |error: io::Error| ManagerError::NotListening {
@@ -170,7 +171,7 @@ impl Started {
             Address::Abstract(_) => {
                 Err("every user could connect to an abstract name, or take it: use a path")
             }
-            _ if !self.has_key => Err("it has no key: see `ManagerBuilder::key`"),
+            _ if !self.has_key => Err("it has no key, or an empty one: see `ManagerBuilder::key`"),
             Address::Unix(_) => Ok(()),
             Address::Tcp(..) if cfg!(not(feature = "tls")) => Err("TCP needs the feature `tls`"),
             Address::Tcp(..) if !self.has_identity => {

@@ -63,6 +63,11 @@
 //!
 //! - Handles that came over TCP stay in their process. They can be stored in other objects of the
 //!   same server, but not be sent to another process, which has to connect by itself.
+//! - What the server has sent counts as received. If the client dies before it reads that, the item
+//!   of a queue is lost, and the next owner of a lock is told that the last one died.
+//! - A process that reads nothing for about ten seconds, for example because it is stopped, loses
+//!   the connection if the other side has more to send than the two systems keep for it. If there
+//!   is less, it may be stopped for as long as it likes.
 //! - A connection can be lost while the server lives. Then calls return [`ManagerError::Gone`], or
 //!   the client connects [again](Connector::reconnect).
 //! - A function of an update runs in the program of the server. It has to exist there, with the
@@ -85,8 +90,8 @@
 //! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released
 //!   (the next owner is told), its permits come back, and its handles are gone, at once. An item of
 //!   a queue that was on its way to the process is the first of the queue again, and a lock that
-//!   was on its way goes to the next one without a notice. An item that the process had received is
-//!   lost with it.
+//!   was on its way goes to the next one without a notice (but not over TCP: see above). An item
+//!   that the process had received is lost with it.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
 //! - **The process that has started the `Manager`.** The server ends.
 //! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of

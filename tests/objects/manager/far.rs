@@ -11,7 +11,7 @@ use std::{
 };
 
 use executor::{
-    Address, AuthKey,
+    Address, AuthKey, Fork,
     manager::{
         Any, Dict, Event, Identity, List, Lock, Manager, ManagerError, Queue, Semaphore, Trust,
         Value,
@@ -387,6 +387,8 @@ fn a_manager_says_why_it_cannot_listen() {
     };
     let bare = Manager::start().unwrap();
     says(&bare, "/tmp/never", "ManagerBuilder::key");
+    let empty = Manager::builder().key(AuthKey::new("")).start().unwrap();
+    says(&empty, "/tmp/never", "an empty one");
     let keyed = Manager::builder().key(AuthKey::new("key")).start().unwrap();
     says(&keyed, "127.0.0.1:0", "ManagerBuilder::identity");
     says(&site.manager, "@name", "abstract");
@@ -637,4 +639,39 @@ fn a_server_ends_with_the_process_that_serves() {
     ends_killed(&owner);
     eventually("the server is gone", || state(server).is_none());
     assert!(Manager::connect(&address, &key).is_err());
+}
+
+/// Uses a handle in a copy of this process, in both forms. Returns how the copy has ended.
+#[task]
+fn use_in_a_copy(way: Way) -> Result<i32, ManagerError> {
+    let manager = way.connect()?;
+    let list: List<u8> = manager.published("list")?.expect("it is published");
+    assert_eq!(list.len()?, 2);
+    // SAFETY: the copy uses only its own memory, and this process has no other thread that could
+    // hold a lock of it.
+    match unsafe { executor::fork() }.expect("a copy can be made") {
+        Fork::Child => {
+            let first = block_on(list.len_async()).is_ok_and(|len| len == 2);
+            let then = list.push(&3).is_ok() && list.len().is_ok_and(|len| len == 3);
+            // SAFETY: ends the copy, and runs nothing of its parent.
+            unsafe { libc::_exit(if first && then { 7 } else { 1 }) }
+        }
+        Fork::Parent(copy) => {
+            let mut status = 0;
+            // SAFETY: waits for a child of this process that nobody has waited for.
+            unsafe { libc::waitpid(copy as i32, &raw mut status, 0) };
+            Ok(libc::WEXITSTATUS(status))
+        }
+    }
+}
+
+#[test]
+fn a_copy_of_a_client_at_a_unix_socket_goes_through_the_door_by_itself() {
+    let _watchdog = watchdog();
+    let site = Site::new();
+    let list = site.manager.list([1_u8, 2]).unwrap();
+    site.manager.publish("list", &list).unwrap();
+    let child = start(use_in_a_copy::task(site.ways[0].clone()));
+    assert_eq!(child.join().unwrap(), 7);
+    assert_eq!(list.len().unwrap(), 3);
 }

@@ -60,7 +60,9 @@ impl Backoff {
     }
 
     /// Sets for how long a call waits for a connection. Then it returns
-    /// [`ManagerError::Gone`](super::super::ManagerError::Gone), and the next call tries again.
+    /// [`ManagerError::Gone`](super::super::ManagerError::Gone), and the next call tries again. It
+    /// ends an attempt as well, so it has to be longer than connecting takes: with zero, a lost
+    /// connection is never made again.
     pub fn total(mut self, total: Duration) -> Self {
         self.total = total;
         self

@@ -262,8 +262,15 @@ impl Reference {
             return Ok(hold);
         }
         match self.door.route() {
-            Some(route) => Ok(self.keep(claim_async(route, &self.door, self.object).await?)),
-            None => Ok(self.keep(claim_near_async(&self.door, self.object).await?)),
+            // A fork has no part in the route, and can go through the door by itself.
+            Some(route)
+                if self.object == ObjectId::NONE
+                    || !route.is_elsewhere()
+                    || self.door.socket().is_none() =>
+            {
+                Ok(self.keep(claim_async(route, &self.door, self.object).await?))
+            }
+            _ => Ok(self.keep(claim_near_async(&self.door, self.object).await?)),
         }
     }
 

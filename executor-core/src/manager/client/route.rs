@@ -11,10 +11,15 @@
 //! ```
 //!
 //! [`Attempts`] decides who connects when. This module does it, and no lock is held meanwhile.
+//!
+//! A call without a deadline connects in its own thread. For calls with a deadline and for futures,
+//! one thread connects. So a call that has little time does not cut short an attempt that others
+//! need, and calls that all have little time get a connection as well.
 
 use std::{
+    collections::HashMap,
     fmt,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -68,10 +73,37 @@ struct State {
     attempts: Attempts,
     /// Why the last attempt has failed.
     failed: Option<ManagerError>,
-    /// Futures that wait for a connection. While there are any, a thread connects for all of them.
-    futures: Vec<oneshot::Sender<Result<Arc<Connection>, ManagerError>>>,
+    /// Those that wait for the thread that connects, by their own numbers.
+    waiting: HashMap<u64, Waiting>,
+    last_waiting: u64,
+    /// Whether there is that thread.
+    has_thread: bool,
     /// Whether this process wants nothing of the server any more.
     closed: bool,
+}
+
+type Connected = Result<Arc<Connection>, ManagerError>;
+
+/// Somebody for whom a thread connects.
+struct Waiting {
+    /// Until when the thread tries.
+    end: Option<Instant>,
+    tell: Box<dyn FnOnce(Connected) + Send>,
+}
+
+/// Somebody's place among those that wait.
+struct Place {
+    route: Arc<Route>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.route.is_elsewhere() {
+            let waiting = lock(&self.route.state).waiting.remove(&self.number);
+            drop(waiting);
+        }
+    }
 }
 
 impl fmt::Debug for Route {
@@ -96,7 +128,9 @@ impl Route {
             has_manager: true,
             attempts,
             failed: None,
-            futures: Vec::new(),
+            waiting: HashMap::new(),
+            last_waiting: 0,
+            has_thread: false,
             closed: false,
         };
         let route = Arc::new(Route {
@@ -146,7 +180,39 @@ impl Route {
             let text = "this process is a fork of the one that has connected: connect here as well";
             return Err(ManagerError::Gone(text.into()));
         }
+        if let Some(deadline) = deadline {
+            if let Some(connection) = self.live() {
+                return checked(connection, wanted);
+            }
+            let (tell, told) = mpsc::sync_channel(1);
+            // Without a thread, this one connects, as far as its time goes.
+            if let Ok(_place) = self.let_thread_connect(move |connected| {
+                let _ = tell.send(connected);
+            }) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                return match told.recv_timeout(left) {
+                    Ok(connection) => checked(connection?, wanted),
+                    Err(mpsc::RecvTimeoutError::Timeout) => Err(ManagerError::TimedOut),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => Err(no_thread()),
+                };
+            }
+        }
         let end = self.end_of_attempts().into_iter().chain(deadline).min();
+        match self.connect(wanted, end) {
+            Err(ManagerError::Gone(_)) if deadline.is_some_and(|end| end <= Instant::now()) => {
+                Err(ManagerError::TimedOut)
+            }
+            connected => connected,
+        }
+    }
+
+    /// Returns the connection if there is one that was not lost.
+    fn live(&self) -> Option<Arc<Connection>> {
+        self.current().filter(|connection| !connection.is_gone())
+    }
+
+    /// Does what [`connection`](Self::connection) does, in this thread, until `end`.
+    fn connect(self: &Arc<Self>, wanted: Option<ServerId>, end: Option<Instant>) -> Connected {
         let mut state = lock(&self.state);
         loop {
             if state.closed {
@@ -174,9 +240,6 @@ impl Route {
                 }
                 Next::WaitForOther => state = self.wait(state, end),
                 Next::WaitUntil(next) => state = self.wait(state, Some(next)),
-                Next::GiveUp if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
-                    return Err(ManagerError::TimedOut);
-                }
                 Next::GiveUp => {
                     let why = match &state.failed {
                         Some(error) => {
@@ -196,49 +259,78 @@ impl Route {
         self: &Arc<Self>,
         wanted: Option<ServerId>,
     ) -> Result<Arc<Connection>, ManagerError> {
-        let told = {
-            let live = self.current().filter(|connection| !connection.is_gone());
-            if let Some(connection) = live {
-                return checked(connection, wanted);
-            }
-            if self.creator.is_elsewhere() {
-                // It says why not, and does not wait.
-                return self.connection(wanted, None);
-            }
-            let (tell, told) = oneshot::channel();
-            let mut state = lock(&self.state);
-            state.futures.push(tell);
-            if state.futures.len() == 1 {
-                let route = Arc::clone(self);
-                let thread = thread::Builder::new().name("executor-manager".to_owned());
-                if let Err(error) = thread.spawn(move || route.connect_for_futures()) {
-                    let futures = std::mem::take(&mut state.futures);
-                    // Their wakers are the user's code.
-                    drop(state);
-                    drop(futures);
-                    return Err(ManagerError::os("a thread that connects to a manager")(error));
-                }
-            }
-            told
-        };
+        if let Some(connection) = self.live() {
+            return checked(connection, wanted);
+        }
+        if self.creator.is_elsewhere() {
+            // It says why not, and does not wait.
+            return self.connection(wanted, None);
+        }
+        let (tell, told) = oneshot::channel();
+        let _place = self.let_thread_connect(move |connected| {
+            let _ = tell.send(connected);
+        })?;
         match shielded(told).await {
             Ok(connection) => checked(connection?, wanted),
-            Err(oneshot::Canceled) => {
-                Err(ManagerError::Gone("the thread that connects to it has ended".into()))
-            }
+            Err(oneshot::Canceled) => Err(no_thread()),
         }
     }
 
-    /// It ends when there is a connection, or when the time of the attempts is over.
-    fn connect_for_futures(self: Arc<Self>) {
-        let connected = catch(|| self.connection(None, None));
-        let futures = std::mem::take(&mut lock(&self.state).futures);
-        // If it has panicked, those who wait see that their channel is closed.
-        if let Ok(connected) = connected {
-            for tell in futures {
-                // The waker of a future is the user's code. A panic of it must not keep the others
-                // from being told.
-                let _ = catch(|| tell.send(connected.clone()));
+    /// Lets a thread connect, which calls `tell`. Whoever has dropped the place is not told.
+    fn let_thread_connect(
+        self: &Arc<Self>,
+        tell: impl FnOnce(Connected) + Send + 'static,
+    ) -> Result<Place, ManagerError> {
+        let mut state = lock(&self.state);
+        state.last_waiting += 1;
+        let number = state.last_waiting;
+        let waiting = Waiting { end: self.end_of_attempts(), tell: Box::new(tell) };
+        state.waiting.insert(number, waiting);
+        if !state.has_thread {
+            let route = Arc::clone(self);
+            let thread = thread::Builder::new().name("executor-manager".to_owned());
+            if let Err(error) = thread.spawn(move || route.connect_for_others()) {
+                let waiting = state.waiting.remove(&number);
+                drop(state);
+                drop(waiting);
+                return Err(ManagerError::os("a thread that connects to a manager")(error));
+            }
+            state.has_thread = true;
+        }
+        drop(state);
+        Ok(Place { route: Arc::clone(self), number })
+    }
+
+    /// Connects for those that wait. It ends when there is a connection, or when the time of all of
+    /// them is over.
+    fn connect_for_others(self: Arc<Self>) {
+        loop {
+            let end = lock(&self.state).waiting.values().filter_map(|one| one.end).min();
+            let connected = catch(|| self.connect(None, end));
+            // Those that came later have their own time.
+            let goes_on = self.reconnects() && matches!(connected, Ok(Err(ManagerError::Gone(_))));
+            let (told, left) = {
+                let mut state = lock(&self.state);
+                let now = Instant::now();
+                let goes_on = goes_on && !state.closed;
+                let stays = |one: &Waiting| goes_on && one.end.is_none_or(|end| end > now);
+                let waiting = std::mem::take(&mut state.waiting);
+                let (stay, told): (HashMap<_, _>, HashMap<_, _>) =
+                    waiting.into_iter().partition(|(_, one)| stays(one));
+                state.waiting = stay;
+                state.has_thread = !state.waiting.is_empty();
+                (told, state.has_thread)
+            };
+            // If it has panicked, those who wait see that their channel is closed.
+            if let Ok(connected) = connected {
+                for one in told.into_values() {
+                    // The waker of a future is the user's code. A panic of it must not keep the
+                    // others from being told.
+                    let _ = catch(|| (one.tell)(connected.clone()));
+                }
+            }
+            if !left {
+                return;
             }
         }
     }
@@ -285,7 +377,11 @@ impl Route {
                 let (id, pid, door) =
                     local::connect(path, key, end).map_err(|error| failed(address, error))?;
                 let door = Door::at((id, pid), Some(Arc::new(door)), Arc::clone(self));
-                Arc::new(door).connect(end)
+                Arc::new(door).connect(end).map_err(|error| match error {
+                    // It has handed out its door, and is stopped or busy.
+                    ManagerError::TimedOut => failed(address, MeetError::TimedOut),
+                    error => error,
+                })
             }
             #[cfg(feature = "tls")]
             Address::Tcp(..) => self.attempt_far(end),
@@ -382,6 +478,10 @@ fn checked(
         true => Ok(connection),
         false => Err(ManagerError::NoObject),
     }
+}
+
+fn no_thread() -> ManagerError {
+    ManagerError::Gone("the thread that connects to it has ended".into())
 }
 
 fn closed() -> ManagerError {

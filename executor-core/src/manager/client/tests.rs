@@ -49,6 +49,8 @@ struct Stage {
     key: Mutex<&'static str>,
     /// Whether clients are sent away.
     away: AtomicBool,
+    /// Whether it takes long until a client is in.
+    slow: AtomicBool,
     over: AtomicBool,
     /// How many have connected so far, whether they were let in or not.
     came: AtomicUsize,
@@ -106,6 +108,7 @@ impl Played {
             tls: TlsServer::new(&identity).unwrap(),
             key: Mutex::new(KEY),
             away: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
             over: AtomicBool::new(false),
             came: AtomicUsize::new(0),
         });
@@ -202,6 +205,9 @@ impl Drop for Played {
 
 impl Stage {
     fn meet(&self, socket: NotInherited) {
+        if self.slow.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(200));
+        }
         let meeting = Meeting::accept(socket, &self.tls, AuthKey::new(*lock(&self.key))).unwrap();
         let end = Instant::now().checked_add(Duration::from_secs(60));
         if let Ok(end) = meeting.wait(end) {
@@ -478,6 +484,48 @@ fn while_the_server_is_away_calls_wait_as_long_as_asked_and_not_longer() {
     });
     assert!(matches!(event.is_set(), Err(ManagerError::NoObject)));
     assert_eq!(hasty.objects().unwrap(), 0);
+}
+
+#[test]
+fn calls_that_have_less_time_than_connecting_takes_get_a_connection_all_the_same() {
+    let played = Played::new();
+    let first = played.connect();
+    let (event, dict) = (first.event().unwrap(), first.dict([]).unwrap());
+    event.set().unwrap();
+    let manager = played.connect_for_good();
+    let (own, _) = share(&manager, &event, &dict);
+    assert!(own.wait_timeout(Duration::from_secs(60)).unwrap());
+    played.stage.slow.store(true, Ordering::SeqCst);
+    let before = played.stage.came.load(Ordering::SeqCst);
+    played.lose_all_but(1);
+    let end = Instant::now() + Duration::from_secs(30);
+    while !own.wait_timeout(Duration::from_millis(20)).unwrap() {
+        assert!(Instant::now() < end, "no attempt was long enough");
+    }
+    assert_eq!(played.stage.came.load(Ordering::SeqCst), before + 1, "one attempt");
+}
+
+#[test]
+fn a_future_that_comes_late_waits_as_long_as_one_that_came_early() {
+    let played = Played::new();
+    let total = Duration::from_millis(400);
+    let backoff = Backoff::default().first(Duration::from_millis(1)).max(total / 40).total(total);
+    let manager = played.connector().reconnect(backoff).connect().unwrap();
+    let lists = [manager.list([1]).unwrap(), manager.list([2]).unwrap()];
+    played.is_away(true);
+    played.lose_all_but(0);
+    futures::executor::block_on(async {
+        let [mut early, late] = lists.each_ref().map(|list| Box::pin(list.len_async()));
+        assert!(futures::poll!(&mut early).is_pending());
+        let (ended, begun) = futures::join!(early, async {
+            thread::sleep(total / 2);
+            let begun = Instant::now();
+            assert!(is_gone(&late.await));
+            begun
+        });
+        assert!(is_gone(&ended));
+        assert!(begun.elapsed() >= total);
+    });
 }
 
 #[test]

@@ -62,8 +62,14 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// of TLS and a bit.
 const SMALL_PIECE_BYTES: usize = 20 * 1024;
 
+/// Number of bytes that are sent, or received, before others get a turn. With a higher value, one
+/// client whose long messages come as fast as they are read holds up the others for longer. With a
+/// lower value, long messages take more system calls.
+const TURN_BYTES: usize = 16 * PIECE_BYTES;
+
 /// Sets the options of a TCP socket. A machine that has vanished is noticed within about ten
-/// seconds, whether or not something is being sent to it.
+/// seconds, whether or not something is being sent to it. So is a peer that lives and makes no room
+/// for what is being sent to it: the system's time limit holds for both.
 pub(crate) fn prepare(socket: BorrowedFd<'_>) -> io::Result<()> {
     rustix::io::ioctl_fionbio(socket, true)?;
     sockopt::set_tcp_nodelay(socket, true)?;
@@ -386,7 +392,14 @@ impl Out {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             match send(socket, &self.bytes[self.sent..], flags) {
                 Ok(len) => self.sent += len,
-                Err(rustix::io::Errno::AGAIN) => return Ok(false),
+                Err(rustix::io::Errno::AGAIN) => {
+                    if self.sent >= PIECE_BYTES {
+                        // A peer that always leaves a bit unread would make this grow for ever.
+                        self.bytes.drain(..self.sent);
+                        self.sent = 0;
+                    }
+                    return Ok(false);
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -514,14 +527,21 @@ impl FarSender {
         }
     }
 
+    /// Sends what finds room, up to the length of a turn. The poll reports at once that there is
+    /// room for the rest.
     pub(super) fn flush(&mut self) -> Result<bool, LinkError> {
+        let mut turn = 0;
         while self.write()? {
+            if turn >= TURN_BYTES {
+                return Ok(self.is_flushed());
+            }
             let Some((header, body)) = self.outbox.front_mut() else { return Ok(true) };
             let (header, body) = (*header, std::mem::take(body));
             let rest = &body[self.encrypted.saturating_sub(LANE_HEADER_BYTES)..];
             let header_rest = if self.encrypted == 0 { &header[..] } else { &[] };
             let part = &rest[..rest.len().min(PIECE_BYTES)];
             self.encrypt(header_rest, part)?;
+            turn += part.len();
             self.encrypted += header_rest.len() + part.len();
             if self.encrypted == LANE_HEADER_BYTES + body.len() {
                 self.outbox_bytes -= self.encrypted;
@@ -546,6 +566,11 @@ impl FarSender {
     pub(super) fn waiting_bytes(&self) -> usize {
         self.out.len() + self.outbox_bytes
     }
+
+    #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+    pub(super) fn socket(&self) -> &NotInherited {
+        &self.shared.socket
+    }
 }
 
 /// The end through which one side receives.
@@ -562,7 +587,10 @@ pub(crate) struct FarReceiver {
 }
 
 impl FarReceiver {
+    /// Returns `false` also if a message is so long that others get a turn. The poll reports at
+    /// once that there is more of it.
     pub(super) fn receive(&mut self, message: &mut Vec<u8>) -> Result<bool, LinkError> {
+        let mut turn = 0;
         loop {
             if self.stream.next(message)? {
                 return Ok(true);
@@ -570,32 +598,33 @@ impl FarReceiver {
             if let Some(over) = &self.over {
                 return Err(over.clone());
             }
-            if self.drained {
+            if self.drained || turn >= TURN_BYTES {
                 return Ok(false);
             }
-            self.read();
+            turn += self.read();
         }
     }
 
-    /// Receives what the socket has, as far as it fits into the buffer.
-    fn read(&mut self) {
+    /// Receives what the socket has, as far as it fits into the buffer. Returns how many bytes
+    /// came.
+    fn read(&mut self) -> usize {
         let Some(socket) = self.shared.socket.get() else {
             self.over = Some(LinkError::Closed);
-            return;
+            return 0;
         };
         let len = match recv_now(socket, &mut self.raw) {
             Ok(Some(0)) => {
                 self.over = Some(LinkError::Closed);
-                return;
+                return 0;
             }
             Ok(Some(len)) => len,
             Ok(None) => {
                 self.drained = true;
-                return;
+                return 0;
             }
             Err(error) => {
                 self.over = Some(LinkError::io(&error));
-                return;
+                return 0;
             }
         };
         self.drained = len < self.raw.len();
@@ -614,6 +643,7 @@ impl FarReceiver {
         } else if len < SMALL_PIECE_BYTES && self.raw.len() > SMALL_PIECE_BYTES {
             self.raw = vec![0; SMALL_PIECE_BYTES];
         }
+        len
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -644,5 +674,29 @@ impl FarReceiver {
     #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
     pub(super) fn memory(&self) -> usize {
         self.raw.capacity() + self.stream.memory()
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use std::{io::Read, os::fd::AsFd, os::unix::net::UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_always_leaves_a_bit_unread_costs_no_more_memory() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        sockopt::set_socket_send_buffer_size(&ours, 16 * 1024).unwrap();
+        let (mut out, mut passed, mut empty) = (Out::default(), 0, 0);
+        while passed < 20 << 20 {
+            // As much as is encrypted before messages wait in the outbox.
+            while out.len() < PIECE_BYTES {
+                out.bytes.extend_from_slice(&[5; 8 * 1024]);
+            }
+            empty += usize::from(out.send(ours.as_fd()).unwrap());
+            passed += theirs.read(&mut [0; 8 * 1024]).unwrap();
+        }
+        assert_eq!(empty, 0, "there was always a rest");
+        assert!(out.bytes.capacity() < 1 << 20, "{} bytes", out.bytes.capacity());
     }
 }

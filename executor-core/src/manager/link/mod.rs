@@ -8,7 +8,7 @@
 //!         TCP ──────────────────────────────►
 //!         TLS 1.3 ◄─────────────────────────► identity: a certificate, or a pinned fingerprint
 //!         challenge, bound to the session ◄─► both know the key; else cut off
-//!         knock ────────────────────────────► 24 bytes: version, fingerprint of the tasks
+//!         knock ────────────────────────────► 24 bytes: protocol and version, zeros
 //!                                             from here on the server's loop
 //!               ◄──────────────────────────── welcome: id of the server, maximum of a message
 //!         requests ─────────────────────────►

@@ -12,7 +12,7 @@ use super::{
     LinkError, LinkReceiver, LinkSender, MeetError, Progress, Waits,
     far::{FarEnd, Meeting},
     stream::{read_welcome, refusal, welcome},
-    tls::{Identity, TlsClient, TlsServer, Trust},
+    tls::{Identity, TlsClient, TlsServer, Trust, pem},
     wait_for,
 };
 use crate::{
@@ -183,6 +183,40 @@ fn what_a_peer_does_not_read_waits_and_blocks_nobody() {
 }
 
 #[test]
+fn one_long_message_does_not_take_all_turns() {
+    const LEN: usize = 64 << 20;
+    let ((mut to_server, _from_server), (_to_client, mut from_client)) =
+        Sides::pinned().met(LEN as u64);
+    // The kernel takes what fits, and the rest as fast as it is read.
+    let sends = thread::spawn(move || {
+        let mut turns = 1;
+        to_server.send(&header(LEN as u64), vec![5; LEN]).unwrap();
+        while !to_server.flush().unwrap() {
+            turns += 1;
+            let LinkSender::Far(far) = &to_server else { panic!() };
+            let socket = far.socket().get().unwrap();
+            assert!(wait_for(socket, rustix::event::PollFlags::OUT, late()).unwrap());
+        }
+        (to_server, turns)
+    });
+    let (mut message, mut turns) = (Vec::new(), 1);
+    let at_least = LEN / (2 << 20);
+    loop {
+        from_client.awake();
+        if from_client.receive(&mut message).unwrap() {
+            break;
+        }
+        turns += 1;
+        let came = wait_for(socket_of(&from_client), rustix::event::PollFlags::IN, late());
+        assert!(came.unwrap());
+    }
+    assert!(message[LANE_HEADER_BYTES..] == vec![5; LEN]);
+    assert!(turns >= at_least, "{turns} turns to receive it");
+    let (_to_server, turns) = sends.join().unwrap();
+    assert!(turns >= at_least, "{turns} turns to send it");
+}
+
+#[test]
 fn a_length_that_is_too_long_or_never_comes_costs_no_memory() {
     let sides = Sides::pinned();
     let ((mut to_server, _from_server), (_to_client, mut from_client)) = sides.met(100);
@@ -234,6 +268,23 @@ fn certificates_are_trusted_for_their_name_and_their_issuer() {
         assert!(matches!(client.unwrap_err(), MeetError::Untrusted(_)), "{name}");
         assert!(server.is_err());
     }
+}
+
+#[test]
+fn a_certificate_that_issues_others_is_trusted_by_its_fingerprint_and_not_as_a_certificate() {
+    let mut parameters = rcgen::CertificateParams::new(["server.example".to_owned()]).unwrap();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = pem("CERTIFICATE", parameters.self_signed(&key).unwrap().der());
+    let key = pem("PRIVATE KEY", &key.serialize_der());
+    let identity = Identity::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+    let (client, _) = Sides::new(&identity, &Trust::fingerprint(identity.fingerprint())).meet();
+    assert!(client.is_ok());
+    let trust = Trust::certificates(certificate.as_bytes(), "server.example").unwrap();
+    let MeetError::Untrusted(text) = Sides::new(&identity, &trust).meet().0.unwrap_err() else {
+        panic!()
+    };
+    assert!(text.contains("Ca"), "{text}");
 }
 
 #[test]

@@ -169,7 +169,7 @@ fn certificates_of(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Identity
 }
 
 /// Returns the PEM text of some bytes.
-fn pem(label: &str, bytes: &[u8]) -> String {
+pub(super) fn pem(label: &str, bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = format!("-----BEGIN {label}-----\n");
     // 48 bytes are a line of 64 digits.
@@ -287,7 +287,8 @@ impl Trust {
 
     /// Trusts every server whose certificate is for `name` and was issued by one of these, which
     /// are the text of a PEM file. A certificate that a server has signed itself can be one of
-    /// them.
+    /// them, unless it says that it issues others (`CA:TRUE`, as `openssl req -x509` writes it):
+    /// trust the [`fingerprint`](Self::fingerprint) of such a one.
     ///
     /// # Errors
     /// If there is no certificate in the text, or the name is none.
