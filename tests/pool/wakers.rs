@@ -358,7 +358,7 @@ fn futures_that_wait_for_room_work_with_wakers_that_call_the_library() {
     let full_pool = |event: &Event| {
         let builder = ProcessPoolExecutor::builder().max_workers(1).max_pending(1);
         let pool = leak(builder.build().unwrap());
-        (&*pool, pool.submit(waits::task(event.clone())))
+        (pool, pool.submit(waits::task(event.clone())))
     };
     let event = leak(Event::new().unwrap());
     let (pool, _held) = full_pool(event);

@@ -67,7 +67,7 @@ fn code_blocks_are_blocks() {
         let lines = (1..).zip(text.lines()).filter(|(_, line)| line.contains("```"));
         let is_fence = |line: &str| {
             let language = line.trim_start().strip_prefix("```");
-            language.is_some_and(|rest| !rest.contains(|char: char| char == '`' || char == ' '))
+            language.is_some_and(|rest| !rest.contains(['`', ' ']))
         };
         wrong.extend(
             lines
