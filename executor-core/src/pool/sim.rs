@@ -800,6 +800,12 @@ impl World {
             Action::Send(worker, (base, items, seq)) => {
                 for task in ids(base, items) {
                     assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
+                    let lied = |id: &WorkerId| self.processes.get(id).is_some_and(|one| one.lied);
+                    let story = &self.stories[task.as_u64() as usize - 1];
+                    if story.failed > 0 && story.begun.is_some_and(|(on, _)| lied(&on)) {
+                        // It had answered before it began, and the attempt counts as failed.
+                        self.story(task).begun = None;
+                    }
                     assert!(
                         self.story(task).begun.is_none(),
                         "{task:?} is sent after its beginning"
