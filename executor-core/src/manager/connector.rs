@@ -106,13 +106,13 @@ impl Connector {
     ///   of another user, at a Unix socket.
     /// - [`ManagerError::Gone`] if it does not let this process in, for example because it has as
     ///   many clients as it may have.
-    /// - [`ManagerError::Protocol`] if it is something else than a manager, for a TCP address
-    ///   without `trust` or without the feature `tls`, and for an abstract name.
-    ///   Managers do not use those: every user could take the name, or fill the queue of those that
-    ///   want to connect.
+    /// - [`ManagerError::Protocol`] if it is something else than a manager.
+    /// - [`ManagerError::Invalid`] for a TCP address without `trust` or without the feature `tls`,
+    ///   and for an abstract name. Managers do not use those: every user could take the name, or
+    ///   fill the queue of those that want to connect.
     pub fn connect(self) -> Result<Manager, ManagerError> {
         let impossible = |why: &str| {
-            ManagerError::Protocol(format!("the address `{}`: {why}", self.address).into())
+            ManagerError::Invalid(format!("the address `{}`: {why}", self.address).into())
         };
         match &self.address {
             Address::Unix(_) => {}

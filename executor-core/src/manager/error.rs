@@ -80,6 +80,8 @@ pub enum ManagerError {
     /// The function of an update returned an error, or panicked. The value is as it was before. Or
     /// a method of a managed type did so. The object is as the method has left it.
     Failed(TaskError),
+    /// An address or an option cannot be used here. The text says which, and what to do.
+    Invalid(Arc<str>),
     /// The server, or this process, does not keep to the protocol.
     Protocol(Arc<str>),
     /// The operating system refused a request.
@@ -152,6 +154,7 @@ impl fmt::Display for ManagerError {
                 write!(f, "what a manager has stored cannot be read: {what}")
             }
             ManagerError::Failed(error) => fmt::Display::fmt(error, f),
+            ManagerError::Invalid(what) => f.write_str(what),
             ManagerError::Protocol(what) => {
                 write!(
                     f,

@@ -593,7 +593,8 @@ fn mg24_another_key_another_server_and_nobody_at_all_are_errors_of_their_own() {
     assert!(matches!(refused, ManagerError::NotConnected { .. }), "{refused:?}");
     for address in ["@name", "127.0.0.1:1"] {
         let error = Manager::connect(&address.parse().unwrap(), &AuthKey::new(KEY)).unwrap_err();
-        assert!(matches!(error, ManagerError::Protocol(_)), "{error}");
+        assert!(matches!(error, ManagerError::Invalid(_)), "{error}");
+        assert!(error.to_string().starts_with(&format!("the address `{address}`")), "{error}");
     }
     let error = Manager::connect(&"/no/such/socket".parse().unwrap(), &AuthKey::new(KEY));
     assert!(matches!(error, Err(ManagerError::NotConnected { .. })));
