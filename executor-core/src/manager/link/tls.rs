@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -170,24 +171,8 @@ fn certificates_of(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, Identity
 
 /// Returns the PEM text of some bytes.
 pub(super) fn pem(label: &str, bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = format!("-----BEGIN {label}-----\n");
-    // 48 bytes are a line of 64 digits.
-    for line in bytes.chunks(48) {
-        for group in line.chunks(3) {
-            let mut three = [0; 3];
-            three[..group.len()].copy_from_slice(group);
-            let bits = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-            for digit in 0..4 {
-                text.push(match digit <= group.len() {
-                    true => char::from(DIGITS[(bits >> (18 - 6 * digit)) as usize & 63]),
-                    false => '=',
-                });
-            }
-        }
-        text.push('\n');
-    }
-    text + &format!("-----END {label}-----\n")
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new(label, bytes), lines)
 }
 
 /// The SHA-256 of a server's certificate. Who knows it can recognize the server. Needs the feature
