@@ -323,24 +323,30 @@ impl Core {
         }
         self.undo_takes(client, &references, takes, unread, out);
         for object in holds {
-            let Some(entry) = self.objects.get_mut(object) else { continue };
-            let mut turn = Turn {
-                caller: Caller { client, call: CallId::NONE },
-                object,
-                clients: &mut self.clients,
-                changes: &mut self.changes,
-                out,
-            };
-            match &mut entry.state {
-                State::Lock(lock) => lock.owner_died(&mut turn),
-                State::Semaphore(semaphore) => semaphore.holder_died(&mut turn),
+            self.for_gone(client, object, out, |state, turn| match state {
+                State::Lock(lock) => lock.owner_died(turn),
+                State::Semaphore(semaphore) => semaphore.holder_died(turn),
                 _ => {}
-            }
+            });
         }
         for (object, count) in references {
             self.changes.lose(object, count);
         }
         self.settle(out);
+    }
+
+    /// Changes an object, if there still is one, in the turn of a client that is gone.
+    fn for_gone(
+        &mut self,
+        client: ClientId,
+        object: ObjectId,
+        out: &mut Actions,
+        change: impl FnOnce(&mut State, &mut Turn<'_>),
+    ) {
+        let Some(entry) = self.objects.get_mut(object) else { return };
+        let caller = Caller { client, call: CallId::NONE };
+        let (clients, changes) = (&mut self.clients, &mut self.changes);
+        change(&mut entry.state, &mut Turn { caller, object, clients, changes, out });
     }
 
     /// Adds a reference to an object that does not end with a client. `None` if the client has no

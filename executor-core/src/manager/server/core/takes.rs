@@ -11,17 +11,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{
-    Core,
-    actions::Actions,
-    clients::{Caller, ClientId},
-    references::State,
-    turn::{Stored, Turn},
-};
-use crate::{
-    id::IdHasher,
-    manager::protocol::{CallId, ObjectId},
-};
+use super::{Core, actions::Actions, clients::ClientId, references::State, turn::Stored};
+use crate::{id::IdHasher, manager::protocol::ObjectId};
 
 /// What a reply has given to a client.
 #[derive(Debug)]
@@ -52,15 +43,7 @@ impl Core {
         for _ in 0..unread {
             let Some(take) = takes.pop_back() else { break };
             let (Take::Item { queue: object, .. } | Take::Lock { lock: object, .. }) = take;
-            let Some(entry) = self.objects.get_mut(object) else { continue };
-            let mut turn = Turn {
-                caller: Caller { client, call: CallId::NONE },
-                object,
-                clients: &mut self.clients,
-                changes: &mut self.changes,
-                out,
-            };
-            match (take, &mut entry.state) {
+            self.for_gone(client, object, out, |state, turn| match (take, state) {
                 // A client that has given back what it cannot know of has spoilt its item.
                 (Take::Item { item, .. }, State::Queue(queue))
                     if item.names.as_slice().iter().all(|name| references.contains_key(name)) =>
@@ -70,24 +53,18 @@ impl Core {
                     queues.push(object);
                 }
                 (Take::Lock { number, count, died, .. }, State::Lock(lock)) => {
-                    lock.release_unread(number, count, died, &mut turn);
+                    lock.release_unread(number, count, died, turn);
                 }
                 _ => {}
-            }
+            });
         }
         // All items have to be back before the first one is given to a call that waits.
         for object in queues {
-            let Some(entry) = self.objects.get_mut(object) else { continue };
-            let mut turn = Turn {
-                caller: Caller { client, call: CallId::NONE },
-                object,
-                clients: &mut self.clients,
-                changes: &mut self.changes,
-                out,
-            };
-            if let State::Queue(queue) = &mut entry.state {
-                queue.let_get(&mut turn);
-            }
+            self.for_gone(client, object, out, |state, turn| {
+                if let State::Queue(queue) = state {
+                    queue.let_get(turn);
+                }
+            });
         }
     }
 }
