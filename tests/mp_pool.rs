@@ -345,6 +345,23 @@ fn says_when(at: u64) -> impl Iterator<Item = u64> {
 }
 
 #[test]
+fn items_that_are_errors_are_the_errors_of_every_kind_of_map() {
+    let _watchdog = watchdog();
+    let pool = Pool::new(2).unwrap();
+    let inputs = || [Ok(1), Err("no"), Ok(3)];
+    let make = |input: Result<u64, &'static str>| input.map(square::task);
+    assert_eq!(pool.map(make, inputs()).unwrap_err().to_string().matches("no").count(), 1);
+    let of_each = |results: Vec<Result<u64, TaskError>>| {
+        let [Ok(1), Err(error), Ok(9)] = &results[..] else { panic!("{results:?}") };
+        assert!(error.is_failed(), "{error}");
+    };
+    of_each(pool.map_collect(make, inputs()));
+    of_each(pool.imap(make, inputs()).collect());
+    assert!(pool.map_async(make, inputs()).get().unwrap_err().is_failed());
+    end(&pool);
+}
+
+#[test]
 fn pl14_results_before_the_panic_of_an_input_are_all_yielded() {
     let _watchdog = watchdog();
     let pool = Pool::new(2).unwrap();

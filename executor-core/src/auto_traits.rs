@@ -228,6 +228,7 @@ mod tests {
             "IntoBody",
             "IntoTask",
             "MakeTask",
+            "MapTask",
             "Run",
             "TaskArgs",
             "TaskFn",

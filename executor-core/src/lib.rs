@@ -90,8 +90,8 @@ pub use error::{
 };
 pub use executor::{
     AsyncResult, Chunked, Executor, ExecutorExt, Full, IMap, MakeTask, Map, MapStream,
-    MapStreamWithIndex, MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError, ProcessPoolBuilder,
-    ProcessPoolExecutor, ShutdownOptions, SubmitAsync,
+    MapStreamWithIndex, MapTask, MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError,
+    ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions, SubmitAsync,
 };
 pub use future::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture,

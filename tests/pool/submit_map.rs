@@ -431,6 +431,53 @@ fn ex06_a_failing_item_fails_at_its_own_position() {
     }
 }
 
+#[test]
+fn an_item_that_is_an_error_is_yielded_in_its_place_and_no_task_runs_for_it() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let parsed = |text: &'static str| text.parse::<i32>();
+    for chunk_size in [1, 2, 16] {
+        let inputs = ["1", "x", "2", "0", "", "4"].map(parsed);
+        let items: Vec<_> = pool
+            .map(|input| input.map(invert::task), inputs)
+            .chunk_size(chunk_size)
+            .map(|result| result.map_err(|error| error.to_string()))
+            .collect();
+        let [Ok(100), Err(x), Ok(50), Err(zero), Err(empty), Ok(25)] = &items[..] else {
+            panic!("{items:?}")
+        };
+        assert!(x.contains("invalid digit"), "{x}");
+        assert!(zero.contains("division by zero"), "{zero}");
+        assert!(empty.contains("empty string"), "{empty}");
+    }
+    // An endless input of errors is taken as far as the buffer, like any other.
+    let taken = std::cell::Cell::new(0);
+    let input = std::iter::repeat_with(|| {
+        taken.set(taken.get() + 1);
+        Err("no")
+    });
+    let errors = pool.map(|x: Result<i32, &str>| x.map(invert::task), input).buffer_size(8);
+    for error in errors.take(3) {
+        let Err(TaskError::Failed(error)) = error else { panic!("{error:?}") };
+        assert_eq!(error.message(), "no");
+    }
+    assert!(taken.get() <= 8 + 3, "{}", taken.get());
+}
+
+#[test]
+fn errors_of_one_map_go_through_the_next_one_as_they_are() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let first = pool.map(die_of_3::task, 0..6);
+    let second: Vec<_> = pool.map(|x| x.map(die_of_3::task), first).collect();
+    for (at, result) in second.iter().enumerate() {
+        match result {
+            Ok(x) => assert!(at != 3 && *x == at as u32),
+            Err(error) => assert!(at == 3 && error.is_worker_lost(), "{at}: {error}"),
+        }
+    }
+}
+
 #[task]
 fn die_of_3(x: u32) -> u32 {
     if x == 3 {

@@ -10,6 +10,7 @@
 //! A chunk is only a way to send items. Each item begins, ends and fails individually, and has its
 //! own id.
 
+mod item;
 mod stream;
 mod with_index;
 
@@ -20,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use item::MapTask;
 pub use stream::MapStream;
 pub use with_index::{MapStreamWithIndex, MapWithIndex};
 
@@ -416,11 +418,12 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     }
 }
 
-impl<F, A, I, M> Map<F, A, I, M>
+impl<F, A, I, M, T> Map<F, A, I, M>
 where
     F: TaskArgs<A>,
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
     /// Submits items until the buffer is full or the input has ended.
     fn fill(&mut self) {
@@ -444,8 +447,10 @@ where
                 self.input = None;
                 break;
             };
-            let task = (self.make)(item);
-            self.take(&results, task);
+            match (self.make)(item).into_item() {
+                Ok(task) => self.take(&results, task),
+                Err(error) => self.take_error(&results, error),
+            }
             let items = self.together.min(ITEMS_MAX as usize);
             if self.open.ends.len() >= items || self.open.bytes.len() >= CHUNK_BYTES_MAX {
                 self.submit_chunk(&results);
@@ -532,6 +537,17 @@ where
         Ok((results, self.taken as usize))
     }
 
+    /// Delivers an error in the place of an item for which no task can run.
+    #[cold]
+    fn take_error(&mut self, results: &Arc<MapResults>, error: TaskError) {
+        // The items of a chunk have consecutive numbers, and this number is used up by the error.
+        // So submit the open chunk before it.
+        self.submit_chunk(results);
+        let number = self.taken;
+        self.taken += 1;
+        results.deliver_error(number, error);
+    }
+
     /// Adds a task to the open chunk, or submits it alone.
     fn take(&mut self, results: &Arc<MapResults>, task: Task<F, A>) {
         let plain = task.is_plain();
@@ -547,12 +563,7 @@ where
         let encoded = encode::<F, A>(args, &options, &mut self.open.bytes, &mut attached);
         let number = self.taken;
         if let Err(error) = encoded {
-            // The items of a chunk have consecutive numbers, and this number is used up by the
-            // error. So submit the open chunk before it.
-            self.submit_chunk(results);
-            self.taken += 1;
-            results.deliver_error(number, *error);
-            return;
+            return self.take_error(results, *error);
         }
         let small = matches!(self.open.bytes.contents(), Contents::Bytes(bytes) if bytes.len() <= CHUNK_BYTES_MAX);
         if plain && small && attached.is_empty() {
@@ -568,11 +579,12 @@ where
     }
 }
 
-impl<F, A, I, M> Iterator for Map<F, A, I, M>
+impl<F, A, I, M, T> Iterator for Map<F, A, I, M>
 where
     F: TaskArgs<A>,
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
     type Item = Result<F::Output, TaskError>;
 

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use map::{Map, MapStream, MapStreamWithIndex, MapWithIndex};
+pub use map::{Map, MapStream, MapStreamWithIndex, MapTask, MapWithIndex};
 pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
 pub use pressure::{Full, SubmitAsync};
 pub use process_pool::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
@@ -225,7 +225,7 @@ pub trait ExecutorExt: Executor {
     /// Submits a task for each item. See [`ProcessPoolExecutor::map`].
     fn map<T, I, M>(&self, make: M, items: I) -> Map<T::Function, T::Arguments, I::IntoIter, M>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {

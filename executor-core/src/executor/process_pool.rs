@@ -11,7 +11,9 @@ use std::{
 
 pub use builder::ProcessPoolBuilder;
 
-use super::{Executor, Full, Map, RawControl, ShutdownOptions, SubmitAsync, submit, try_submit};
+use super::{
+    Executor, Full, Map, MapTask, RawControl, ShutdownOptions, SubmitAsync, submit, try_submit,
+};
 use crate::{
     error::{BrokenCause, BuildError},
     future::TaskFuture,
@@ -231,7 +233,7 @@ impl ProcessPoolExecutor {
     /// ```
     pub fn map<T, I, M>(&self, make: M, items: I) -> Map<T::Function, T::Arguments, I::IntoIter, M>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {

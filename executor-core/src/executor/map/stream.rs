@@ -8,13 +8,8 @@ use std::{
 
 use futures::Stream;
 
-use super::Map;
-use crate::{
-    error::TaskError,
-    future::timer::Timer,
-    pool::pressure::Admission,
-    task::{Task, TaskArgs},
-};
+use super::{Map, MapTask};
+use crate::{error::TaskError, future::timer::Timer, pool::pressure::Admission, task::TaskArgs};
 
 /// A stream of results, made by [`Map::stream`].
 #[must_use = "streams do nothing unless polled"]
@@ -40,11 +35,12 @@ impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapStream<F, A, I, M> {
 // No field is ever pinned.
 impl<F: TaskArgs<A>, A, I, M> Unpin for MapStream<F, A, I, M> {}
 
-impl<F, A, I, M> Stream for MapStream<F, A, I, M>
+impl<F, A, I, M, T> Stream for MapStream<F, A, I, M>
 where
     F: TaskArgs<A>,
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
     type Item = Result<F::Output, TaskError>;
 

@@ -8,11 +8,8 @@ use std::{
 
 use futures::Stream;
 
-use super::{Map, MapStream};
-use crate::{
-    error::TaskError,
-    task::{Task, TaskArgs},
-};
+use super::{Map, MapStream, MapTask};
+use crate::{error::TaskError, task::TaskArgs};
 
 /// An iterator over indexes and results, made by [`Map::with_index`].
 #[must_use = "a map does nothing until it is iterated"]
@@ -37,11 +34,12 @@ impl<F: TaskArgs<A>, A, I, M> MapWithIndex<F, A, I, M> {
     }
 }
 
-impl<F, A, I, M> Iterator for MapWithIndex<F, A, I, M>
+impl<F, A, I, M, T> Iterator for MapWithIndex<F, A, I, M>
 where
     F: TaskArgs<A>,
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
     type Item = (usize, Result<F::Output, TaskError>);
 
@@ -67,11 +65,12 @@ impl<F: TaskArgs<A>, A, I, M> fmt::Debug for MapStreamWithIndex<F, A, I, M> {
     }
 }
 
-impl<F, A, I, M> Stream for MapStreamWithIndex<F, A, I, M>
+impl<F, A, I, M, T> Stream for MapStreamWithIndex<F, A, I, M>
 where
     F: TaskArgs<A>,
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
     type Item = (usize, Result<F::Output, TaskError>);
 

@@ -3,8 +3,8 @@
 use super::{AsyncResult, MakeTask, Pool};
 use crate::{
     error::TaskError,
-    executor::{Executor, Map},
-    task::{IntoTask, Task, TaskArgs},
+    executor::{Executor, Map, MapTask},
+    task::TaskArgs,
 };
 
 /// The maps of a [`Pool`] with a chosen chunk size, made by [`Pool::chunk_size`].
@@ -15,25 +15,21 @@ pub struct Chunked<'a> {
     chunk_size: Option<usize>,
 }
 
-/// Converts a function that returns an `IntoTask` into one that returns a `Task`, as `Map` needs
-/// it.
-fn tasks<T: IntoTask, Item>(
-    mut make: impl FnMut(Item) -> T,
-) -> impl FnMut(Item) -> Task<T::Function, T::Arguments> {
-    move |item| make(item).into_task()
-}
-
 impl<'a> Chunked<'a> {
     pub(super) fn new(pool: &'a Pool, chunk_size: Option<usize>) -> Self {
         Chunked { pool, chunk_size }
     }
 
     /// Reads the whole input, and makes a map of it. Nothing is submitted yet.
-    fn start<F, A, I, M>(&self, make: M, items: I) -> Map<F, A, std::vec::IntoIter<I::Item>, M>
+    fn start<T, I, M>(
+        &self,
+        make: M,
+        items: I,
+    ) -> Map<T::Function, T::Arguments, std::vec::IntoIter<I::Item>, M>
     where
-        F: TaskArgs<A>,
+        T: MapTask,
         I: IntoIterator,
-        M: FnMut(I::Item) -> Task<F, A>,
+        M: FnMut(I::Item) -> T,
     {
         let executor = &self.pool.shared.executor;
         let items: Vec<_> = items.into_iter().collect();
@@ -49,7 +45,7 @@ impl<'a> Chunked<'a> {
     /// The same as [`Pool::map`], and [`TaskError::Invalid`] if the chunk size is 0.
     pub fn map<T, I, M>(&self, make: M, items: I) -> Result<Vec<T::Output>, TaskError>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
@@ -58,7 +54,7 @@ impl<'a> Chunked<'a> {
         }
         let (mut values, mut first_error) = (Vec::new(), None);
         // Iterate to the end even after an error: all items run, as documented, and are waited for.
-        for result in self.start(tasks(make), items) {
+        for result in self.start(make, items) {
             match result {
                 Ok(value) if first_error.is_none() => values.push(value),
                 Ok(_) => {}
@@ -74,20 +70,20 @@ impl<'a> Chunked<'a> {
     /// [`TaskError::Invalid`].
     pub fn map_collect<T, I, M>(&self, make: M, items: I) -> Vec<Result<T::Output, TaskError>>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
         if !self.pool.shared.is_running() {
             return items.into_iter().map(|_| Err(TaskError::Shutdown)).collect();
         }
-        self.start(tasks(make), items).collect()
+        self.start(make, items).collect()
     }
 
     /// See [`Pool::map_async`].
     pub fn map_async<T, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<T::Output>>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
@@ -95,7 +91,7 @@ impl<'a> Chunked<'a> {
         if !self.pool.shared.is_running() {
             return AsyncResult::refused(TaskError::Shutdown, unhandled);
         }
-        match self.start(tasks(make), items).submit_all() {
+        match self.start(make, items).submit_all() {
             Ok((results, total)) => AsyncResult::of_map::<T::Function>(
                 self.pool.shared.join_all(results, total),
                 unhandled,

@@ -12,6 +12,7 @@ use std::{
 use super::Shared;
 use crate::{
     error::{Phase, TaskError},
+    executor::MapTask,
     executor::{Executor, Map, map::NotInTime},
     task::{Task, TaskArgs},
 };
@@ -65,8 +66,11 @@ impl<F: TaskArgs<A>, A, I, M> fmt::Debug for IMap<F, A, I, M> {
     }
 }
 
+/// A task, or the error that the item is.
+type Made<F, A> = Result<Task<F, A>, TaskError>;
+
 /// The function that makes a task from an item. Here the items are tasks already.
-type Ready<F, A> = fn(Task<F, A>) -> Task<F, A>;
+type Ready<F, A> = fn(Made<F, A>) -> Made<F, A>;
 
 /// The payload of a panic of the input or of `make`.
 type Panic = Arc<Mutex<Option<Box<dyn Any + Send>>>>;
@@ -79,17 +83,18 @@ struct Tasks<F, A, I, M> {
     marker: PhantomData<fn() -> (F, A)>,
 }
 
-impl<F, A, I, M> Iterator for Tasks<F, A, I, M>
+impl<F, A, I, M, T> Iterator for Tasks<F, A, I, M>
 where
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
-    type Item = Task<F, A>;
+    type Item = Made<F, A>;
 
-    fn next(&mut self) -> Option<Task<F, A>> {
+    fn next(&mut self) -> Option<Self::Item> {
         // Unwind safe: neither `input` nor `make` is used again after a panic.
         match catch_unwind(AssertUnwindSafe(|| self.input.next().map(&mut self.make))) {
-            Ok(task) => task,
+            Ok(task) => task.map(T::into_item),
             Err(panic) => {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
                 None
@@ -131,11 +136,12 @@ impl<F: TaskArgs<A>, A, I, M> IMap<F, A, I, M> {
     }
 }
 
-impl<F, A, I, M> IMap<F, A, I, M>
+impl<F, A, I, M, T> IMap<F, A, I, M>
 where
     F: TaskArgs<A>,
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
     /// Does the same as `next`, but waits at most `timeout`. When the time has passed, it returns
     /// [`TaskError::TimedOut`] with [`Phase::Next`]. No result is lost: call it again.
@@ -171,11 +177,12 @@ where
     }
 }
 
-impl<F, A, I, M> Iterator for IMap<F, A, I, M>
+impl<F, A, I, M, T> Iterator for IMap<F, A, I, M>
 where
     F: TaskArgs<A>,
     I: Iterator,
-    M: FnMut(I::Item) -> Task<F, A>,
+    M: FnMut(I::Item) -> T,
+    T: MapTask<Function = F, Arguments = A>,
 {
     type Item = Result<F::Output, TaskError>;
 

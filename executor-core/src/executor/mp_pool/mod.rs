@@ -42,7 +42,7 @@ pub use imap::IMap;
 pub use starmap::MakeTask;
 use unhandled_errors::UnhandledErrors;
 
-use super::{ProcessPoolExecutor, ShutdownOptions};
+use super::{MapTask, ProcessPoolExecutor, ShutdownOptions};
 use crate::{
     error::{BuildError, TaskError},
     future::{TaskFuture, cell::Cell, join_all::JoinAll, map_results::MapResults},
@@ -258,7 +258,7 @@ impl Pool {
     /// The error of the first failed item. [`TaskError::Shutdown`] if the pool is not running.
     pub fn map<T, I, M>(&self, make: M, items: I) -> Result<Vec<T::Output>, TaskError>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
@@ -285,7 +285,7 @@ impl Pool {
     /// ```
     pub fn map_collect<T, I, M>(&self, make: M, items: I) -> Vec<Result<T::Output, TaskError>>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
@@ -295,7 +295,7 @@ impl Pool {
     /// Does the same as [`map`](Self::map), but returns as soon as all items are submitted.
     pub fn map_async<T, I, M>(&self, make: M, items: I) -> AsyncResult<Vec<T::Output>>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
@@ -380,7 +380,7 @@ impl Pool {
         items: I,
     ) -> IMap<T::Function, T::Arguments, I::IntoIter, M>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
@@ -394,7 +394,7 @@ impl Pool {
         items: I,
     ) -> IMap<T::Function, T::Arguments, I::IntoIter, M>
     where
-        T: IntoTask,
+        T: MapTask,
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
