@@ -142,7 +142,7 @@
 
 // Tasks.
 #[doc(inline)]
-pub use executor_core::{Encoded, IntoTask, MakeTask, Task, TaskArgs, TaskFn, TaskId};
+pub use executor_core::{Encoded, IntoTask, MakeTask, MapTask, Task, TaskArgs, TaskFn, TaskId};
 
 // Executors, and what they are asked.
 #[doc(inline)]
@@ -385,12 +385,51 @@ pub mod multiprocessing {
 ///   that one side writes and the other does not know becomes the `other` variant.
 /// - `#[task(crate = "my_facade::executor")]` sets the path of the `executor` crate.
 ///
+/// # Methods
+///
+/// On an `impl` block, the attribute makes a task of each function in the block. The value is an
+/// argument like the others, so its type has to implement serde's traits. Beside `produce` there is
+/// a method `produce_task` with the same parameters, which returns the task:
+///
+/// ```
+/// use executor::prelude::*;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Demo { factor: u64 }
+///
+/// #[task]
+/// impl Demo {
+///     fn produce(&self, i: u64) -> u64 { self.factor * i }
+///     fn doubled(mut self) -> Demo { self.factor *= 2; self }
+/// }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), TaskError> {
+///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+///     let demo = Demo { factor: 3 };
+///     assert_eq!(pool.submit(demo.produce_task(1)).result()?, 3);
+///     let products: Result<Vec<u64>, _> = pool.map(|i| demo.produce_task(i), 0..3).collect();
+///     assert_eq!(products?, [0, 3, 6]);
+///     assert_eq!(pool.submit(demo.doubled_task()).result()?.factor, 6);
+///     Ok(())
+/// }
+/// ```
+///
+/// A method takes `&self` or `self`. With `&self`, the value is encoded when the task is submitted,
+/// and stays with the caller. `&mut self` is refused, since the worker has a copy: take `self`, and
+/// return it. A function without `self` is called as `Demo::make_task(…)`. Other methods
+/// go to a block without the attribute. On the block, the attribute takes `codec` and `crate`.
+///
+/// For an object that keeps its state between calls, see [`macro@managed`] and
+/// [`worker_state`]. For a process that runs a value, see [`Run`].
+///
 /// # What cannot be a task function
 ///
 /// The following are compile errors, each with its reason: type and const parameters, `impl Trait`,
-/// `self`, `&mut`, `unsafe`, `extern`, and a result that borrows. A function in an `impl` block
-/// does not work either, because no type can be declared beside it. There, the compiler says
-/// "struct is not supported in `impl`s". Move the function out of the block.
+/// `&mut`, `unsafe`, `extern`, and a result that borrows. A single function in an `impl` block does
+/// not work either, because no type can be declared beside it. If it has no `self`, the compiler
+/// says "struct is not supported in `impl`s". Put the attribute on the block.
 ///
 /// The generated type also shadows modules and crates of the same name: below `#[task] fn serde()`,
 /// the path `serde::Serialize` is not found. Use `handle` in this case.

@@ -6,6 +6,7 @@ use syn::{
 };
 
 /// The options of `#[task(name = "…", handle = Ident, crate = "path", codec = "…")]`.
+#[derive(Clone)]
 pub(crate) struct TaskAttr {
     pub(crate) name: Option<LitStr>,
     pub(crate) handle: Option<Ident>,

@@ -62,7 +62,7 @@ impl Parse for Head {
         if is_item.contains(&true) {
             return Err(Error::new(
                 what,
-                "`#[task]` can only be used on a function or an `impl Run` block",
+                "`#[task]` can only be used on a function or an `impl` block",
             ));
         }
         let sig: Signature = input.parse()?;
@@ -116,8 +116,7 @@ pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
         match input {
             FnArg::Receiver(receiver) => refusals.add(
                 receiver.self_token.span,
-                "a task function must be a free function: move it out of the `impl` and take the value of \
-                 `self` as an argument",
+                "a method becomes a task by `#[task]` on its whole `impl` block, not on the method",
             ),
             FnArg::Typed(param) => {
                 if let Some(cfg) = param.attrs.iter().find(|attr| attr.path().is_ident("cfg")) {

@@ -3,22 +3,28 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::{
-    Attribute, Error, Generics, Result, Type, ext::IdentExt, parse_quote_spanned, spanned::Spanned,
+    Attribute, Error, Generics, ItemImpl, Result, Type, ext::IdentExt, parse_quote_spanned,
+    spanned::Spanned,
 };
 
 use crate::{
     attr::{self, Codec, TaskAttr},
     check::{self, TaskFunction},
-    run, types,
+    methods, run, types,
 };
 
 pub(crate) fn task(attr: TokenStream, item: TokenStream) -> TokenStream {
-    if let Some(implementation) = run::parse(&item) {
-        return run::expand(attr, &implementation).unwrap_or_else(|error| error.to_compile_error());
+    let block = syn::parse2::<ItemImpl>(item.clone()).ok();
+    if let Some(implementation) = block.as_ref().filter(|block| run::is_run(block)) {
+        return run::expand(attr, implementation).unwrap_or_else(|error| error.to_compile_error());
     }
     // Emit the function itself even when it is rejected. Without it, each call of the function
     // would be an error too.
-    let generated = generate(attr, item.clone()).unwrap_or_else(|error| error.to_compile_error());
+    let generated = match &block {
+        Some(block) => methods::expand(attr, block),
+        None => generate(attr, item.clone()),
+    };
+    let generated = generated.unwrap_or_else(|error| error.to_compile_error());
     quote!(#item #generated)
 }
 
@@ -34,7 +40,7 @@ fn generate(attr: TokenStream, item: TokenStream) -> Result<TokenStream> {
         );
         return Err(Error::new(handle.span(), message));
     }
-    Ok(Task { attr, handle, function, method: None }.expand())
+    Ok(Task { attr, handle, function, subject: Subject::Function }.expand())
 }
 
 fn capitalized(ident: &Ident) -> String {
@@ -47,9 +53,20 @@ pub(crate) struct Task {
     pub(crate) attr: TaskAttr,
     pub(crate) handle: Ident,
     pub(crate) function: TaskFunction,
-    /// The name in messages behind the module's path, for a function that calls a method of a
-    /// managed object.
-    pub(crate) method: Option<String>,
+    pub(crate) subject: Subject,
+}
+
+/// What the task function is to the user.
+pub(crate) enum Subject {
+    /// The function that the attribute stands on.
+    Function,
+    /// A generated function that calls a method. `name` is how messages name the method, behind the
+    /// module's path.
+    Method {
+        name: String,
+        /// Whether the first parameter is the method's `self`.
+        has_receiver: bool,
+    },
 }
 
 /// One parameter, in the form that the generated code needs.
@@ -156,7 +173,10 @@ impl Task {
             Argument {
                 // `mixed_site` keeps these names apart from names in the user's code.
                 local: format_ident!("__arg{i}", span = Span::mixed_site()),
-                name: param.ident.unraw().to_string(),
+                name: match &self.subject {
+                    Subject::Method { has_receiver: true, .. } if i == 0 => "self".to_owned(),
+                    _ => param.ident.unraw().to_string(),
+                },
                 travels,
                 is_reference,
             }
@@ -197,8 +217,8 @@ impl Task {
     /// function that can change a managed value: a plain function whose first parameter is the
     /// value.
     fn step_fn(&self, arguments: &[Argument]) -> Option<TokenStream> {
-        let Task { attr, handle, function, method } = self;
-        if method.is_some() {
+        let Task { attr, handle, function, subject } = self;
+        if !matches!(subject, Subject::Function) {
             return None;
         }
         let (first, rest) = arguments.split_first()?;
@@ -269,7 +289,7 @@ impl Task {
 
     /// Generates `impl TaskFn` and the registration, through which the worker finds the function.
     fn task_fn(&self, arguments: &[Argument]) -> TokenStream {
-        let Task { attr, handle, function, method } = self;
+        let Task { attr, handle, function, subject } = self;
         let krate = &attr.krate;
         let ident = &function.ident;
         let format = self.format();
@@ -280,12 +300,12 @@ impl Task {
         let outcome = quote_spanned! {span=>
             <#returned as __executor::Outcome<{ <__executor::Probe<#returned>>::IS_RESULT }>>
         };
-        let name = match (&attr.name, method) {
+        let name = match (&attr.name, subject) {
             (Some(name), _) => quote!(#name),
-            (None, Some(method)) => {
-                quote!(::core::concat!(::core::module_path!(), "::", #method))
+            (None, Subject::Method { name, .. }) => {
+                quote!(::core::concat!(::core::module_path!(), "::", #name))
             }
-            (None, None) => {
+            (None, Subject::Function) => {
                 let ident = ident.unraw().to_string();
                 quote!(::core::concat!(::core::module_path!(), "::", #ident))
             }
@@ -480,6 +500,6 @@ fn argument_way(format: &TokenStream, ty: &Type) -> TokenStream {
     }
 }
 
-fn is_doc_hidden(attr: &Attribute) -> bool {
+pub(crate) fn is_doc_hidden(attr: &Attribute) -> bool {
     attr.path().is_ident("doc") && attr.parse_args::<Ident>().is_ok_and(|arg| arg == "hidden")
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! `#[task]` on an `impl Run for …` block goes to the module `run`, which generates such a
-//! function. `#[managed]` goes to the module `managed`, which generates one for each method.
+//! function. On an `impl` block of a type it goes to the module `methods`, and `#[managed]` goes to
+//! the module `managed`: both generate one for each method.
 //!
 //! The tokens of the function are passed through unchanged. A macro sees only how a type is
 //! spelled. Everything that depends on what a type *is* (whether it is a `Result`, whether an error
@@ -19,6 +20,7 @@ mod check;
 mod entry;
 mod expand;
 mod managed;
+mod methods;
 mod run;
 mod types;
 

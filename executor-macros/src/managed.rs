@@ -22,7 +22,7 @@ use syn::{
 use crate::{
     attr::{ManagedAttr, TaskAttr},
     check::{Param, Refusals, TaskFunction, plain_name, unused_name},
-    expand::Task,
+    expand::{Subject, Task},
     types,
 };
 
@@ -246,7 +246,7 @@ fn check(function: &ImplItemFn, own: &TypePath, refusals: &mut Refusals) -> Opti
 }
 
 /// Writes the type's name for `Self`: outside the block, `Self` means nothing.
-fn name_self(ty: &mut Type, own: &TypePath) {
+pub(crate) fn name_self(ty: &mut Type, own: &TypePath) {
     struct NameSelf<'a>(&'a TypePath);
     impl VisitMut for NameSelf<'_> {
         fn visit_type_mut(&mut self, ty: &mut Type) {
@@ -457,7 +457,10 @@ fn task(attr: &ManagedAttr, own: &TypePath, own_name: &str, method: &Method) -> 
                 .collect(),
             output: output.clone(),
         },
-        method: Some(format!("{own_name}::{}", ident.unraw())),
+        subject: Subject::Method {
+            name: format!("{own_name}::{}", ident.unraw()),
+            has_receiver: false,
+        },
     };
     let registered = task.expand();
     quote! {

@@ -7,12 +7,10 @@ use syn::{Error, ImplItem, ItemImpl, Path, Result, ReturnType, Type};
 
 use crate::attr::TaskAttr;
 
-/// Parses an `impl Run for …` block. Returns `None` for any other item.
-pub(crate) fn parse(item: &TokenStream) -> Option<ItemImpl> {
-    let item = syn::parse2::<ItemImpl>(item.clone()).ok()?;
-    let (path, _) = item.trait_.as_ref()?;
-    path.segments.last().filter(|last| last.ident == "Run")?;
-    Some(item)
+/// Returns whether a block is `impl Run for …`.
+pub(crate) fn is_run(item: &ItemImpl) -> bool {
+    let path = item.trait_.as_ref().map(|(path, _)| path);
+    path.and_then(|path| path.segments.last()).is_some_and(|last| last.ident == "Run")
 }
 
 pub(crate) fn expand(attr: TokenStream, item: &ItemImpl) -> Result<TokenStream> {

@@ -111,8 +111,8 @@ fn check_self(ty: &TypePath, refusals: &mut Refusals) {
     if let Some(first) = ty.path.segments.first().filter(|first| first.ident == "Self") {
         refusals.add(
             first.ident.span(),
-            "a task function must be a free function: move it out of the `impl` and write the type's name \
-             instead of `Self`",
+            "the worker calls a task function from outside of the `impl` block, where `Self` means nothing: \
+             write the type's name, or put `#[task]` on the whole block",
         );
     }
 }

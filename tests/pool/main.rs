@@ -7,6 +7,7 @@ mod broken;
 mod executor_trait;
 mod future;
 mod limits;
+mod methods;
 mod mischief;
 mod options;
 mod pressure;

@@ -33,6 +33,7 @@
 use std::borrow::Cow;
 
 use executor::{managed, task};
+use serde::{Deserialize, Serialize};
 
 /// Adds.
 #[must_use]
@@ -82,6 +83,37 @@ pub const fn nothing((): ()) {}
 #[task]
 pub fn two<'a, 'b: 'a>(a: &'a str, b: &'b str, c: &'b str) -> usize {
     c.len() + a.len().max(b.len())
+}
+
+/// Scales.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Scale(u64);
+
+#[task]
+impl Scale {
+    /// Applies it.
+    #[must_use]
+    pub const fn apply(self, x: u64) -> u64 {
+        self.0 * x
+    }
+
+    /// Borrows.
+    pub async fn borrows<'a>(
+        &'a self,
+        text: &'a str,
+        cow: Cow<'_, str>,
+        (a, b): (u8, u8),
+    ) -> usize {
+        text.len() + cow.len() + usize::from(a + b)
+    }
+
+    /// Old.
+    #[deprecated = "use `apply`"]
+    pub fn old(&self) {}
+
+    fn private() -> Self {
+        Scale(1)
+    }
 }
 
 /// Counts.
