@@ -25,6 +25,7 @@ cargo xtask models [CHECKER] [FILTER]
                                    production code under loom and shuttle, or under one of them
 cargo xtask deaths [ROUNDS] [FILTER]
                                    processes killed or stopped at every step; 300 rounds by default
+cargo xtask stress [SECONDS]       random use of executors from many threads; 30 seconds by default
 cargo xtask bench NAME [ARGUMENTS…]
                                    the benchmark benches/NAME, in release mode
 
@@ -84,6 +85,11 @@ fn plan(arguments: &[&str], surroundings: &Surroundings<'_>) -> Result<Vec<Step>
         ["test", ref rest @ ..] => Ok(vec![test(rest, surroundings)]),
         ["models", ref rest @ ..] => models(rest, surroundings),
         ["deaths", ref rest @ ..] => Ok(deaths(rest)),
+        ["stress"] => Ok(vec![stress()]),
+        ["stress", seconds] if seconds.parse::<u64>().is_ok() => {
+            Ok(vec![stress().env("EXECUTOR_STRESS_SECONDS", seconds)])
+        }
+        ["stress", ..] => Err("`stress` takes a number of seconds".to_owned()),
         ["bench", name, ref rest @ ..] => {
             let rest = rest.strip_prefix(&["--"]).unwrap_or(rest);
             Ok(vec![
@@ -184,6 +190,10 @@ fn deaths(arguments: &[&str]) -> Vec<Step> {
         Some(rounds) => step.env("EXECUTOR_ROUNDS", rounds),
         None => step,
     }]
+}
+
+fn stress() -> Step {
+    Step::cargo("test -p executor --test stress -- --nocapture")
 }
 
 /// Looks for the integration tests of this name in the folder `tests`.
@@ -321,6 +331,14 @@ mod tests {
         becomes("deaths 10000", &format!("EXECUTOR_ROUNDS='10000' {tests}"));
         becomes("deaths 9 named", &format!("EXECUTOR_ROUNDS='9' {tests} named"));
         becomes("deaths queue", &format!("{tests} queue"));
+    }
+
+    #[test]
+    fn a_stress_takes_its_seconds() {
+        let test = "test -p executor --test stress -- --nocapture";
+        becomes("stress", test);
+        becomes("stress 600", &format!("EXECUTOR_STRESS_SECONDS='600' {test}"));
+        assert!(planned("stress long").is_err());
     }
 
     #[test]
