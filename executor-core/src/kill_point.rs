@@ -459,6 +459,8 @@ mod hook {
         ManagerFunctionApplied,
         /// The result of a function that took long waits for the thread that leads now.
         ManagerFunctionLate,
+        /// The end of a task in a pool was noted, and its reply is not sent.
+        ManagerTaskAnswered,
         /// Another thread leads, because a function takes long.
         ManagerRelieved,
         /// It has noticed that its owner wants it to end.

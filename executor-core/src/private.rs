@@ -30,7 +30,7 @@ pub use crate::{
     manager::{Step, StepFn},
     os::image::Constructor,
     registry::{
-        Call, CallContext, CallResult, Registered, SourcePlace, Stage, TASKS, TaskEntry, note,
+        Call, CallContext, CallResult, Registered, Role, SourcePlace, Stage, TASKS, TaskEntry, note,
     },
     task::{Task, TaskArgs, TaskFn},
     wire::{

@@ -66,6 +66,9 @@ pub(crate) enum Subject {
         name: String,
         /// Whether the first parameter is the method's `self`.
         has_receiver: bool,
+        /// What the method does with a managed object: a variant of the registry's `Role`. `None`
+        /// if it is no method of a managed type.
+        role: Option<Ident>,
     },
 }
 
@@ -449,6 +452,12 @@ impl Task {
                 ::core::result::Result::Err(__error) => #failed,
             }
         };
+        let made = match &self.subject {
+            Subject::Method { role: Some(role), .. } => {
+                quote!(__executor::Call::Managed(__call, __executor::Role::#role))
+            }
+            _ => quote!(__executor::Call::Sync(__call)),
+        };
         if self.function.is_async {
             quote! {{
                 fn __call<'a>(
@@ -469,7 +478,7 @@ impl Task {
                 ) -> __executor::CallResult {
                     #body
                 }
-                __executor::Call::Sync(__call)
+                #made
             }}
         }
     }

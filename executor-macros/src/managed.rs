@@ -42,6 +42,18 @@ enum Role {
     Shared,
 }
 
+impl Role {
+    /// Returns the variant of the registry's `Role`. The server learns from it which calls can run
+    /// together.
+    fn name(self) -> &'static str {
+        match self {
+            Role::Constructor { .. } => "Constructor",
+            Role::Exclusive => "Exclusive",
+            Role::Shared => "Shared",
+        }
+    }
+}
+
 /// A public method that has passed all checks.
 struct Method {
     attrs: Vec<Attribute>,
@@ -460,6 +472,7 @@ fn task(attr: &ManagedAttr, own: &TypePath, own_name: &str, method: &Method) -> 
         subject: Subject::Method {
             name: format!("{own_name}::{}", ident.unraw()),
             has_receiver: false,
+            role: Some(Ident::new(role.name(), Span::call_site())),
         },
     };
     let registered = task.expand();
@@ -524,7 +537,6 @@ fn call(krate: &syn::Path, method: &Method) -> TokenStream {
             }
         };
     }
-    let exclusive = *role == Role::Exclusive;
     let (returned, convert) = match items {
         Some(item) => (quote!(::std::vec::IntoIter<#item>), true),
         None => (returned(hidden, output.as_ref()), false),
@@ -533,8 +545,8 @@ fn call(krate: &syn::Path, method: &Method) -> TokenStream {
         true => quote!(::core::result::Result::map(#call, ::core::iter::IntoIterator::into_iter)),
         false => call,
     };
-    let call = converted(quote!(self.0.call(#exclusive, #task)));
-    let call_async = converted(quote!(self.0.call_async(#exclusive, #task).await));
+    let call = converted(quote!(self.0.call(#task)));
+    let call_async = converted(quote!(self.0.call_async(#task).await));
     quote! {
         #(#kept)*
         #[doc = #errors]

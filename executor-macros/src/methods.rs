@@ -81,8 +81,11 @@ pub(crate) fn expand(attr: TokenStream, item: &ItemImpl) -> Result<TokenStream> 
         let Method { ident, has_receiver, mut function } = method;
         let public = public_method(&attr, &own, &ident, has_receiver, &function);
         let hidden = hidden_function(&own, &ident, &function);
-        let subject =
-            Subject::Method { name: format!("{own_name}::{}", ident.unraw()), has_receiver };
+        let subject = Subject::Method {
+            name: format!("{own_name}::{}", ident.unraw()),
+            has_receiver,
+            role: None,
+        };
         let handle = function.ident.clone();
         // What the user is told is at the public method. The rest is called by generated code.
         function.attrs.retain(|attr| attr.path().is_ident("cfg"));

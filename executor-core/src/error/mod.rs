@@ -17,6 +17,7 @@
 //! causes. The macros `debug_is_display!` and `debug_is_chain!` implement it. No error derives
 //! `Debug`; a test checks the sources for that.
 
+pub(crate) mod encoded;
 mod remote;
 pub(crate) mod reply;
 

@@ -128,6 +128,11 @@ impl RemoteError {
         self.0.attempts
     }
 
+    /// Returns everything that a copy in another process is made of.
+    pub(super) fn parts(&self) -> (&str, &Failure, Option<ExitStatus>, u32) {
+        (&self.0.task, &self.0.failure, self.0.ended, self.0.attempts)
+    }
+
     pub(super) fn write_backtrace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.backtrace() {
             Some(backtrace) => write!(f, "\n\n{backtrace}"),

@@ -9,7 +9,9 @@
 //!                                             the result's bytes are the new value ◄──┘
 //! ```
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
 
 use super::{
     client::{Door, taking_in_server},
@@ -20,8 +22,8 @@ use super::{
 use crate::{
     error::{self, TaskError},
     id::TaskId,
-    registry::{self, Call},
-    task::TaskFn,
+    registry::{self, Call, Role, TaskEntry},
+    task::{Retry, Task, TaskArgs, TaskFn, TaskOptions, encode},
     wire::{
         buffer::Buffer,
         codec::{CodecError, Format, Postcard},
@@ -133,7 +135,7 @@ impl Application<'_> {
         }
         arguments.extend_from_slice(self.current.unwrap_or_default());
         arguments.extend_from_slice(self.rest);
-        run(self.function, &arguments, door)
+        run(Wanted::Function, self.function, &arguments, door)
     }
 }
 
@@ -143,9 +145,9 @@ pub(super) fn construct(
     arguments: &[u8],
     door: &Arc<Door>,
 ) -> Result<Arc<Stored>, Vec<u8>> {
-    let (ran, made) = managed::constructing(|| run(function, arguments, door));
+    let (ran, made) = managed::constructing(|| run(Wanted::Constructor, function, arguments, door));
     ran?;
-    made.ok_or_else(|| refused(function, b"it is no constructor of a managed object"))
+    made.ok_or_else(|| refused(function, b"it has made no object"))
 }
 
 /// Runs a method of such a value.
@@ -155,27 +157,70 @@ pub(super) fn call(
     arguments: &[u8],
     door: &Arc<Door>,
 ) -> Result<Vec<u8>, Vec<u8>> {
-    let (ran, called) = managed::calling(value, || run(function, arguments, door));
-    match ran {
-        Ok(_) if !called => Err(refused(function, b"it is no method of a managed object")),
-        ran => ran,
+    managed::calling(value, || run(Wanted::Method, function, arguments, door))
+}
+
+/// What kind of function a request is about. A client that breaks the protocol can name any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// One that updates a value.
+    Function,
+    Constructor,
+    Method,
+}
+
+impl Wanted {
+    /// Returns what is wrong with a function of another kind.
+    fn other(self) -> &'static str {
+        match self {
+            Wanted::Function => "it is a method of a managed type, which only its proxy can call",
+            Wanted::Constructor => "it is no constructor of a managed type",
+            Wanted::Method => "it is no method of a managed type",
+        }
     }
+}
+
+/// Returns the function that a client means, or the body of a reply that says that there is none:
+/// the client may be another program.
+pub(super) fn known(function: u64) -> Result<&'static TaskEntry, Vec<u8>> {
+    registry::by_meaning(function).and_then(registry::lookup).ok_or_else(|| {
+        refused(
+            function,
+            b"the program of the server has no such function, or one with other types or of another version of its crate",
+        )
+    })
+}
+
+/// Whether a function is a method that has the object for itself. The server asks this, and not the
+/// client, which could say anything.
+pub(super) fn is_exclusive(function: u64) -> bool {
+    let entry = registry::by_meaning(function).and_then(registry::lookup);
+    entry.is_some_and(|entry| matches!(entry.call, Call::Managed(_, Role::Exclusive)))
 }
 
 /// Runs a function, in the server. Returns its result, or the body of a reply that says why there
 /// is none.
-fn run(function: u64, arguments: &[u8], door: &Arc<Door>) -> Result<Vec<u8>, Vec<u8>> {
-    // The client may be another program.
-    let Some(id) = registry::by_meaning(function) else {
-        return Err(refused(
-            function,
-            b"the program of the server has no such function, or one with other types or of another version of its crate",
-        ));
-    };
-    if registry::lookup(id).is_some_and(|entry| matches!(entry.call, Call::Async(_))) {
+fn run(
+    wanted: Wanted,
+    function: u64,
+    arguments: &[u8],
+    door: &Arc<Door>,
+) -> Result<Vec<u8>, Vec<u8>> {
+    let entry = known(function)?;
+    let is_right = match (&entry.call, wanted) {
         // The attributes generate no such call.
-        return Err(refused(function, b"it is async, and the server does not await"));
+        (Call::Async(_), _) => {
+            return Err(refused(function, b"it is async, and the server does not await"));
+        }
+        (Call::Managed(_, Role::Constructor), Wanted::Constructor) => true,
+        (Call::Managed(_, Role::Exclusive | Role::Shared), Wanted::Method) => true,
+        (Call::Sync(_), Wanted::Function) => true,
+        _ => false,
+    };
+    if !is_right {
+        return Err(refused(function, wanted.other().as_bytes()));
     }
+    let id = entry.number();
     let call = || {
         call_here(TASK, id, arguments, |kind, bytes, attachments| match kind {
             Reply::Done if attachments.is_empty() => Ok(bytes.to_vec()),
@@ -189,8 +234,117 @@ fn run(function: u64, arguments: &[u8], door: &Arc<Door>) -> Result<Vec<u8>, Vec
     taking_in_server(door, call).map_err(|(kind, bytes)| failed(function, kind, &bytes))
 }
 
-fn refused(function: u64, why: &[u8]) -> Vec<u8> {
+/// Returns the body of a reply that says why a function was not run.
+pub(super) fn refused(function: u64, why: &[u8]) -> Vec<u8> {
     failed(function, Reply::Refused, why)
+}
+
+/// The kind of a failure that is a whole [`TaskError`]. The other kinds are those of replies of
+/// workers, which are bytes.
+const TASK_ERROR: u64 = 1 << 8;
+
+/// Returns the body of a reply that says how a task in a pool has failed.
+pub(super) fn task_failed(error: &TaskError) -> Vec<u8> {
+    let mut bytes = error::encoded::encode(error);
+    if bytes.len() > FIELD_BYTES_MAX {
+        bytes = error::encoded::encode(&TaskError::invalid("its error is too large to be sent"));
+    }
+    let mut body = Vec::new();
+    put_number(&mut body, TASK_ERROR);
+    put_bytes(&mut body, &bytes);
+    // The error has the name.
+    put_bytes(&mut body, b"");
+    body
+}
+
+/// The options of a task, as a client sends them.
+#[derive(Serialize, Deserialize)]
+pub(super) struct TaskSettings {
+    timeout: Option<Duration>,
+    queue_timeout: Option<Duration>,
+    name: Option<String>,
+    /// How often the task is tried again, and the first delay.
+    retries: Option<(u32, Duration)>,
+}
+
+impl TaskSettings {
+    /// Encodes the options of a task. Most have none, and nothing is to be sent for them.
+    fn encode(options: &TaskOptions) -> Result<Vec<u8>, TaskError> {
+        if options.is_none() {
+            return Ok(Vec::new());
+        }
+        let retry = options.retry();
+        if retry.is_some_and(|retry| retry.on.is_some()) {
+            return Err(TaskError::invalid(
+                "a task of a manager's pool has `retry_on`, which is code that would have to be                  called in the server",
+            ));
+        }
+        let settings = TaskSettings {
+            timeout: options.timeout(),
+            queue_timeout: options.queue_timeout(),
+            name: options.name().map(str::to_owned),
+            retries: retry.and_then(|retry| Some((retry.retries?, retry.delay))),
+        };
+        Ok(postcard::to_stdvec(&settings).expect("numbers and a text can be encoded"))
+    }
+
+    /// Decodes what [`encode`](Self::encode) has encoded.
+    pub(super) fn decode(bytes: &[u8]) -> Option<TaskOptions> {
+        let mut options = TaskOptions::default();
+        if bytes.is_empty() {
+            return Some(options);
+        }
+        let settings: TaskSettings = postcard::from_bytes(bytes).ok()?;
+        let set = options.set();
+        set.timeout = settings.timeout;
+        set.queue_timeout = settings.queue_timeout;
+        set.name = settings.name.map(String::into_boxed_str);
+        set.retry = settings.retries.map(|(retries, delay)| Retry {
+            retries: Some(retries),
+            delay,
+            on: None,
+        });
+        Some(options)
+    }
+}
+
+/// A call of a function, as it stands in a request.
+pub(super) struct EncodedCall {
+    /// What the function means.
+    pub(super) function: u64,
+    /// The options of the task. Empty without any.
+    pub(super) options: Vec<u8>,
+    pub(super) arguments: Vec<u8>,
+}
+
+/// Encodes a call. It consumes the task, so no future keeps what it has borrowed.
+pub(super) fn encode_call<F: TaskArgs<A>, A>(
+    task: Task<F, A>,
+) -> Result<EncodedCall, ManagerError> {
+    let (args, options) = task.into_parts();
+    let name = options.called(F::NAME).to_owned();
+    let failed = |why: &dyn fmt::Display| ManagerError::Encode(format!("{name}: {why}").into());
+    let (mut bytes, mut attached) = (Buffer::new(), Vec::new());
+    match encode::encode::<F, A>(args, &options, &mut bytes, &mut attached) {
+        Ok(()) => {}
+        Err(error) if matches!(*error, TaskError::Invalid(_)) => {
+            return Err(ManagerError::Failed(*error));
+        }
+        Err(error) => return Err(failed(&error)),
+    }
+    if !attached.is_empty() {
+        return Err(failed(
+            &"its arguments contain something that belongs to processes, such as a file, a queue or a managed object",
+        ));
+    }
+    let arguments = bytes.into_vec();
+    if arguments.len() > FIELD_BYTES_MAX {
+        return Err(failed(&format!("its arguments have {} bytes", arguments.len())));
+    }
+    let function = registry::meaning(F::entry().number());
+    let function = function.ok_or_else(|| failed(&"it is not in the registry"))?;
+    let options = TaskSettings::encode(&options).map_err(ManagerError::Failed)?;
+    Ok(EncodedCall { function, options, arguments })
 }
 
 /// Returns the body of a reply that says why a function gave no value.
@@ -213,6 +367,10 @@ pub(super) fn failure(body: &[u8]) -> ManagerError {
     let (Ok(kind), Ok(bytes), Ok(name)) = (fields.number(), fields.bytes(), fields.bytes()) else {
         return ManagerError::Protocol("a failure that nobody understands".into());
     };
+    if kind == TASK_ERROR {
+        let unknown = || ManagerError::Protocol("a failure that nobody understands".into());
+        return error::encoded::decode(bytes).map_or_else(unknown, ManagerError::Failed);
+    }
     let name = String::from_utf8_lossy(name);
     let kind = u8::try_from(kind).ok().and_then(Reply::from_u8);
     ManagerError::Failed(match kind {

@@ -8,7 +8,7 @@ use super::{
         stream::{Stream, read_welcome},
     },
     protocol::{CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, names_in_reply},
-    server::core::{Actions, Core, Limits, Work},
+    server::core::{Actions, Core, Limits, PoolOrder, Work},
 };
 use crate::{fuzz::Input, ipc::AuthKey};
 
@@ -25,7 +25,7 @@ pub(crate) fn requests(data: &[u8]) {
     let mut input = Input::new(data);
     let limits =
         Limits { clients: 2, objects: 64, calls_per_client: 32, bytes_per_client: 1 << 16 };
-    let mut core = Core::new(limits);
+    let mut core = Core::new(limits, |function| function == 7);
     let clients = [core.connect(), core.connect()].map(|client| client.expect("room for two"));
     let mut actions = Actions::default();
     let mut call = 0;
@@ -55,8 +55,12 @@ pub(crate) fn requests(data: &[u8]) {
             actions.clear();
             for job in jobs {
                 let result = match &job.work {
-                    Work::Update { arguments, .. } | Work::Call { arguments, .. } => &arguments[..],
-                    Work::Construct { .. } | Work::Drop { .. } => &[],
+                    Work::Update { arguments, .. }
+                    | Work::Call { arguments, .. }
+                    | Work::Pool { order: PoolOrder::Submit { arguments, .. }, .. } => {
+                        &arguments[..]
+                    }
+                    Work::Construct { .. } | Work::Drop { .. } | Work::Pool { .. } => &[],
                 };
                 core.ran(job.id, Ok((result, &[])), &mut actions);
             }
@@ -206,6 +210,7 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
                 put_number(&mut create, 7);
                 put_bytes(&mut create, b"arguments");
             }
+            Kind::Pool => put_number(&mut create, 2),
             Kind::Map | Kind::Set | Kind::Event => {}
         }
         let mut lock = Vec::new();

@@ -15,8 +15,13 @@ use std::{
     any::{Any, type_name},
     cell::RefCell,
     fmt,
+    future::{Future, poll_fn},
+    hash::{Hash, Hasher},
     mem::ManuallyDrop,
+    pin::pin,
     sync::{Arc, PoisonError, RwLock, TryLockError},
+    task::Poll,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,18 +30,17 @@ use super::{
     Manager,
     client::{Answer, Reference, Request},
     error::ManagerError,
-    protocol::{FIELD_BYTES_MAX, Kind, Operation},
+    function::{EncodedCall, encode_call},
+    protocol::{Kind, Operation},
 };
 use crate::{
+    future::timer::Timer,
     os::local,
-    registry,
-    task::{Task, TaskArgs, TaskFn, encode},
-    wire::buffer::Buffer,
+    task::{Task, TaskArgs, TaskFn},
 };
 
 /// A value in the server. The lock is never waited for: the server only lets calls run together
-/// that can. It is there because a client that breaks the protocol could call a method that changes
-/// the value as one that does not.
+/// that can, and knows of each method what it does with the object.
 pub(super) type Stored = RwLock<Box<dyn Any + Send + Sync>>;
 
 /// What the function that runs on this thread is about.
@@ -78,10 +82,9 @@ pub(super) fn constructing<R>(run: impl FnOnce() -> R) -> (R, Option<Arc<Stored>
     (result, made.map(|made| Arc::new(RwLock::new(made))))
 }
 
-/// Runs a function that calls a method of a value. Also returns whether it has done so.
-pub(super) fn calling<R>(value: Arc<Stored>, run: impl FnOnce() -> R) -> (R, bool) {
-    let (result, place) = placed(Place::Call(Some(value)), run);
-    (result, matches!(place, Some(Place::Call(None))))
+/// Runs a function that calls a method of a value.
+pub(super) fn calling<R>(value: Arc<Stored>, run: impl FnOnce() -> R) -> R {
+    placed(Place::Call(Some(value)), run).0
 }
 
 /// Takes over the value that a constructor has made.
@@ -118,7 +121,7 @@ fn object<T>() -> Arc<Stored> {
 }
 
 const KIND: &str = "the managed object is of another type than its proxy";
-const SHARED: &str = "the call of a managed object says that it changes nothing, and it may";
+const SHARED: &str = "two methods of a managed object run together that cannot";
 
 /// Calls a method that takes `&self`.
 ///
@@ -162,58 +165,58 @@ pub(super) fn drop_value(value: Arc<Stored>) {
 }
 
 /// What every proxy has: a reference to an object of a user's own type.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Handle(Arc<Reference>);
+#[derive(Clone)]
+pub struct Handle {
+    reference: Arc<Reference>,
+    /// How long a call of a method may take. It belongs to this handle, and does not travel.
+    timeout: Option<Duration>,
+}
+
+impl PartialEq for Handle {
+    fn eq(&self, other: &Self) -> bool {
+        self.reference == other.reference
+    }
+}
+
+impl Eq for Handle {}
+
+impl Hash for Handle {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.reference.hash(state);
+    }
+}
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.reference.fmt(f)
     }
 }
 
 impl Serialize for Handle {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+        self.reference.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Handle {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Reference::deserialize(deserializer).map(|reference| Handle(Arc::new(reference)))
+        Reference::deserialize(deserializer).map(Handle::of)
     }
-}
-
-/// Returns what the function of a call means, and its encoded arguments. It consumes the task, so
-/// no future keeps what it has borrowed.
-fn arguments<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<(u64, Vec<u8>), ManagerError> {
-    let failed =
-        |why: &dyn fmt::Display| ManagerError::Encode(format!("{}: {why}", F::NAME).into());
-    let (args, options) = task.into_parts();
-    let (mut bytes, mut attached) = (Buffer::new(), Vec::new());
-    encode::encode::<F, A>(args, &options, &mut bytes, &mut attached)
-        .map_err(|error| failed(&error))?;
-    if !attached.is_empty() {
-        return Err(failed(
-            &"its arguments contain something that belongs to processes, such as a file, a queue or a managed object",
-        ));
-    }
-    let bytes = bytes.into_vec();
-    if bytes.len() > FIELD_BYTES_MAX {
-        return Err(failed(&format!("its arguments have {} bytes", bytes.len())));
-    }
-    let meaning = registry::meaning(F::entry().number());
-    let meaning = meaning.ok_or_else(|| failed(&"it is not in the registry"))?;
-    Ok((meaning, bytes))
 }
 
 impl Handle {
+    /// Returns another handle of the same object, whose calls take at most this long.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Handle { reference: Arc::clone(&self.reference), timeout: Some(timeout) }
+    }
+
     /// Makes an object with a constructor.
     pub fn create<F: TaskArgs<A>, A>(
         manager: &Manager,
         task: Task<F, A>,
     ) -> Result<Self, ManagerError> {
-        let answer = creation(manager, arguments(task)?).call()?;
-        Ok(Handle(Arc::new(Reference::created(&answer))))
+        let answer = creation(manager, encode_call(task)?).call()?;
+        Ok(Handle::of(Reference::created(&answer)))
     }
 
     /// Does what [`create`](Self::create) does, without blocking the thread.
@@ -221,36 +224,51 @@ impl Handle {
         manager: &Manager,
         task: Task<F, A>,
     ) -> Result<Self, ManagerError> {
-        let answer = creation(manager, arguments(task)?).call_async().await?;
-        Ok(Handle(Arc::new(Reference::created(&answer))))
+        let answer = creation(manager, encode_call(task)?).call_async().await?;
+        Ok(Handle::of(Reference::created(&answer)))
     }
 
-    fn request(&self, exclusive: bool, (function, arguments): (u64, Vec<u8>)) -> Request<'_> {
-        let request = self.0.request(Operation::OwnCall).number(function);
-        request.flag(exclusive).bytes(&arguments)
+    fn of(reference: Reference) -> Self {
+        Handle { reference: Arc::new(reference), timeout: None }
+    }
+
+    fn request(&self, call: EncodedCall) -> Request<'_> {
+        let request = self.reference.request(Operation::OwnCall);
+        request.number(call.function).bytes(&call.arguments)
+    }
+
+    /// Returns when a call ends at the latest that begins now.
+    fn deadline(&self) -> Option<Instant> {
+        // A time that no clock reaches is none.
+        Instant::now().checked_add(self.timeout?)
     }
 
     /// Calls a method.
-    pub fn call<F: TaskArgs<A>, A>(
-        &self,
-        exclusive: bool,
-        task: Task<F, A>,
-    ) -> Result<F::Output, ManagerError> {
-        result::<F>(&self.request(exclusive, arguments(task)?).call()?)
+    pub fn call<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> Result<F::Output, ManagerError> {
+        result::<F>(&self.request(encode_call(task)?).call_until(self.deadline())?)
     }
 
     /// Does what [`call`](Self::call) does, without blocking the thread.
     pub async fn call_async<F: TaskArgs<A>, A>(
         &self,
-        exclusive: bool,
         task: Task<F, A>,
     ) -> Result<F::Output, ManagerError> {
-        result::<F>(&self.request(exclusive, arguments(task)?).call_async().await?)
+        let request = self.request(encode_call(task)?);
+        let Some(deadline) = self.deadline() else {
+            return result::<F>(&request.call_async().await?);
+        };
+        let (mut call, mut timer) = (pin!(request.call_async()), Timer::new(deadline));
+        let answer = poll_fn(|context| match call.as_mut().poll(context) {
+            Poll::Ready(answer) => Poll::Ready(answer),
+            // The call is given up when it is dropped.
+            Poll::Pending => timer.poll(context.waker()).map(|()| Err(ManagerError::TimedOut)),
+        });
+        result::<F>(&answer.await?)
     }
 }
 
-fn creation(manager: &Manager, (function, arguments): (u64, Vec<u8>)) -> Request<'_> {
-    manager.creation(Kind::Own).number(function).bytes(&arguments)
+fn creation(manager: &Manager, call: EncodedCall) -> Request<'_> {
+    manager.creation(Kind::Own).number(call.function).bytes(&call.arguments)
 }
 
 fn result<F: TaskFn>(answer: &Answer) -> Result<F::Output, ManagerError> {
@@ -286,7 +304,7 @@ mod tests {
     #[test]
     fn a_method_gets_its_object_once_and_with_its_type() {
         let value = stored(1);
-        let (sum, called) = calling(Arc::clone(&value), || {
+        let sum = calling(Arc::clone(&value), || {
             let sum = with_mut(|value: &mut u32| {
                 *value += 1;
                 // A method that calls another one by its task does not get the object again.
@@ -297,27 +315,25 @@ mod tests {
             sum
         });
         assert_eq!(sum, 2);
-        assert!(called);
-        assert!(calling(Arc::clone(&value), || with_ref(|value: &u32| *value)).1);
-        assert!(!calling(Arc::clone(&value), || ()).1);
+        assert_eq!(calling(Arc::clone(&value), || with_ref(|value: &u32| *value)), 2);
         let other = || calling(Arc::clone(&value), || with_ref(|value: &u64| *value));
         assert!(panics(other).contains("another type"));
         assert!(panics(|| with_ref(|value: &u32| *value)).contains("through its proxy"));
     }
 
     #[test]
-    fn a_call_that_says_that_it_changes_nothing_cannot_change_what_others_read() {
+    fn a_method_that_changes_a_value_does_not_run_beside_others() {
         let value = stored(1);
         let reader = value.read().unwrap();
         let write = || calling(Arc::clone(&value), || with_mut(|value: &mut u32| *value += 1));
-        assert!(panics(write).contains("changes nothing"));
+        assert!(panics(write).contains("run together"));
         drop(reader);
         write();
         let writer = value.write().unwrap();
         let read = || calling(Arc::clone(&value), || with_ref(|value: &u32| *value));
-        assert!(panics(read).contains("changes nothing"));
+        assert!(panics(read).contains("run together"));
         drop(writer);
-        assert_eq!(read().0, 2);
+        assert_eq!(read(), 2);
     }
 
     #[test]
@@ -333,6 +349,6 @@ mod tests {
         };
         assert_eq!(panics(write), "in between");
         assert_eq!(panics(write), "in between");
-        assert_eq!(calling(Arc::clone(&value), || with_ref(|value: &u32| *value)).0, 7);
+        assert_eq!(calling(Arc::clone(&value), || with_ref(|value: &u32| *value)), 7);
     }
 }

@@ -149,6 +149,7 @@ pub use proxy::{
     list::List,
     lock::{Lock, LockGuard, OwnedLockGuard, OwnedRLockGuard, RLock, RLockGuard},
     namespace::Namespace,
+    pool::{Pool, PoolFuture, PoolMap},
     queue::{JoinableQueue, Queue},
     semaphore::{BoundedSemaphore, OwnedPermit, Permit, Semaphore},
     set::Set,
@@ -174,7 +175,7 @@ use crate::{
 /// [`queue`](Self::queue), [`joinable_queue`](Self::joinable_queue), [`lock`](Self::lock),
 /// [`rlock`](Self::rlock), [`semaphore`](Self::semaphore),
 /// [`bounded_semaphore`](Self::bounded_semaphore), [`condition`](Self::condition),
-/// [`event`](Self::event) and [`barrier`](Self::barrier).
+/// [`event`](Self::event), [`barrier`](Self::barrier) and [`pool`](Self::pool).
 pub struct Manager {
     /// The server's process, if this process has started it.
     started: Option<Started>,

@@ -232,9 +232,21 @@ bytes! {
         BarrierState,
 
         // Objects of users' own types.
-        /// Fields: function, 1 if it changes the object, its arguments as bytes. What the method
-        /// returned.
+        /// Fields: function, its arguments as bytes. What the method returned.
         OwnCall,
+
+        // Pools of workers.
+        /// Fields: function, options of the task as bytes, its arguments as bytes. What the task
+        /// returned.
+        PoolSubmit,
+        /// The pool accepts no more tasks.
+        PoolClose,
+        /// The same, and its workers are terminated.
+        PoolTerminate,
+        /// Waits until the pool has no worker any more. `Refused` if it accepts tasks.
+        PoolJoin,
+        /// The process ids of the workers, as a value.
+        PoolWorkers,
     }
 }
 
@@ -266,6 +278,8 @@ impl Operation {
                 | EventIsSet
                 | EventWait
                 | BarrierState
+                | PoolJoin
+                | PoolWorkers
         )
     }
 }
@@ -295,8 +309,15 @@ bytes! {
         /// An object of a user's own type. Fields: the function that makes it, its arguments as
         /// bytes.
         Own,
+        /// A pool of workers. Field: how many workers at most, up to [`POOL_WORKERS_MAX`].
+        Pool,
     }
 }
+
+/// Maximum number of workers of a pool in a server. With a higher value, one client can make the
+/// server start so many processes that nobody else can start one. With a lower value, large
+/// machines are not used.
+pub(crate) const POOL_WORKERS_MAX: u64 = 1024;
 
 bytes! {
     /// How a request ended.

@@ -162,6 +162,21 @@ pub enum Call {
     Sync(fn(&[u8], &mut CallContext) -> CallResult),
     /// An `async fn`. Its future need not be `Send`.
     Async(AsyncCall),
+    /// A method of a managed type, which `#[managed]` generates. It runs in a manager's server, for
+    /// an object there.
+    Managed(fn(&[u8], &mut CallContext) -> CallResult, Role),
+}
+
+/// What a method of a managed type does with the object.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It makes the object, or fails to.
+    Constructor,
+    /// It takes `&mut self`: it has the object for itself.
+    Exclusive,
+    /// It takes `&self`: it runs beside others.
+    Shared,
 }
 
 /// The function pointer in [`Call::Async`].

@@ -73,7 +73,7 @@ impl Caller {
         // Not moved out of the closure as a `Result`: see `task::encode`.
         let mut failed = None;
         let result = catch_unwind(AssertUnwindSafe(|| match entry.call {
-            Call::Sync(call) => match call(arguments, context) {
+            Call::Sync(call) | Call::Managed(call, _) => match call(arguments, context) {
                 CallResult::Done => {}
                 called => failed = Some(failure(called)),
             },

@@ -38,6 +38,7 @@ use super::{
     door::{self, Door},
 };
 use crate::{
+    future::wait::Signal,
     os::{
         eventfd::EventFd,
         fork::{Creator, NotInherited},
@@ -276,6 +277,16 @@ impl Connection {
         let call = calls.new_id();
         calls.insert(call, waiting);
         call
+    }
+
+    /// Records who waits for a call from now on. Returns `false` if it does not wait any more.
+    fn exchange(&self, call: CallId, waiting: Waiting) -> bool {
+        let mut calls = lock(&self.calls);
+        let waits = calls.remove(call).is_some();
+        if waits {
+            calls.insert(call, waiting);
+        }
+        waits
     }
 
     /// Keeps the object of a call that is abandoned, until its reply has come. Otherwise what the
@@ -948,6 +959,77 @@ pub(crate) struct PendingCall {
     slot: Arc<Slot>,
     undo: Undo,
     over: bool,
+}
+
+impl PendingCall {
+    /// The connection that the call goes over.
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Waits for the reply in this thread, which receives if nobody else does. `None` if it has not
+    /// come by the deadline: the call goes on.
+    pub(super) fn wait(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Option<Result<Message, ManagerError>> {
+        assert!(!self.over, "waited for after it had completed");
+        if self.connection.is_elsewhere() {
+            self.over = true;
+            return Some(Err(forked()));
+        }
+        let (connection, call) = (Arc::clone(&self.connection), self.call);
+        let seat = Arc::new(Seat::default());
+        if !connection.exchange(call, Waiting::Thread(Arc::clone(&seat))) {
+            // The reply has come, or is just being passed on. Or the connection has ended.
+            return self.wait_for_slot();
+        }
+        let received = connection.wait_in(&seat, call, None, deadline);
+        let message = match received {
+            Ok(Received::Own(message)) => Some(Ok(message)),
+            Err(error) => {
+                lock(&connection.calls).remove(call);
+                Some(Err(error))
+            }
+            Ok(Received::Nothing | Received::Interrupted) => {
+                if connection.exchange(call, Waiting::Task(Arc::clone(&self.slot))) {
+                    None
+                } else {
+                    // It is being put onto the seat at this moment, or the connection has ended.
+                    seat.wait(None);
+                    Some(seat.take().ok_or_else(|| connection.gone_error()))
+                }
+            }
+        };
+        connection.wake_all();
+        // This thread may have been called to receive, and does not any more.
+        connection.leave();
+        self.over = message.is_some();
+        message
+    }
+
+    /// Waits for a reply that is in the slot, or will be in a moment.
+    fn wait_for_slot(&mut self) -> Option<Result<Message, ManagerError>> {
+        let signal = Arc::new(Signal::default());
+        let waker = Waker::from(Arc::clone(&signal));
+        loop {
+            signal.clear();
+            let (old, waits) = self.slot.wait(waker.clone());
+            // The user's code, so no lock may be held.
+            drop(old);
+            if !waits {
+                break;
+            }
+            // Another thread has taken the reply out of the table, and waits for nothing before it
+            // puts it into the slot.
+            signal.wait(None);
+        }
+        self.over = true;
+        Some(match self.slot.take() {
+            (Some(message), _) => Ok(message),
+            (None, _) => Err(self.connection.gone_error()),
+        })
+    }
 }
 
 impl Future for PendingCall {

@@ -30,6 +30,6 @@ mod value;
 
 pub use backoff::Backoff;
 pub(super) use door::{Door, ServerId};
-pub(super) use reference::{Answer, Reference, Request, Session, Values};
+pub(super) use reference::{Answer, PendingAnswer, Reference, Request, Session, Values};
 pub(super) use route::{Route, RouteOptions};
 pub(super) use value::taking_in_server;

@@ -7,8 +7,10 @@ use std::{
     fmt,
     ops::Deref,
     os::fd::AsFd,
+    pin::Pin,
     ptr,
     sync::{Arc, Mutex, OnceLock, Weak},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -24,7 +26,7 @@ use super::{
         },
     },
     calls::{Message, Undo},
-    connection::Connection,
+    connection::{Connection, PendingCall},
     door::{Door, ServerId},
     route::Route,
     table,
@@ -589,16 +591,7 @@ impl<'a> Request<'a> {
 
     /// Adds to the error of a call that was lost on its way what is known about it.
     fn explained(&self, error: ManagerError) -> ManagerError {
-        match error {
-            ManagerError::Gone(why)
-                if self.reference.door.reconnects() && !self.undo.operation.changes_nothing() =>
-            {
-                ManagerError::Gone(
-                    format!("{why}; it is not known whether the call was done").into(),
-                )
-            }
-            error => error,
-        }
+        explained(error, self.reference.door.reconnects(), self.undo.operation)
     }
 
     /// Makes the call. At the deadline, asks the server to answer, and waits for that, for `grace`
@@ -649,6 +642,25 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Makes the call, and returns without its answer. The thread may wait for the server if it has
+    /// to claim the object first.
+    pub(crate) fn begin(mut self) -> Result<PendingAnswer, ManagerError> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let hold = self.reference.hold(None)?;
+        self.check(&hold)?;
+        let body = std::mem::take(&mut self.body).into();
+        let call = hold.connection.begin(self.undo, self.object, body);
+        let reconnects = self.reference.door.reconnects();
+        let operation = self.undo.operation;
+        Ok(PendingAnswer {
+            call: call.map_err(|error| self.explained(error))?,
+            operation,
+            reconnects,
+        })
+    }
+
     /// Sends a request that gets no answer.
     pub(crate) fn tell(self) {
         if self.failed.is_some() {
@@ -662,6 +674,48 @@ impl<'a> Request<'a> {
         if let Some(hold) = hold {
             hold.connection.tell(self.undo.operation, self.object, &self.body);
         }
+    }
+}
+
+/// Adds to the error of a call that was lost on its way what is known about it.
+fn explained(error: ManagerError, reconnects: bool, operation: Operation) -> ManagerError {
+    match error {
+        ManagerError::Gone(why) if reconnects && !operation.changes_nothing() => {
+            ManagerError::Gone(format!("{why}; it is not known whether the call was done").into())
+        }
+        error => error,
+    }
+}
+
+/// A call that was made, and whose answer may be awaited or waited for.
+pub(crate) struct PendingAnswer {
+    call: PendingCall,
+    operation: Operation,
+    reconnects: bool,
+}
+
+impl PendingAnswer {
+    fn answer(&self, message: Result<Message, ManagerError>) -> Result<Answer, ManagerError> {
+        let message = message.map_err(|error| explained(error, self.reconnects, self.operation))?;
+        Answer::new(message, Arc::clone(self.call.connection()), self.operation)
+    }
+
+    /// Waits for the answer until the deadline. `None` if it has not come by then.
+    pub(crate) fn wait(
+        &mut self,
+        deadline: Option<Instant>,
+    ) -> Option<Result<Answer, ManagerError>> {
+        let message = self.call.wait(deadline)?;
+        Some(self.answer(message))
+    }
+}
+
+impl Future for PendingAnswer {
+    type Output = Result<Answer, ManagerError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let message = ready!(Pin::new(&mut self.call).poll(context));
+        Poll::Ready(self.answer(message))
     }
 }
 

@@ -71,7 +71,7 @@ impl State {
             Limits { clients: 50, objects: 1000, calls_per_client: 100, bytes_per_client: 1 << 30 };
         State {
             id: ServerId(u128::from_le_bytes(random::bytes().unwrap())),
-            core: Core::new(limits),
+            core: Core::new(limits, |_| false),
             actions: Actions::default(),
             clients: HashMap::new(),
             asked: HashMap::new(),

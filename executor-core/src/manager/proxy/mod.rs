@@ -20,6 +20,7 @@ pub(super) mod iter;
 pub(super) mod list;
 pub(super) mod lock;
 pub(super) mod namespace;
+pub(super) mod pool;
 pub(super) mod queue;
 pub(super) mod semaphore;
 pub(super) mod set;

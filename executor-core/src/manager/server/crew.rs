@@ -32,6 +32,7 @@ use super::{
         managed::{self, Stored},
     },
     core::{Job, JobId, Work},
+    pools::News,
     serve::{Assignment, Server, Turn},
 };
 use crate::os::{eventfd::EventFd, std_or_model::lock};
@@ -74,13 +75,15 @@ fn run_function(assignment: Assignment, door: &Arc<Door>) -> Outcome {
             }
             Ok(Ran::Returned(Vec::new()))
         }
+        Work::Pool { .. } => unreachable!("the loop does it by itself"),
     }
 }
 
 /// What other threads have for the leader: the results of functions whose threads do not lead any
-/// more, and clients that have come in through the gate.
+/// more, what the executors of pools tell, and clients that have come in through the gate.
 pub(super) struct Late {
     ended: Mutex<Vec<(JobId, Outcome)>>,
+    news: Mutex<Vec<News>>,
     #[cfg(feature = "tls")]
     come: Mutex<Vec<FarEnd>>,
     /// Why the server cannot go on.
@@ -93,6 +96,7 @@ impl Late {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Late {
             ended: Mutex::default(),
+            news: Mutex::default(),
             #[cfg(feature = "tls")]
             come: Mutex::default(),
             failed: Mutex::default(),
@@ -109,6 +113,24 @@ impl Late {
     fn put(&self, job: JobId, outcome: Outcome) {
         lock(&self.ended).push((job, outcome));
         self.signal.ring();
+    }
+
+    /// Tells what has happened in a pool.
+    pub(super) fn tell(&self, news: News) {
+        let mut all = lock(&self.news);
+        all.push(news);
+        let is_first = all.len() == 1;
+        drop(all);
+        if is_first {
+            // The leader takes all news that have come by then.
+            self.signal.ring();
+        }
+    }
+
+    /// Returns what the executors of pools have told since the last time. Called after
+    /// [`take`](Self::take), which silences the signal.
+    pub(super) fn news(&self) -> Vec<News> {
+        std::mem::take(&mut lock(&self.news))
     }
 
     /// Hands a client over that has come in.
@@ -206,8 +228,15 @@ impl Crew {
                     Some(back) => server = back,
                     None => return true,
                 },
-                Ok(Turn::Over) => return self.end(Ok(())),
-                Err(error) => return self.end(Err(error)),
+                Ok(Turn::Over) => {
+                    // The end of the program would wait for their tasks.
+                    server.kill_workers();
+                    return self.end(Ok(()));
+                }
+                Err(error) => {
+                    server.kill_workers();
+                    return self.end(Err(error));
+                }
             }
         }
     }

@@ -5,7 +5,8 @@
 //!  the gate ── a client ───────► over a Unix socket: the door; over TCP: its connection
 //!  lanes of busy clients ──────► Core: objects, references, waits ──► replies into the lanes
 //!  sockets of sleeping clients ► "look"      │
-//!  pipes (leases) ─────────────► closed      └─ functions of users ─► crew ─► Core
+//!  pipes (leases) ─────────────► closed      ├─ functions of users ─► crew ─► Core
+//!                                            └─ tasks ─► pools: workers ────► Core
 //!  the owner ──────────────────► closed: the server ends
 //! ```
 //!
@@ -31,6 +32,7 @@ pub(super) mod gate;
 #[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
 mod gate_tests;
 mod guest;
+mod pools;
 mod serve;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests;

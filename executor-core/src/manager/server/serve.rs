@@ -21,14 +21,16 @@ use super::{
             connection::LEASE,
             door::{REFUSED, WELCOME, WELCOME_BYTES, check_knock},
         },
+        function,
         link::{LinkError, LinkReceiver, LinkSender},
         managed::Stored,
         protocol::{HEADER_BYTES, ObjectId, Operation, Reply, Request, Status},
     },
-    core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits, ValueId, Work},
+    core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, ValueId, Work},
     crew::{Late, Outcome, Ran},
     gate::{Gate, GateSetup, ListenOrder, ORDER_BYTES_MAX},
     guest::{Guest, GuestSocket},
+    pools::{self, Pools},
 };
 use crate::{
     id::IdHasher,
@@ -130,6 +132,7 @@ pub(super) struct Server {
     leases: HashMap<LeaseId, (ClientId, OwnedFd)>,
     /// The values of users' own types.
     values: HashMap<ValueId, Arc<Stored>, IdHasher>,
+    pools: Pools,
     /// Functions that are to be run.
     functions: VecDeque<Job>,
     /// Number of functions that run.
@@ -179,7 +182,7 @@ impl Server {
         ] {
             epoll::add(&poll, descriptor, source.to_data(), epoll::EventFlags::IN)?;
         }
-        let mut core = Core::new(setup.limits.clone());
+        let mut core = Core::new(setup.limits.clone(), function::is_exclusive);
         if let Some(key) = &setup.ids_key {
             core.hide_ids(key);
         }
@@ -194,6 +197,7 @@ impl Server {
             condemned: Vec::new(),
             leases: HashMap::new(),
             values: HashMap::default(),
+            pools: Pools::new(Arc::clone(&late)),
             functions: VecDeque::new(),
             running: 0,
             late,
@@ -221,6 +225,11 @@ impl Server {
 
     pub(super) fn gate(&self) -> Arc<Gate> {
         Arc::clone(&self.gate)
+    }
+
+    /// Kills the workers of all pools. The server is about to end.
+    pub(super) fn kill_workers(&self) {
+        self.pools.kill();
     }
 
     /// Takes the result of a function.
@@ -266,7 +275,7 @@ impl Server {
                 let value = match &job.work {
                     Work::Call { value, .. } => self.values.get(value).cloned(),
                     Work::Drop { value } => self.values.remove(value),
-                    Work::Update { .. } | Work::Construct { .. } => None,
+                    Work::Update { .. } | Work::Construct { .. } | Work::Pool { .. } => None,
                 };
                 Ok(Turn::Function(Assignment { job, value }))
             }
@@ -417,14 +426,36 @@ impl Server {
         }
     }
 
-    /// Sends the replies that there are, and begins the jobs.
+    /// Sends the replies that there are, and begins the jobs. What is ordered of pools is done at
+    /// once, and leads to further replies.
     fn perform(&mut self) {
+        while !self.actions.is_empty() {
+            let orders = self.perform_once();
+            for (id, executor, order) in orders {
+                let answers = self.pools.obey(id, executor, order);
+                self.answer(answers);
+            }
+        }
+    }
+
+    /// Takes what has become of orders to pools.
+    fn answer(&mut self, answers: Vec<(JobId, pools::Answer)>) {
+        for (job, answer) in answers {
+            let outcome = match &answer {
+                Ok(value) => Ok((&value[..], &[][..])),
+                Err(body) => Err(&body[..]),
+            };
+            self.core.ran(job, outcome, &mut self.actions);
+            kill_point!(ManagerTaskAnswered);
+        }
+    }
+
+    /// Sends the replies that there are, and puts the functions in line. Returns what is ordered of
+    /// pools.
+    fn perform_once(&mut self) -> Vec<(JobId, ValueId, PoolOrder)> {
         let Server { core, actions, guests, condemned, setup, functions, spin, .. } = self;
         #[cfg(feature = "tls")]
         let unwritten = &mut self.unwritten;
-        if actions.is_empty() {
-            return;
-        }
         let mut touched = [None; 4];
         let mut others = Vec::new();
         for (client, reply, body, takes) in actions.replies() {
@@ -477,8 +508,15 @@ impl Server {
                 spin.suggest();
             }
         }
-        functions.extend(actions.take_jobs());
+        let mut orders = Vec::new();
+        for job in actions.take_jobs() {
+            match job.work {
+                Work::Pool { executor, order } => orders.push((job.id, executor, order)),
+                _ => functions.push_back(job),
+            }
+        }
         actions.clear();
+        orders
     }
 
     /// Answers how many objects there are, when all deaths are counted that came before the
@@ -595,6 +633,11 @@ impl Server {
                     for (job, outcome) in self.late.take() {
                         self.applied(job, outcome);
                     }
+                    for news in self.late.news() {
+                        let answers = self.pools.hear(news);
+                        self.answer(answers);
+                    }
+                    self.perform();
                     #[cfg(feature = "tls")]
                     for end in self.late.newcomers() {
                         self.let_in_far(end);

@@ -64,6 +64,30 @@ pub(crate) enum Work {
     Call { value: ValueId, function: u64, arguments: Vec<u8> },
     /// Drops such a value. Nobody uses it any more.
     Drop { value: ValueId },
+    /// Concerns a pool of workers. It runs no function of a user in this process, and waits for
+    /// nothing.
+    Pool { executor: ValueId, order: PoolOrder },
+}
+
+/// What is to be done with the executor of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PoolOrder {
+    /// Make it. It has the id of this job.
+    Make { workers: u64 },
+    /// Submit a task. It has the id of this job.
+    Submit { function: u64, options: Vec<u8>, arguments: Vec<u8> },
+    /// Cancel a task that has not begun. The task has an end of its own.
+    Cancel { task: JobId },
+    /// Accept no more tasks.
+    Close,
+    /// Terminate its workers.
+    Terminate,
+    /// Tell when it has ended.
+    Join,
+    /// Tell the process ids of its workers.
+    Workers,
+    /// Terminate its workers, and forget it when they are gone.
+    End,
 }
 
 /// Replies and jobs, in the order in which they are to be sent and started.

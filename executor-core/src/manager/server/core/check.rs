@@ -27,6 +27,7 @@ impl Core {
                 State::Event(event) => event.check(),
                 State::Barrier(barrier) => barrier.check(),
                 State::Own(own) => own.check(id, &self.methods, &self.clients),
+                State::Pool(pool) => pool.check(id, &self.methods),
             }
         }
     }

@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_number_of_a_call_that_waits_is_not_used_again() {
-        let mut core = Core::new(LARGE);
+        let mut core = Core::new(LARGE, |_| false);
         let client = core.connect().unwrap();
         let caller = Caller { client, call: CallId(1) };
         assert!(core.clients.begin_wait(caller, ObjectId(1), 0).is_ok());

@@ -12,6 +12,7 @@
 //!            waiting     queue, lock, semaphore,   a request is done at once, or waits in a line
 //!                        event, condition, barrier
 //!            own         a user's own type: its methods run one by one, or side by side
+//!            pool        workers of the server: tasks run there, and answer their calls at the end
 //! ```
 //!
 //! A request is done in one step. Afterwards [`settle`](Core::settle) counts the references that it
@@ -49,6 +50,7 @@ mod map;
 mod models;
 mod ordered;
 mod own;
+mod pool;
 mod queue;
 mod references;
 mod semaphore;
@@ -64,7 +66,7 @@ mod waiting;
 
 use std::collections::HashMap;
 
-pub(crate) use actions::{Actions, Job, JobId, Work};
+pub(crate) use actions::{Actions, Job, JobId, PoolOrder, Work};
 pub(crate) use clients::{ClientId, LimitReached};
 pub(crate) use own::ValueId;
 
@@ -112,7 +114,9 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(limits: Limits) -> Self {
+    /// Returns a core without objects. `is_exclusive` says of each method of users' own types
+    /// whether it has its object for itself.
+    pub(crate) fn new(limits: Limits, is_exclusive: fn(u64) -> bool) -> Self {
         Core {
             objects_max: limits.objects,
             clients: Clients::new(&limits),
@@ -120,7 +124,7 @@ impl Core {
             leases: HashMap::default(),
             last_lease: 0,
             updates: Updates::default(),
-            methods: Methods::default(),
+            methods: Methods::new(is_exclusive),
             changes: Changes::default(),
         }
     }
@@ -234,6 +238,7 @@ impl Core {
             ),
             Kind::Barrier => State::Barrier(barrier::Barrier::create(fields)?.into()),
             Kind::Own => return self.methods.construct(fields, &mut turn),
+            Kind::Pool => return pool::create(fields, &mut self.methods, &mut turn),
         };
         let id = self.objects.insert(state);
         self.clients.add_reference(caller.client, id);
@@ -306,6 +311,7 @@ impl Core {
             State::Event(event) => event.request(operation, fields, &mut turn),
             State::Barrier(barrier) => barrier.request(operation, fields, &mut turn),
             State::Own(own) => own.request(operation, fields, &mut self.methods, &mut turn),
+            State::Pool(pool) => pool.request(operation, fields, &mut self.methods, &mut turn),
             State::Condition(_) => {
                 condition::request(&mut self.objects, operation, fields, &mut turn)
             }

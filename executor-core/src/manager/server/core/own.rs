@@ -17,8 +17,9 @@ use std::collections::HashMap;
 
 use super::{
     Core,
-    actions::{Actions, Job, JobId, Outcome, Progress, Refusal, Work},
+    actions::{Actions, Job, JobId, Outcome, PoolOrder, Progress, Refusal, Work},
     clients::Caller,
+    pool::Pool,
     references::State,
     turn::{Names, Turn},
     waiting::{Line, Ticket},
@@ -68,9 +69,9 @@ impl Own {
         if operation != Operation::OwnCall {
             return Err(Status::WrongKind.into());
         }
-        let (function, exclusive) = (fields.number()?, fields.flag()?);
-        let arguments = fields.bytes()?;
+        let (function, arguments) = (fields.number()?, fields.bytes()?);
         fields.end()?;
+        let exclusive = (methods.is_exclusive)(function);
         let ticket = turn.wait(arguments.len())?;
         let queued = Queued { function, exclusive, arguments: arguments.into() };
         self.line.push(ticket, turn.caller, queued);
@@ -126,35 +127,96 @@ impl Own {
     }
 }
 
-/// A function of a user's own type that runs.
+/// A function of a user's own type that runs, or an order to a pool.
 #[derive(Debug)]
-enum Running {
-    Construct { caller: Caller },
-    Call { object: ObjectId, caller: Caller, value: ValueId },
+pub(super) enum Running {
+    Construct {
+        caller: Caller,
+    },
+    Call {
+        object: ObjectId,
+        caller: Caller,
+        value: ValueId,
+    },
     Drop,
+    /// A pool is made.
+    MakePool {
+        caller: Caller,
+    },
+    /// What the call of a pool waits for.
+    Pool {
+        object: ObjectId,
+        caller: Caller,
+        ticket: Ticket,
+    },
+    EndPool,
 }
 
-/// The functions of users' own types that run.
-#[derive(Debug, Default)]
+/// The functions of users' own types that run, and the orders to pools that are not done.
+#[derive(Debug)]
 pub(super) struct Methods {
+    /// Says whether a method has its object for itself. A client is not asked.
+    is_exclusive: fn(u64) -> bool,
     running: HashMap<JobId, Running, IdHasher>,
     /// How many constructors run. Each may need room for an object.
     constructing: usize,
     /// Values whose object is gone, and how many of their calls run.
     orphans: HashMap<ValueId, usize, IdHasher>,
+    /// How many pools there are, with those that are being made or ended.
+    pools: usize,
     last: u64,
 }
 
 impl Methods {
+    pub(super) fn new(is_exclusive: fn(u64) -> bool) -> Self {
+        Methods {
+            is_exclusive,
+            running: HashMap::default(),
+            constructing: 0,
+            orphans: HashMap::default(),
+            pools: 0,
+            last: 0,
+        }
+    }
+
     pub(super) fn constructing(&self) -> usize {
         self.constructing
     }
 
-    fn begin(&mut self, running: Running) -> JobId {
+    /// Returns an id that no job has.
+    pub(super) fn new_id(&mut self) -> JobId {
         self.last += 1;
-        let id = JobId::of_own(self.last);
+        JobId::of_own(self.last)
+    }
+
+    pub(super) fn begin(&mut self, running: Running) -> JobId {
+        let id = self.new_id();
         self.running.insert(id, running);
         id
+    }
+
+    /// Begins to make a pool.
+    pub(super) fn begin_pool(&mut self, caller: Caller) -> JobId {
+        self.constructing += 1;
+        self.pools += 1;
+        self.begin(Running::MakePool { caller })
+    }
+
+    /// The pool is not needed any more.
+    pub(super) fn end_pool(&mut self, executor: ValueId, out: &mut Actions) {
+        let id = self.begin(Running::EndPool);
+        let work = Work::Pool { executor, order: PoolOrder::End };
+        out.run(Job { id, client: None, work });
+    }
+
+    /// Returns how many pools there are.
+    pub(super) fn pools(&self) -> usize {
+        self.pools
+    }
+
+    /// Nobody waits for the end of this job any more.
+    pub(super) fn forget(&mut self, job: JobId) {
+        self.running.remove(&job);
     }
 
     /// Begins to construct an object. The caller waits for its end.
@@ -192,8 +254,20 @@ impl Methods {
     pub(super) fn callers(&self) -> impl Iterator<Item = (ObjectId, Caller)> {
         self.running.values().filter_map(|running| match running {
             Running::Construct { caller } => Some((ObjectId::NONE, *caller)),
-            Running::Call { object, caller, .. } => Some((*object, *caller)),
-            Running::Drop => None,
+            Running::MakePool { caller } => Some((ObjectId::NONE, *caller)),
+            Running::Call { object, caller, .. } | Running::Pool { object, caller, .. } => {
+                Some((*object, *caller))
+            }
+            Running::Drop | Running::EndPool => None,
+        })
+    }
+
+    /// Returns the orders for which calls of pools wait.
+    #[cfg(test)]
+    pub(super) fn pool_calls(&self) -> impl Iterator<Item = (JobId, ObjectId, Ticket)> {
+        self.running.iter().filter_map(|(job, running)| match running {
+            Running::Pool { object, ticket, .. } => Some((*job, *object, *ticket)),
+            _ => None,
         })
     }
 }
@@ -241,6 +315,36 @@ impl Core {
                 self.call_ended(object, value, out);
             }
             Running::Drop => {}
+            Running::MakePool { caller } => {
+                self.methods.constructing -= 1;
+                let lives = self.clients.end_wait(caller);
+                match result {
+                    Ok(_) if lives => {
+                        let id = self.objects.insert(State::Pool(Pool::new(ValueId(job)).into()));
+                        self.clients.add_reference(caller.client, id);
+                        out.answer(caller, Ok(id.0));
+                    }
+                    // Nobody would learn the object's id.
+                    Ok(_) => self.methods.end_pool(ValueId(job), out),
+                    Err(failure) => {
+                        self.methods.pools -= 1;
+                        answer_failure(caller, lives, failure, out);
+                    }
+                }
+            }
+            Running::Pool { object, caller, ticket } => {
+                self.pool_call_ended(object, ticket);
+                let lives = self.clients.end_wait(caller);
+                match result {
+                    Ok((bytes, names)) => {
+                        let to = reachable(caller, lives);
+                        let outcome = self.returned(to, object, bytes, names, out);
+                        out.answer(to, outcome);
+                    }
+                    Err(failure) => answer_failure(caller, lives, failure, out),
+                }
+            }
+            Running::EndPool => self.methods.pools -= 1,
         }
         self.settle(out);
     }
@@ -337,7 +441,9 @@ impl Methods {
             assert_eq!(running.count(), *count, "calls of a value whose object is gone");
             assert!(*count > 0);
         }
-        let constructing = |running: &&Running| matches!(running, Running::Construct { .. });
+        let constructing = |running: &&Running| {
+            matches!(running, Running::Construct { .. } | Running::MakePool { .. })
+        };
         assert_eq!(self.running.values().filter(constructing).count(), self.constructing);
     }
 }
@@ -347,7 +453,7 @@ mod tests {
     use super::{
         super::{
             Limits,
-            testing::{Body, Call, Desk, LARGE, number},
+            testing::{Body, Call, Desk, EXCLUSIVE, LARGE, number},
         },
         *,
     };
@@ -369,11 +475,11 @@ mod tests {
     }
 
     fn shared() -> Body {
-        number(7).number(0).bytes("shared")
+        number(7).bytes("shared")
     }
 
     fn exclusive() -> Body {
-        number(8).number(1).bytes("exclusive")
+        number(EXCLUSIVE).bytes("exclusive")
     }
 
     /// Takes the jobs, and returns their ids and the numbers of their functions.
@@ -402,7 +508,7 @@ mod tests {
         assert_eq!(desk.jobs, []);
         desk.ran(jobs[0].0, Err(b"failure"));
         assert_eq!(desk.outcome(first), Err(Status::Failed));
-        let [(job, 8)] = begun(&mut desk)[..] else { panic!() };
+        let [(job, EXCLUSIVE)] = begun(&mut desk)[..] else { panic!() };
         desk.ran(job, Ok((b"", &[])));
         desk.outcome(alone).unwrap();
         let [(job, 7)] = begun(&mut desk)[..] else { panic!() };
@@ -410,7 +516,7 @@ mod tests {
         desk.ran(JobId(job.0 - 2), Ok((b"", &[])));
         desk.ran(job, Ok((b"", &[])));
         desk.outcome(behind).unwrap();
-        let [(job, 8)] = begun(&mut desk)[..] else { panic!() };
+        let [(job, EXCLUSIVE)] = begun(&mut desk)[..] else { panic!() };
         desk.release(a, own, 1);
         desk.disconnect(b);
         assert_eq!(desk.core.objects(), 0);
@@ -494,7 +600,7 @@ mod tests {
         assert_eq!(desk.jobs, []);
         assert_eq!(desk.refused(a, O::Len, own, Body::new()), Status::WrongKind);
         assert_eq!(desk.refused(a, O::CellUpdate, own, Body::new()), Status::WrongKind);
-        let garbage = number(7).number(2).bytes("");
+        let garbage = number(7).bytes("").number(2);
         assert_eq!(desk.refused(a, O::OwnCall, own, garbage), Status::Malformed);
         let cell = desk.create(a, Kind::Cell, Body::new().value("v"));
         assert_eq!(desk.refused(a, O::OwnCall, cell, shared()), Status::WrongKind);

@@ -26,6 +26,7 @@ use super::{
     lock::Lock,
     map::Map,
     own::Own,
+    pool::Pool,
     queue::Queue,
     semaphore::Semaphore,
     set::Set,
@@ -55,6 +56,7 @@ pub(super) enum State {
     Condition(Box<Condition>),
     Barrier(Box<Barrier>),
     Own(Box<Own>),
+    Pool(Box<Pool>),
 }
 
 impl State {
@@ -72,7 +74,8 @@ impl State {
             | State::Semaphore(_)
             | State::Event(_)
             | State::Barrier(_)
-            | State::Own(_) => {}
+            | State::Own(_)
+            | State::Pool(_) => {}
         }
     }
 
@@ -87,6 +90,8 @@ impl State {
             State::Condition(condition) => condition.callers().collect(),
             State::Barrier(barrier) => barrier.callers().collect(),
             State::Own(own) => own.callers().collect(),
+            // Each is answered by the end of its task.
+            State::Pool(_) => Vec::new(),
         }
     }
 
@@ -278,6 +283,9 @@ impl Core {
         }
         if let State::Own(own) = state {
             self.methods.object_dropped(own, out);
+        }
+        if let State::Pool(pool) = state {
+            self.methods.end_pool(pool.executor, out);
         }
         let queued = self.updates.drop_object(id);
         let mut turn = Turn { caller, object: id, clients: &mut self.clients, changes, out };

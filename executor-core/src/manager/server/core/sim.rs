@@ -13,22 +13,20 @@
 //! its seed and the last events.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
 use super::{
-    Actions, ClientId, Core, Job, LeaseId, Limits, State, ValueId, Work,
+    Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, State, ValueId, Work,
     own::SHARED_MAX,
-    testing::{Body, Dice, LARGE, number_in},
+    testing::{Body, Dice, EXCLUSIVE, LARGE, number_in},
 };
 use crate::manager::protocol::{CallId, Fields, Kind, ObjectId, Operation, Reply, Request, Status};
 
 const ROUNDS: u64 = 300;
 const STEPS: u64 = 400;
 const TRACE_LEN: usize = 30;
-/// The function of calls that have the object for themselves.
-const EXCLUSIVE: u64 = 1;
 
 /// A value of a user's own type, as the world knows it.
 #[derive(Default)]
@@ -37,6 +35,16 @@ struct Value {
     exclusive: usize,
     /// The number of the last call that has begun. Calls begin in the order in which they came.
     last: u64,
+}
+
+/// The executor of a pool, as the world knows it.
+#[derive(Default)]
+struct Executor {
+    /// The tasks that have not ended.
+    tasks: BTreeSet<JobId>,
+    closed: bool,
+    /// Whether it is to end.
+    ended: bool,
 }
 
 /// What a reply has given to a client.
@@ -67,6 +75,8 @@ struct World {
     jobs: Vec<(Job, ObjectId)>,
     /// The values of users' own types that are made, and not to be dropped.
     values: BTreeMap<ValueId, Value>,
+    /// The executors of pools that are made, and have not ended.
+    pools: BTreeMap<ValueId, Executor>,
     last_call: u32,
     trace: VecDeque<String>,
     counts: BTreeMap<String, u64>,
@@ -82,7 +92,7 @@ impl World {
         };
         World {
             dice,
-            core: Core::new(limits),
+            core: Core::new(limits, |function| function == EXCLUSIVE),
             out: Actions::default(),
             clients: Vec::new(),
             known: Vec::new(),
@@ -93,6 +103,7 @@ impl World {
             leases: Vec::new(),
             jobs: Vec::new(),
             values: BTreeMap::new(),
+            pools: BTreeMap::new(),
             last_call: 0,
             trace: VecDeque::new(),
             counts: BTreeMap::new(),
@@ -165,6 +176,30 @@ impl World {
                 assert_eq!(value.shared + value.exclusive, 0, "its calls have ended");
                 self.count("a value is dropped");
             }
+            Work::Pool { executor, order } => self.ordered(job.id, *executor, order),
+        }
+    }
+
+    /// Checks an order to a pool.
+    fn ordered(&mut self, job: JobId, executor: ValueId, order: &PoolOrder) {
+        if let PoolOrder::Make { .. } = order {
+            assert_eq!(executor, ValueId(job));
+            return;
+        }
+        let pool = self.pools.get_mut(&executor).expect("a pool that was made, and has not ended");
+        match order {
+            PoolOrder::Submit { .. } => drop(pool.tasks.insert(job)),
+            PoolOrder::Cancel { task } => {
+                assert!(pool.tasks.contains(task), "a task is cancelled that has not ended");
+                self.count("a task of a client that is gone");
+            }
+            PoolOrder::Close | PoolOrder::Terminate => pool.closed = true,
+            PoolOrder::Join => assert!(pool.closed, "its end can come"),
+            PoolOrder::End => {
+                assert!(!std::mem::replace(&mut pool.ended, true), "a pool ends once");
+                self.count("a pool ends");
+            }
+            PoolOrder::Make { .. } | PoolOrder::Workers => {}
         }
     }
 
@@ -486,8 +521,28 @@ impl World {
                 }
             }
             Work::Construct { .. } | Work::Drop { .. } => {}
+            Work::Pool { executor, order } => {
+                // In a pool that has ended, all tasks have.
+                if let PoolOrder::End = order {
+                    let pool = self.pools.remove(executor).expect("it ends once");
+                    assert!(pool.ended);
+                } else if let Some(pool) = self.pools.get_mut(executor) {
+                    pool.tasks.remove(&job.id);
+                }
+            }
         }
-        let fails = !matches!(job.work, Work::Drop { .. }) && self.dice.percent(20);
+        let cannot_fail =
+            |order: &PoolOrder| !matches!(order, PoolOrder::Make { .. } | PoolOrder::Submit { .. });
+        let fails = match &job.work {
+            Work::Drop { .. } => false,
+            Work::Pool { order, .. } if cannot_fail(order) => false,
+            _ => self.dice.percent(20),
+        };
+        if let Work::Pool { executor, order: PoolOrder::Make { .. } } = job.work
+            && !fails
+        {
+            self.pools.insert(executor, Executor::default());
+        }
         if let Work::Construct { .. } = job.work
             && !fails
         {
@@ -579,6 +634,7 @@ impl World {
             }
             Kind::Barrier => body.number(self.dice.below(4)),
             Kind::Own => body.number(7).bytes("arguments"),
+            Kind::Pool => body.number(1 + self.dice.below(3)),
         };
         self.call(client, Operation::Create, ObjectId::NONE, Some(kind), &body.0);
     }
@@ -688,11 +744,12 @@ impl World {
                 let function = if exclusive { EXCLUSIVE } else { 0 };
                 // The number of the next call: a later one has a higher number.
                 let number = u64::from(self.last_call) + 1;
-                body.number(function).number(u64::from(exclusive)).bytes(number.to_le_bytes())
+                body.number(function).bytes(number.to_le_bytes())
             }
             O::QueuePut => self.value(body.number(flag), client, object),
             O::QueueGet | O::SemaphoreAcquire => body.number(flag),
             O::QueuePutBack => self.value(body, client, object),
+            O::PoolSubmit => body.number(7).bytes("options").bytes("arguments"),
             O::LockAcquire => body.number(index / 3).number(flag),
             O::LockRelease | O::LockReleaseOwn => body.number(index / 3),
             O::SemaphoreRelease => body.number(index),
@@ -732,6 +789,7 @@ impl World {
         }
         assert_eq!(self.core.objects(), 0, "{:?}", self.core.objects);
         assert!(self.values.is_empty(), "all values are dropped");
+        assert!(self.pools.is_empty(), "all pools have ended");
         assert!(self.calls.is_empty() && self.references.is_empty());
     }
 }
@@ -820,6 +878,15 @@ fn operations(kind: Kind) -> &'static [Operation] {
             O::BarrierState,
         ],
         Kind::Own => &[O::OwnCall],
+        Kind::Pool => &[
+            O::PoolSubmit,
+            O::PoolSubmit,
+            O::PoolSubmit,
+            O::PoolClose,
+            O::PoolTerminate,
+            O::PoolJoin,
+            O::PoolWorkers,
+        ],
     }
 }
 
@@ -868,6 +935,8 @@ fn promises_hold_whatever_clients_do() {
         let others = [
             "calls run side by side",
             "a value is dropped",
+            "a pool ends",
+            "a task of a client that is gone",
             "an unread item is put back",
             "a lock of the dead",
             "a lock that was not seen",

@@ -12,6 +12,9 @@ use crate::manager::protocol::{
 pub(super) const LARGE: Limits =
     Limits { clients: 100, objects: 2_000_000, calls_per_client: 1_000, bytes_per_client: 1 << 30 };
 
+/// The method that has its object for itself.
+pub(super) const EXCLUSIVE: u64 = 8;
+
 /// The fields of a message.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Body(pub(super) Vec<u8>);
@@ -92,7 +95,7 @@ impl Desk {
 
     pub(super) fn with(limits: Limits) -> Self {
         Desk {
-            core: Core::new(limits),
+            core: Core::new(limits, |function| function == EXCLUSIVE),
             out: Actions::default(),
             last_call: 0,
             answers: HashMap::new(),

@@ -104,6 +104,7 @@ impl Core {
             State::Event(event) => event.leave(ticket),
             State::Barrier(barrier) => barrier.leave(ticket, &mut turn),
             State::Own(own) => own.leave(ticket, &mut self.methods, &mut turn),
+            State::Pool(pool) => pool.leave(ticket, why, &mut self.methods, &mut turn),
             State::Condition(_) => {
                 return condition::leave(&mut self.objects, ticket, why, &mut turn);
             }
