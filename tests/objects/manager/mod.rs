@@ -9,6 +9,7 @@ mod handles;
 mod life;
 mod own;
 mod own_far;
+mod pool;
 mod reconnect;
 mod synchronisation;
 mod updates;
