@@ -147,7 +147,10 @@ pub use proxy::{
     event::Event,
     iter::Iter,
     list::List,
-    lock::{Lock, LockGuard, OwnedLockGuard, OwnedRLockGuard, RLock, RLockGuard},
+    lock::{
+        ConditionGuard, ConditionLock, Lock, LockGuard, OwnedLockGuard, OwnedRLockGuard, RLock,
+        RLockGuard,
+    },
     namespace::Namespace,
     pool::{Pool, PoolFuture, PoolMap},
     queue::{JoinableQueue, Queue},

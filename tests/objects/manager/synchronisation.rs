@@ -10,7 +10,8 @@ use std::{
 use executor::{
     BarrierError,
     manager::{
-        Barrier, Condition, Dict, Event, JoinableQueue, Lock, Manager, ManagerError, Queue, Value,
+        Barrier, Condition, Dict, Event, JoinableQueue, Lock, Manager, ManagerError, Queue, RLock,
+        Value,
     },
     prelude::*,
 };
@@ -355,6 +356,86 @@ fn a_guard_releases_its_own_acquisition_and_no_later_one_of_the_same_thread() {
     assert!(lock.is_locked().unwrap(), "the third guard holds it");
     third.release().unwrap();
     assert!(!lock.is_locked().unwrap());
+}
+
+#[task]
+fn tell(condition: Condition<RLock>, ready: Value<bool>) -> Done {
+    let outer = condition.acquire()?;
+    let inner = condition.get_lock().acquire_owned()?;
+    ready.set(&true)?;
+    assert!(condition.notify_one(&inner)?);
+    drop(outer);
+    condition.notify_all(&inner).map(drop)
+}
+
+#[test]
+fn a_condition_of_an_rlock_gives_it_up_however_often_it_is_held() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let condition = manager.condition_with_lock(manager.rlock().unwrap()).unwrap();
+    let ready = manager.value(false).unwrap();
+    let outer = condition.acquire().unwrap();
+    let inner = condition.acquire().unwrap();
+    let child = start(tell::task(condition.clone(), ready.clone()));
+    let inner = condition.wait_for(inner, || ready.get()).unwrap();
+    child.join().unwrap();
+    // It is held twice again.
+    let lock = condition.get_lock().clone();
+    let is_free = || {
+        thread::scope(|scope| scope.spawn(|| lock.try_acquire().unwrap().is_some()).join().unwrap())
+    };
+    drop(inner);
+    assert!(!is_free());
+    drop(outer);
+    assert!(is_free());
+    // The guards of another lock of the same thread are no guards of this one.
+    let other = manager.rlock().unwrap();
+    let (held, guard) = (condition.acquire().unwrap(), other.acquire().unwrap());
+    let refused = |error| assert!(matches!(error, ManagerError::Refused(_)), "{error:?}");
+    refused(condition.notify_all(&guard).unwrap_err());
+    refused(condition.wait(guard).map(drop).unwrap_err());
+    assert!(!other.is_locked().unwrap() && condition.get_lock().is_locked().unwrap());
+    drop(held);
+}
+
+#[test]
+fn a_condition_is_waited_for_with_owned_guards() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let condition = manager.condition().unwrap();
+    let ready = manager.value(false).unwrap();
+    thread::scope(|scope| {
+        let guard = condition.get_lock().acquire_owned().unwrap();
+        let (guard, notified) = condition.wait_timeout(guard, SHORT).unwrap();
+        assert!(!notified);
+        let tells = scope.spawn(|| {
+            let guard = condition.get_lock().acquire_owned().unwrap();
+            ready.set(&true).unwrap();
+            condition.notify_all(&guard).unwrap()
+        });
+        let guard = condition.wait_for(guard, || ready.get()).unwrap();
+        assert!(condition.get_lock().is_locked().unwrap());
+        drop(guard);
+        assert_eq!(tells.join().unwrap(), 1);
+    });
+    futures::executor::block_on(async {
+        let guard = condition.get_lock().acquire_owned_async().await.unwrap();
+        {
+            // Dropped early: the lock is not held.
+            let mut waits = std::pin::pin!(condition.wait_async(guard));
+            super::own::begin(waits.as_mut());
+        }
+        let guard = condition.get_lock().acquire_owned_async().await.unwrap();
+        let waits = condition.wait_async(guard);
+        let tells = async {
+            let guard = condition.get_lock().acquire_async().await?;
+            condition.notify_one_async(&guard).await
+        };
+        let (waited, told) = futures::join!(waits, tells);
+        assert!(told.unwrap());
+        waited.unwrap().release_async().await.unwrap();
+    });
+    assert!(!condition.get_lock().is_locked().unwrap());
 }
 
 #[test]

@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{GRACE_OF_TAKES, calls, creations, handle};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{GRACE_OF_TAKES, calls, condition::Condition, creations, handle};
 use crate::{
     manager::{
         ManagerError,
@@ -18,6 +20,7 @@ use crate::{
         protocol::{Kind, Operation, Status},
     },
     os::{fork::Creator, local},
+    sealed::Sealed,
 };
 
 /// Returns the number under which this thread owns locks that it may acquire again.
@@ -184,9 +187,38 @@ fn releasing(lock: &Reference, operation: Operation, owner: u64) -> Request<'_> 
     lock.request(operation).number(owner)
 }
 
+/// A guard of a lock of type `L`, with which a [`Condition<L>`](super::Condition) can be waited
+/// for: that of `acquire`, or that of `acquire_owned`.
+///
+/// This trait is sealed: it cannot be implemented outside this crate.
+pub trait ConditionGuard<L>: Sized + Sealed {
+    #[doc(hidden)]
+    fn owner(&self) -> u64;
+
+    /// Whether it is a guard of this lock. The number of an owner does not say it: a thread may
+    /// hold several locks under one number.
+    #[doc(hidden)]
+    fn is_of(&self, lock: &L) -> bool;
+
+    #[doc(hidden)]
+    fn set_owner_died(&mut self);
+
+    /// Sets whether the guard releases the lock when it is dropped.
+    #[doc(hidden)]
+    fn set_releases(&mut self, releases: bool);
+}
+
+/// A lock that conditions can use: [`Lock`] or [`RLock`].
+///
+/// This trait is sealed: it cannot be implemented outside this crate.
+pub trait ConditionLock: Clone + Serialize + DeserializeOwned + Sealed {
+    #[doc(hidden)]
+    fn object(&self) -> u64;
+}
+
 /// Defines what all guards can do.
 macro_rules! guards {
-    ($($(#[$doc:meta])* $guard:ident [$($lifetime:lifetime)?] $reference:ty),*) => {$(
+    ($($(#[$doc:meta])* $guard:ident [$($lifetime:lifetime)?] $lock:ident, $reference:ty;)*) => {$(
         $(#[$doc])*
         #[must_use = "the lock is released when the guard is dropped"]
         pub struct $guard $(<$lifetime>)?(Held<$reference>);
@@ -211,6 +243,26 @@ macro_rules! guards {
             }
         }
 
+        impl $(<$lifetime>)? Sealed for $guard $(<$lifetime>)? {}
+
+        impl $(<$lifetime>)? ConditionGuard<$lock> for $guard $(<$lifetime>)? {
+            fn owner(&self) -> u64 {
+                self.0.owner
+            }
+
+            fn is_of(&self, lock: &$lock) -> bool {
+                *self.0.lock == *lock.reference
+            }
+
+            fn set_owner_died(&mut self) {
+                self.0.owner_died = true;
+            }
+
+            fn set_releases(&mut self, releases: bool) {
+                self.0.released = !releases;
+            }
+        }
+
         impl $(<$lifetime>)? fmt::Debug for $guard $(<$lifetime>)? {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($guard))
@@ -223,18 +275,38 @@ macro_rules! guards {
 
 guards! {
     /// Releases a [`Lock`] when it is dropped.
-    LockGuard['a] &'a Reference,
+    LockGuard['a] Lock, &'a Reference;
     /// Releases an [`RLock`] when it is dropped.
-    RLockGuard['a] &'a Reference,
+    RLockGuard['a] RLock, &'a Reference;
     /// Releases a [`Lock`] when it is dropped. It has a handle of its own, and so can be kept in a
     /// structure or a future that is spawned. [`Lock::acquire_owned`] returns it.
-    OwnedLockGuard[] Arc<Reference>,
+    OwnedLockGuard[] Lock, Arc<Reference>;
     /// Releases an [`RLock`] when it is dropped. See [`OwnedLockGuard`].
-    OwnedRLockGuard[] Arc<Reference>
+    OwnedRLockGuard[] RLock, Arc<Reference>;
 }
 
 macro_rules! locks {
     ($lock:ident, $guard:ident, $owned:ident, $owner:ident) => {
+        impl Sealed for $lock {}
+
+        impl ConditionLock for $lock {
+            fn object(&self) -> u64 {
+                self.reference.object().0
+            }
+        }
+
+        impl Condition<$lock> {
+            /// Acquires the lock.
+            pub fn acquire(&self) -> Result<$guard<'_>, ManagerError> {
+                self.get_lock().acquire()
+            }
+
+            /// Acquires the lock without blocking the thread.
+            pub async fn acquire_async(&self) -> Result<$guard<'_>, ManagerError> {
+                self.get_lock().acquire_async().await
+            }
+        }
+
         impl $lock {
             calls! {
                 /// Returns whether the lock is held by anybody.
@@ -320,10 +392,6 @@ impl Lock {
                 => |answer| answer.unless_refused(NOT_HELD).map(drop)
         }
     }
-
-    pub(super) fn reference(&self) -> &Reference {
-        &self.reference
-    }
 }
 
 impl OwnedLockGuard {
@@ -333,30 +401,10 @@ impl OwnedLockGuard {
     }
 }
 
-impl<'a> LockGuard<'a> {
+impl LockGuard<'_> {
     /// Takes the lock out of the guard: it stays held, until it is released with
     /// [`Lock::release`], also by another process.
     pub fn leak(mut self) {
         self.0.released = true;
-    }
-
-    /// Takes the guard apart. Nobody releases the lock then.
-    pub(super) fn into_parts(mut self) -> (&'a Reference, u64, bool, Session) {
-        self.0.released = true;
-        (self.0.lock, self.0.owner, self.0.owner_died, self.0.session.clone())
-    }
-
-    pub(super) fn from_parts(
-        (lock, owner, owner_died, session): (&'a Reference, u64, bool, Session),
-    ) -> Self {
-        LockGuard(Held::new(lock, owner, owner_died, session))
-    }
-
-    pub(super) fn owner(&self) -> u64 {
-        self.0.owner
-    }
-
-    pub(super) fn set_owner_died(&mut self) {
-        self.0.owner_died = true;
     }
 }
