@@ -18,9 +18,10 @@ use serde::{
 
 use super::{
     Manager, ManagerError,
-    client::Request,
+    client::{Answer, Request},
     protocol::{Operation, Status},
 };
+use crate::wire::codec::{Format, Postcard};
 
 /// What stands in the directory under a name.
 struct Entry<H>(H);
@@ -122,8 +123,7 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::Decode`] if an object of another type was published under this name.
     pub fn published<H: DeserializeOwned>(&self, name: &str) -> Result<Option<H>, ManagerError> {
-        let answer = self.at(Operation::MapGet, name).call()?;
-        Ok(answer.optional()?.map(|Entry(object)| object))
+        found(&self.at(Operation::MapGet, name).call()?)
     }
 
     /// Does what [`published`](Self::published) does, without blocking the thread.
@@ -131,7 +131,15 @@ impl Manager {
         &self,
         name: &str,
     ) -> Result<Option<H>, ManagerError> {
-        let answer = self.at(Operation::MapGet, name).call_async().await?;
-        Ok(answer.optional()?.map(|Entry(object)| object))
+        found(&self.at(Operation::MapGet, name).call_async().await?)
     }
+}
+
+/// Returns what stands under a name. An error names the user's type, and not the entry.
+fn found<H: DeserializeOwned>(answer: &Answer) -> Result<Option<H>, ManagerError> {
+    if answer.status() == Status::Missing {
+        return Ok(None);
+    }
+    let entry = answer.value_with(type_name::<H>(), |bytes| Postcard::decode(bytes));
+    entry.map(|Entry(object)| Some(object))
 }

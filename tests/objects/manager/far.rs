@@ -169,6 +169,7 @@ fn what_is_published_stays_and_is_found_as_what_it_is() {
         assert!(matches!(other, ManagerError::Decode(_)), "{other:?}");
         let text = other.to_string();
         assert!(text.contains("Dict<") && text.contains("List<i32>"), "{text}");
+        assert!(!text.contains("Entry"), "{text}");
         // The name goes to another object. The first one lives as long as its handle.
         let (value, event) = (site.manager.value(1).unwrap(), site.manager.event().unwrap());
         block_on(site.manager.publish_async("ages", &(value, event))).unwrap();
