@@ -10,9 +10,9 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::{
-    Attribute, Error, FnArg, GenericArgument, GenericParam, Generics, ImplItem, ImplItemFn,
-    ItemImpl, PathArguments, ReceiverKind, Result, ReturnType, Safety, Type, TypeImplTrait,
-    TypeParamBound, TypePath, Visibility,
+    Attribute, Error, ExprPath, FnArg, GenericArgument, GenericParam, Generics, ImplItem,
+    ImplItemFn, ItemImpl, PathArguments, ReceiverKind, Result, ReturnType, Safety, Type,
+    TypeImplTrait, TypeParamBound, TypePath, Visibility,
     ext::IdentExt,
     parse_quote, parse_quote_spanned,
     spanned::Spanned,
@@ -88,6 +88,13 @@ fn generate(attr: TokenStream, item: TokenStream) -> Result<TokenStream> {
         }
     }
     for method in &methods {
+        if method.ident.unraw() == "with_timeout" {
+            refusals.add(
+                method.ident.span(),
+                "the proxy of a managed type has a method `with_timeout` of its own; choose another name, \
+                 or remove `pub`",
+            );
+        }
         let other = format!("{}_async", method.ident.unraw());
         if names.contains(&other) {
             let message = format!(
@@ -261,6 +268,18 @@ fn check(function: &ImplItemFn, own: &TypePath, refusals: &mut Refusals) -> Opti
 pub(crate) fn name_self(ty: &mut Type, own: &TypePath) {
     struct NameSelf<'a>(&'a TypePath);
     impl VisitMut for NameSelf<'_> {
+        /// A constant of the type, as in `[u8; Self::LENGTH]`.
+        fn visit_expr_path_mut(&mut self, path: &mut ExprPath) {
+            let begins = path.path.segments.first().is_some_and(|first| first.ident == "Self");
+            if begins && path.qself.is_none() && path.path.segments.len() > 1 {
+                let own = self.0;
+                let rest = path.path.segments.iter().skip(1);
+                *path = parse_quote_spanned!(path.span()=> <#own>::#(#rest)::*);
+                return;
+            }
+            visit_mut::visit_expr_path_mut(self, path);
+        }
+
         fn visit_type_mut(&mut self, ty: &mut Type) {
             if let Type::Path(path) = ty
                 && path.qself.is_none()
@@ -334,6 +353,14 @@ fn expand(attr: &ManagedAttr, item: &ItemImpl, own: &TypePath, methods: &[Method
         "A handle of a [`{own_name}`] in a manager's server. Its methods are those of the type. It can be sent \
          to other processes, and the object lives as long as there is a handle of it."
     );
+    let timeout_doc = format!(
+        "Returns another handle of the same object, whose calls take at most `timeout`. A call that takes longer \
+         ends with [`ManagerError::TimedOut`]({krate}::manager::ManagerError::TimedOut).\n\n\
+         If its method still waits for its turn then, it is not run. If it runs, it goes on to its end, and its \
+         result is lost. Calls that come later wait for it. A copy of the handle has the same timeout, and one that \
+         was sent to another process has none.",
+        krate = quote!(#krate).to_string().replace(' ', "")
+    );
     let tasks = methods.iter().map(|method| task(attr, own, &own_name, method));
     let calls = methods.iter().map(|method| call(krate, method));
     quote! {
@@ -354,6 +381,12 @@ fn expand(attr: &ManagedAttr, item: &ItemImpl, own: &TypePath, methods: &[Method
 
             impl #proxy {
                 #(#calls)*
+
+                #[doc = #timeout_doc]
+                #[must_use = "the timeout is that of the handle that is returned"]
+                pub fn with_timeout(&self, timeout: ::core::time::Duration) -> Self {
+                    Self(self.0.with_timeout(timeout))
+                }
             }
 
             #[automatically_derived]

@@ -8,6 +8,7 @@ use std::{
     sync::{Condvar, Mutex},
     task::{Context, Waker},
     thread,
+    time::Duration,
 };
 
 use executor::{
@@ -17,8 +18,10 @@ use executor::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Done, ends_killed, has_objects, start};
-use crate::support::{Gate, come_to, eventually, rounds, watchdog};
+use futures::executor::block_on;
+
+use super::{Done, SHORT, ends_killed, has_objects, start};
+use crate::support::{Gate, LONG, come_to, eventually, rounds, watchdog};
 
 /// Appends a line to a file when it is dropped.
 struct LastWords(PathBuf);
@@ -130,6 +133,12 @@ impl Counter {
     pub fn look_at(&self, gate: &Path) -> u64 {
         come_to(gate);
         self.n
+    }
+
+    pub const LENGTH: usize = 4;
+
+    pub fn first_bytes(&self, bytes: [u8; Self::LENGTH]) -> Option<[u8; Self::LENGTH]> {
+        bytes.first().map(|first| [*first; Self::LENGTH])
     }
 
     pub fn length(&self, list: List<u32>) -> usize {
@@ -274,6 +283,32 @@ fn mg10_a_method_that_never_ends_holds_up_only_its_object() {
 #[task]
 fn add_one(value: u64) -> u64 {
     value + 1
+}
+
+#[test]
+fn mg10_a_method_that_takes_too_long_is_left() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let gate = Gate::new();
+    let counter = CounterProxy::new(&manager, 1).unwrap();
+    let hasty = counter.with_timeout(SHORT);
+    assert_eq!(hasty, counter);
+    assert_eq!(counter.with_timeout(LONG).add(1).unwrap(), 2);
+    assert_eq!(counter.with_timeout(Duration::MAX).get().unwrap(), 2);
+    assert_eq!(block_on(counter.with_timeout(LONG).get_async()).unwrap(), 2);
+    let timed_out = |error: ManagerError| {
+        assert!(matches!(error, ManagerError::TimedOut), "{error:?}");
+    };
+    timed_out(hasty.wait_at(gate.path()).unwrap_err());
+    // Those in line behind it are not run any more.
+    gate.wait_for(1);
+    timed_out(hasty.add(10).unwrap_err());
+    timed_out(block_on(hasty.add_async(100)).unwrap_err());
+    timed_out(hasty.clone().get().unwrap_err());
+    assert_eq!(manager.list([1]).unwrap().len().unwrap(), 1);
+    // The one that runs goes on.
+    gate.open();
+    assert_eq!(counter.get().unwrap(), 3);
 }
 
 #[test]
