@@ -1,6 +1,12 @@
 //! Shared parts of the programs whose processes are killed or stopped at every step of a protocol.
 
-use std::{ops::Range, time::Duration};
+use std::{
+    ffi::CStr,
+    io,
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
 
 /// Number of rounds by default.
 pub(crate) const ROUNDS: u64 = 300;
@@ -71,4 +77,48 @@ pub(crate) unsafe fn record<T>() -> &'static T {
     // SAFETY: the mapping lives for ever, is large enough and is aligned to a page. The caller
     // promises the rest.
     unsafe { &*at.cast::<T>() }
+}
+
+/// Makes a record that processes which are started anew can find and [`map`], too. The descriptor
+/// must stay open meanwhile.
+///
+/// # Safety
+/// As for [`record`].
+#[allow(dead_code, reason = "some programs only fork")]
+pub(crate) unsafe fn named_record<T>(name: &CStr) -> (&'static T, OwnedFd) {
+    // SAFETY: makes a descriptor, which then belongs to us.
+    let fd = unsafe {
+        #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
+        let fd = libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC);
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd)
+    };
+    let file = std::fs::File::from(fd.try_clone().expect("a descriptor"));
+    #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
+    file.set_len(size_of::<T>() as u64).expect("memory");
+    // SAFETY: the file has the size of a `T`. The caller promises the rest.
+    (unsafe { map(fd.as_fd()) }, fd)
+}
+
+/// Maps the record of a descriptor that [`named_record`] has made.
+///
+/// # Safety
+/// As for [`record`]. The file has the size of a `T`.
+#[allow(dead_code, reason = "some programs only fork")]
+pub(crate) unsafe fn map<T>(fd: BorrowedFd<'_>) -> &'static T {
+    // SAFETY: a new mapping of a file of that size, which is never unmapped. `T` consists of
+    // atomics only, so other processes may write to it.
+    unsafe {
+        let flags = libc::PROT_READ | libc::PROT_WRITE;
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<T>(),
+            flags,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            0,
+        );
+        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        &*at.cast::<T>()
+    }
 }

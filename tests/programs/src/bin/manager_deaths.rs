@@ -13,6 +13,7 @@
 //! - Each update, each item of the list and each item of the queue is there once if its call has
 //!   returned, and at most once if its caller died inside the call. A dead client loses at most the
 //!   items that it was just getting.
+//! - The pool runs a task.
 //! - The server has as many objects as this process has handles, and none after the last handle.
 //!
 //! If the server dies, each client's next call returns `ManagerError::Gone`, so each client ends.
@@ -26,7 +27,7 @@ mod dying;
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
@@ -42,7 +43,7 @@ use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random, number, seeds};
 use executor::{
     Child, Context, GetError, PutError, StartMethod,
     manager::{
-        Barrier, Condition, Dict, Event, List, Lock, LockGuard, Manager, ManagerError, Queue,
+        Barrier, Condition, Dict, Event, List, Lock, LockGuard, Manager, ManagerError, Pool, Queue,
         Semaphore,
     },
     prelude::*,
@@ -67,7 +68,7 @@ const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// Time after which a server that has not come to its step is killed from outside.
 const SERVER_LIVES: Duration = Duration::from_millis(300);
 /// Number of objects of which this process has handles at the end. A condition has a lock.
-const OBJECTS: u64 = 13;
+const OBJECTS: u64 = 14;
 const EXIT_CODE: i32 = 7;
 
 // ---- the record ---------------------------------------------------------------------------------
@@ -146,33 +147,6 @@ impl Record {
     }
 }
 
-fn map(fd: i32) -> &'static Record {
-    // SAFETY: a new mapping of a file of that size, which is never unmapped. `Record` consists of
-    // atomics only, so other processes may write to it.
-    unsafe {
-        let flags = libc::PROT_READ | libc::PROT_WRITE;
-        let at =
-            libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
-        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
-        &*at.cast::<Record>()
-    }
-}
-
-/// Makes the record. The descriptor must stay open, so that other processes find the record.
-fn create_record() -> (&'static Record, OwnedFd) {
-    // SAFETY: makes a descriptor, which then belongs to us.
-    let fd = unsafe {
-        #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
-        let fd = libc::memfd_create(c"manager-deaths".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0, "{}", io::Error::last_os_error());
-        OwnedFd::from_raw_fd(fd)
-    };
-    let file = std::fs::File::from(fd.try_clone().expect("a descriptor"));
-    #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
-    file.set_len(size_of::<Record>() as u64).expect("memory");
-    (map(fd.as_raw_fd()), fd)
-}
-
 static OWN: OnceLock<&'static Record> = OnceLock::new();
 
 fn record() -> &'static Record {
@@ -245,7 +219,7 @@ type Shared = (
     Event,
     executor::Queue<Event>,
     Vec<Event>,
-    CounterProxy,
+    (CounterProxy, Pool),
 );
 
 /// An object of a type of our own.
@@ -381,7 +355,7 @@ impl Player<'_> {
     }
 
     fn act(&mut self) -> Result<(), ManagerError> {
-        match self.random.below(20) {
+        match self.random.below(21) {
             0..3 => self.add(),
             3 => self.push(),
             4..6 => self.put(),
@@ -395,6 +369,7 @@ impl Player<'_> {
             15 => self.receive_by_dict(),
             16 => self.send_by_queue(),
             17..19 => self.count(),
+            19 => self.run_a_task(),
             _ => {
                 let dropped = self.random.below(self.pocket.len() as u64 + 1) as usize;
                 if dropped < self.pocket.len() {
@@ -434,7 +409,7 @@ impl Player<'_> {
     }
 
     fn count(&mut self) -> Result<(), ManagerError> {
-        let counter = &self.shared.11;
+        let counter = &self.shared.11.0;
         if self.random.one_in(3) {
             let (before, after) = (counter.get()?, counter.get()?);
             assert!(before <= after, "{after} was counted after {before}");
@@ -448,6 +423,18 @@ impl Player<'_> {
             counter.add()?;
         }
         calls.done.fetch_add(1, SeqCst);
+        Ok(())
+    }
+
+    /// Runs a task in a worker of the server, or leaves one there.
+    fn run_a_task(&mut self) -> Result<(), ManagerError> {
+        let pool = &self.shared.11.1;
+        let number = self.random.below(1000);
+        match self.random.below(4) {
+            0 => drop(pool.submit(one_more::task(Some(number)))),
+            1 => drop(polled(pool.apply_async(one_more::task(Some(number))))),
+            _ => assert_eq!(pool.apply(one_more::task(Some(number)))?, number + 1),
+        }
         Ok(())
     }
 
@@ -844,7 +831,7 @@ fn start(manager: &Manager, plan: &Plan) -> Result<Shared, ManagerError> {
         {
             // One that is dropped at once.
             drop(CounterProxy::new(manager)?);
-            CounterProxy::new(manager)?
+            (CounterProxy::new(manager)?, manager.pool(1)?)
         },
     ))
 }
@@ -953,8 +940,10 @@ fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerEr
         event,
         sent,
         _,
-        counter,
+        (counter, pool),
     ) = &shared;
+    // Behind all tasks of dead clients that run, and before none: those are cancelled.
+    assert_eq!(pool.apply(one_more::task(None))?, 1, "a task of the pool");
     let (semaphore, known) = semaphore;
     let record = record();
     eventually("clients that the server knows no more", CLIENTS as u64, || known.value())?;
@@ -1041,13 +1030,13 @@ fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerEr
         event,
         sent,
         _,
-        counter,
+        (counter, pool),
     ) = shared;
     // What a dead process has left in this queue's socket ends with the queue.
     drop(sent);
     let own = (counts, handles, list, queue, lock, semaphore, condition, barrier, event);
     eventually("objects that this process's handles explain", OBJECTS, || manager.objects())?;
-    drop(own);
+    drop((own, pool));
     eventually("one counter", 1, || counter.counters())?;
     Ok(())
 }
@@ -1144,10 +1133,12 @@ fn main() {
     if let Some(path) = std::env::var_os(RECORD) {
         let file =
             std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the record");
-        let _ = OWN.set(map(file.as_raw_fd()));
+        // SAFETY: `Record` consists of atomics, of which zero is a valid value. The file is its own.
+        let _ = OWN.set(unsafe { dying::map(file.as_fd()) });
     }
     executor::init();
-    let (record, fd) = create_record();
+    // SAFETY: `Record` consists of atomics, of which zero is a valid value.
+    let (record, fd) = unsafe { dying::named_record::<Record>(c"manager-deaths") };
     let _ = OWN.set(record);
     let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
     // SAFETY: there is no other thread.

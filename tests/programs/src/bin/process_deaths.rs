@@ -29,7 +29,7 @@ mod dying;
 use std::{
     collections::HashSet,
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         OnceLock,
@@ -134,33 +134,6 @@ impl Victim {
         let then = if random.below(2) == 0 { libc::SIGKILL } else { libc::SIGCONT };
         self.then.store(if signal == libc::SIGKILL { signal } else { then } as u32, SeqCst);
     }
-}
-
-fn map(fd: i32) -> &'static Record {
-    // SAFETY: a new mapping of a file of that size, which is never unmapped. `Record` consists of
-    // atomics only, so other processes may write to it.
-    unsafe {
-        let flags = libc::PROT_READ | libc::PROT_WRITE;
-        let at =
-            libc::mmap(std::ptr::null_mut(), size_of::<Record>(), flags, libc::MAP_SHARED, fd, 0);
-        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
-        &*at.cast::<Record>()
-    }
-}
-
-/// Makes the record. The descriptor must stay open, so that other processes find the record.
-fn create_record() -> (&'static Record, OwnedFd) {
-    // SAFETY: makes a descriptor, which then belongs to us.
-    let fd = unsafe {
-        #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
-        let fd = libc::memfd_create(c"process-deaths".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0, "{}", io::Error::last_os_error());
-        OwnedFd::from_raw_fd(fd)
-    };
-    let file = std::fs::File::from(fd.try_clone().expect("a descriptor"));
-    #[expect(clippy::disallowed_methods, reason = "no limit is set here")]
-    file.set_len(size_of::<Record>() as u64).expect("memory");
-    (map(fd.as_raw_fd()), fd)
 }
 
 static OWN: OnceLock<&'static Record> = OnceLock::new();
@@ -773,10 +746,12 @@ fn main() {
     if let Some(path) = std::env::var_os(RECORD) {
         let file =
             std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the record");
-        let _ = OWN.set(map(file.as_raw_fd()));
+        // SAFETY: `Record` consists of atomics, of which zero is a valid value. The file is its own.
+        let _ = OWN.set(unsafe { dying::map(file.as_fd()) });
     }
     executor::init();
-    let (record, fd) = create_record();
+    // SAFETY: `Record` consists of atomics, of which zero is a valid value.
+    let (record, fd) = unsafe { dying::named_record::<Record>(c"process-deaths") };
     let _ = OWN.set(record);
     record.test.store(std::process::id(), SeqCst);
     let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
