@@ -94,21 +94,7 @@ pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
     if let Some(variadic) = &sig.variadic {
         refusals.add(variadic.span(), "a task function must have a fixed number of parameters");
     }
-    for param in &sig.generics.params {
-        match param {
-            GenericParam::Lifetime(_) => {}
-            GenericParam::Type(param) => refusals.add(
-                param.ident.span(),
-                "a task function cannot have type parameters: the worker must know the types; write one \
-                 function for each type, or take an enum",
-            ),
-            GenericParam::Const(param) => refusals.add(
-                param.ident.span(),
-                "a task function cannot have const parameters: the worker must know the types; take the \
-                 value as an argument",
-            ),
-        }
-    }
+    refuse_parameters(&sig.generics, "worker", "function", &mut refusals);
 
     let mut params: Vec<Param> = Vec::with_capacity(sig.inputs.len());
     let names: Vec<Ident> = sig.inputs.iter().filter_map(plain_name).collect();
@@ -151,6 +137,35 @@ pub(crate) fn check(item: TokenStream) -> Result<TaskFunction> {
         params,
         output,
     })
+}
+
+/// Refuses type and const parameters. `process` is where the function runs, and `what` is what it
+/// is called.
+pub(crate) fn refuse_parameters(
+    generics: &Generics,
+    process: &str,
+    what: &str,
+    refusals: &mut Refusals,
+) {
+    for param in &generics.params {
+        match param {
+            GenericParam::Lifetime(_) => {}
+            GenericParam::Type(param) => refusals.add(
+                param.ident.span(),
+                &format!(
+                    "a task function cannot have type parameters: the {process} must know the types; write one \
+                     {what} for each type, or take an enum"
+                ),
+            ),
+            GenericParam::Const(param) => refusals.add(
+                param.ident.span(),
+                &format!(
+                    "a task function cannot have const parameters: the {process} must know the types; take the \
+                     value as an argument"
+                ),
+            ),
+        }
+    }
 }
 
 /// The name of a parameter that is a plain identifier: `a` for both `a: i64` and `mut a: i64`.

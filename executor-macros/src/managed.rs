@@ -10,9 +10,9 @@
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote, quote_spanned};
 use syn::{
-    Attribute, Error, ExprPath, FnArg, GenericArgument, GenericParam, Generics, ImplItem,
-    ImplItemFn, ItemImpl, PathArguments, ReceiverKind, Result, ReturnType, Safety, Type,
-    TypeImplTrait, TypeParamBound, TypePath, Visibility,
+    Attribute, Error, ExprPath, FnArg, GenericArgument, Generics, ImplItem, ImplItemFn, ItemImpl,
+    PathArguments, ReceiverKind, Result, ReturnType, Safety, Type, TypeImplTrait, TypeParamBound,
+    TypePath, Visibility,
     ext::IdentExt,
     parse_quote, parse_quote_spanned,
     spanned::Spanned,
@@ -21,7 +21,7 @@ use syn::{
 
 use crate::{
     attr::{ManagedAttr, TaskAttr},
-    check::{Param, Refusals, TaskFunction, plain_name, unused_name},
+    check::{Param, Refusals, TaskFunction, plain_name, refuse_parameters, unused_name},
     expand::{Subject, Task},
     types,
 };
@@ -158,21 +158,7 @@ fn check(function: &ImplItemFn, own: &TypePath, refusals: &mut Refusals) -> Opti
              end; the proxy's method has an async form in any case",
         );
     }
-    for param in &sig.generics.params {
-        match param {
-            GenericParam::Lifetime(_) => {}
-            GenericParam::Type(param) => refusals.add(
-                param.ident.span(),
-                "a managed method cannot have type parameters: the server must know the types; write one \
-                 method for each type, or take an enum",
-            ),
-            GenericParam::Const(param) => refusals.add(
-                param.ident.span(),
-                "a managed method cannot have const parameters: the server must know the types; take the \
-                 value as an argument",
-            ),
-        }
-    }
+    refuse_parameters(&sig.generics, "server", "method", refusals);
 
     let plain: Vec<Ident> = sig.inputs.iter().filter_map(plain_name).collect();
     let mut params = Vec::new();
