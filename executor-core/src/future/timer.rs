@@ -2,7 +2,7 @@
 //! `futures::executor::block_on`.
 //!
 //! A thread sleeps for it. It is needed only by a map with a time limit that is iterated as a
-//! stream.
+//! stream, and by async calls of a managed object with a timeout.
 
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},

@@ -102,6 +102,11 @@
 //! `#[managed]` on an `impl` block makes a proxy for the type: the value is in the server, and its
 //! public methods can be called from any process. The documentation of that attribute says how.
 //!
+//! # Workers that processes share
+//!
+//! [`Manager::pool`] makes a pool whose workers are children of the server. Every process that has
+//! a handle submits tasks to it.
+//!
 //! # Equal keys
 //!
 //! The server compares bytes. Two keys, items of a set, or values are equal if serde writes them
