@@ -509,6 +509,9 @@ pub use executor_macros::task;
 /// may or may not have made the call. If it has, the method runs to its end, and its result is
 /// lost.
 ///
+/// `with_timeout` of the proxy returns a handle whose calls take at most so long: see its
+/// documentation for what becomes of the method then. So a type has no public method of this name.
+///
 /// # What runs when
 ///
 /// Calls of one object begin in the order in which the server got them. A `&self` method does not

@@ -62,7 +62,7 @@ pub(crate) fn requests(data: &[u8]) {
                     }
                     Work::Construct { .. } | Work::Drop { .. } | Work::Pool { .. } => &[],
                 };
-                core.ran(job.id, Ok((result, &[])), &mut actions);
+                core.ran(job.id, Ok(result), &mut actions);
             }
         }
         assert!(answered <= call as usize, "more answers than calls");

@@ -73,6 +73,8 @@ handle! {
     /// [`ManagerError::Limit`]. [`map`](Self::map) and [`imap`](Self::imap) submit no more than a
     /// few hundred at a time.
     ///
+    /// Workers ignore SIGINT, as their parent does, and so do the programs that their tasks start.
+    ///
     /// # When somebody dies
     ///
     /// - **A worker.** Its task fails with [`TaskError::WorkerLost`](crate::TaskError::WorkerLost),

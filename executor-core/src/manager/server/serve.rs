@@ -236,10 +236,10 @@ impl Server {
     pub(super) fn applied(&mut self, job: JobId, outcome: Outcome) {
         self.running -= 1;
         let outcome = match &outcome {
-            Ok(Ran::Returned(value)) => Ok((&value[..], &[][..])),
+            Ok(Ran::Returned(value)) => Ok(&value[..]),
             Ok(Ran::Made(value)) => {
                 self.values.insert(ValueId(job), Arc::clone(value));
-                Ok((&[][..], &[][..]))
+                Ok(&[][..])
             }
             Err(body) => Err(&body[..]),
         };
@@ -441,10 +441,7 @@ impl Server {
     /// Takes what has become of orders to pools.
     fn answer(&mut self, answers: Vec<(JobId, pools::Answer)>) {
         for (job, answer) in answers {
-            let outcome = match &answer {
-                Ok(value) => Ok((&value[..], &[][..])),
-                Err(body) => Err(&body[..]),
-            };
+            let outcome = answer.as_deref().map_err(|body| &body[..]);
             self.core.ran(job, outcome, &mut self.actions);
             kill_point!(ManagerTaskAnswered);
         }

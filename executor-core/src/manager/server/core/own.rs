@@ -274,12 +274,7 @@ impl Methods {
 
 impl Core {
     /// A function of a user's own type has ended, as [`ran`](Core::ran) describes.
-    pub(super) fn ran_own(
-        &mut self,
-        job: JobId,
-        result: Result<(&[u8], &[ObjectId]), &[u8]>,
-        out: &mut Actions,
-    ) {
+    pub(super) fn ran_own(&mut self, job: JobId, result: Result<&[u8], &[u8]>, out: &mut Actions) {
         let Some(running) = self.methods.running.remove(&job) else { return };
         match running {
             Running::Construct { caller } => {
@@ -303,15 +298,7 @@ impl Core {
                 }
             }
             Running::Call { object, caller, value } => {
-                let lives = self.clients.end_wait(caller);
-                match result {
-                    Ok((bytes, names)) => {
-                        let to = reachable(caller, lives);
-                        let outcome = self.returned(to, object, bytes, names, out);
-                        out.answer(to, outcome);
-                    }
-                    Err(failure) => answer_failure(caller, lives, failure, out),
-                }
+                self.answer_call(caller, object, result, out);
                 self.call_ended(object, value, out);
             }
             Running::Drop => {}
@@ -334,19 +321,30 @@ impl Core {
             }
             Running::Pool { object, caller, ticket } => {
                 self.pool_call_ended(object, ticket);
-                let lives = self.clients.end_wait(caller);
-                match result {
-                    Ok((bytes, names)) => {
-                        let to = reachable(caller, lives);
-                        let outcome = self.returned(to, object, bytes, names, out);
-                        out.answer(to, outcome);
-                    }
-                    Err(failure) => answer_failure(caller, lives, failure, out),
-                }
+                self.answer_call(caller, object, result, out);
             }
             Running::EndPool => self.methods.pools -= 1,
         }
         self.settle(out);
+    }
+
+    /// Answers the call of a method, or of a task.
+    fn answer_call(
+        &mut self,
+        caller: Caller,
+        object: ObjectId,
+        result: Result<&[u8], &[u8]>,
+        out: &mut Actions,
+    ) {
+        let lives = self.clients.end_wait(caller);
+        match result {
+            Ok(bytes) => {
+                let to = reachable(caller, lives);
+                let outcome = self.returned(to, object, bytes, out);
+                out.answer(to, outcome);
+            }
+            Err(failure) => answer_failure(caller, lives, failure, out),
+        }
     }
 
     /// Appends the result of a method to its reply.
@@ -355,19 +353,15 @@ impl Core {
         to: Caller,
         object: ObjectId,
         bytes: &[u8],
-        names: &[ObjectId],
         out: &mut Actions,
     ) -> Outcome {
-        if bytes.len() > protocol::FIELD_BYTES_MAX || names.len() > protocol::NAMED_MAX {
+        if bytes.len() > protocol::FIELD_BYTES_MAX {
             return Err(Refusal::limit("the result is too large"));
-        }
-        // A method runs in the server, so it may name whatever exists.
-        if !names.iter().all(|name| self.objects.contains(*name)) {
-            return Err(Status::NoObject.into());
         }
         let (clients, changes) = (&mut self.clients, &mut self.changes);
         let mut turn = Turn { caller: to, object, clients, changes, out };
-        turn.write_to(to, bytes, &Names::new(names.iter().copied()));
+        // Neither a method nor a task can return a handle, so the result names no object.
+        turn.write_to(to, bytes, &Names::default());
         Ok(0)
     }
 
@@ -470,7 +464,7 @@ mod tests {
 
     fn object(desk: &mut Desk, client: super::super::ClientId) -> (ObjectId, ValueId) {
         let (call, job) = construct(desk, client);
-        desk.ran(job, Ok((b"", &[])));
+        desk.ran(job, Ok(b""));
         (ObjectId(desk.outcome(call).unwrap()), ValueId(job))
     }
 
@@ -503,29 +497,29 @@ mod tests {
         let last = desk.waits(b, O::OwnCall, own, exclusive());
         let jobs = begun(&mut desk);
         assert_eq!(jobs.iter().map(|(_, function)| *function).collect::<Vec<_>>(), [7, 7]);
-        desk.ran(jobs[1].0, Ok((b"2", &[])));
+        desk.ran(jobs[1].0, Ok(b"2"));
         assert_eq!(desk.answer(second).unwrap().texts(), ["2"]);
         assert_eq!(desk.jobs, []);
         desk.ran(jobs[0].0, Err(b"failure"));
         assert_eq!(desk.outcome(first), Err(Status::Failed));
         let [(job, EXCLUSIVE)] = begun(&mut desk)[..] else { panic!() };
-        desk.ran(job, Ok((b"", &[])));
+        desk.ran(job, Ok(b""));
         desk.outcome(alone).unwrap();
         let [(job, 7)] = begun(&mut desk)[..] else { panic!() };
         // An end that was reported already changes nothing.
-        desk.ran(JobId(job.0 - 2), Ok((b"", &[])));
-        desk.ran(job, Ok((b"", &[])));
+        desk.ran(JobId(job.0 - 2), Ok(b""));
+        desk.ran(job, Ok(b""));
         desk.outcome(behind).unwrap();
         let [(job, EXCLUSIVE)] = begun(&mut desk)[..] else { panic!() };
         desk.release(a, own, 1);
         desk.disconnect(b);
         assert_eq!(desk.core.objects(), 0);
         assert_eq!(desk.jobs, [], "a call of it runs");
-        desk.ran(job, Ok((b"", &[])));
+        desk.ran(job, Ok(b""));
         assert_eq!(desk.answer(last), None);
         let drop = desk.jobs.pop().unwrap();
         assert_eq!(drop.work, Work::Drop { value });
-        desk.ran(drop.id, Ok((b"", &[])));
+        desk.ran(drop.id, Ok(b""));
         assert_eq!(desk.jobs, []);
     }
 
@@ -559,7 +553,7 @@ mod tests {
         }
         let jobs = begun(&mut desk);
         assert_eq!(jobs.len(), SHARED_MAX);
-        desk.ran(jobs[7].0, Ok((b"", &[])));
+        desk.ran(jobs[7].0, Ok(b""));
         assert_eq!(begun(&mut desk).len(), 1);
     }
 
@@ -568,7 +562,7 @@ mod tests {
         let (mut desk, a, b) = Desk::with_two();
         let (_, job) = construct(&mut desk, a);
         desk.disconnect(a);
-        desk.ran(job, Ok((b"", &[])));
+        desk.ran(job, Ok(b""));
         assert_eq!(desk.jobs.pop().unwrap().work, Work::Drop { value: ValueId(job) });
         assert_eq!(desk.core.objects(), 0);
         // One that was not made is not dropped.
@@ -586,7 +580,7 @@ mod tests {
         let body = number(Kind::Event as u64);
         assert_eq!(desk.refused(a, O::Create, ObjectId::NONE, body), Status::Limit);
         for (call, job) in calls {
-            desk.ran(job, Ok((b"", &[])));
+            desk.ran(job, Ok(b""));
             desk.outcome(call).unwrap();
         }
         assert_eq!(desk.core.objects(), 2);

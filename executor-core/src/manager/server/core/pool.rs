@@ -226,7 +226,7 @@ mod tests {
         let call = desk.waits(client, O::Create, ObjectId::NONE, body);
         let (job, made) = order(desk);
         assert_eq!(made, PoolOrder::Make { workers: 2 });
-        desk.ran(job, Ok((b"", &[])));
+        desk.ran(job, Ok(b""));
         ObjectId(desk.outcome(call).unwrap())
     }
 
@@ -247,7 +247,7 @@ mod tests {
                     assert_eq!(desk.outcome(calls[n]), Err(Status::Failed));
                 }
                 _ => {
-                    desk.ran(job, Ok((b"result", &[])));
+                    desk.ran(job, Ok(b"result"));
                     assert_eq!(desk.answer(calls[n]).unwrap().texts(), ["result"]);
                 }
             }
@@ -264,7 +264,7 @@ mod tests {
         desk.give_up(given_up);
         assert_eq!(desk.answer(given_up), None);
         assert_eq!(desk.jobs, []);
-        desk.ran(job, Ok((b"result", &[])));
+        desk.ran(job, Ok(b"result"));
         assert_eq!(desk.answer(given_up).unwrap().texts(), ["result"]);
 
         desk.waits(b, O::PoolSubmit, pool, submit());
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(order(&mut desk).1, PoolOrder::Terminate);
         for (job, order) in ordered {
             assert_eq!(order, PoolOrder::Join);
-            desk.ran(job, Ok((b"", &[])));
+            desk.ran(job, Ok(b""));
         }
         assert_eq!(desk.outcome(joins[1]), Ok(0));
         desk.tell(a, O::PoolSubmit, pool, submit());
@@ -315,7 +315,7 @@ mod tests {
         assert_eq!(last, PoolOrder::End);
         desk.ran(task, Err(b"failure"));
         assert_eq!(desk.outcome(call), Err(Status::Failed));
-        desk.ran(end, Ok((b"", &[])));
+        desk.ran(end, Ok(b""));
         assert_eq!(desk.core.objects(), 0);
     }
 
@@ -332,11 +332,11 @@ mod tests {
         let (job, _) = order(&mut desk);
         assert_eq!(desk.refused(a, O::Create, ObjectId::NONE, body(1)), Status::Limit);
         desk.disconnect(b);
-        desk.ran(job, Ok((b"", &[])));
+        desk.ran(job, Ok(b""));
         let (end, last) = order(&mut desk);
         assert_eq!(last, PoolOrder::End);
         assert_eq!(desk.refused(a, O::Create, ObjectId::NONE, body(1)), Status::Limit);
-        desk.ran(end, Ok((b"", &[])));
+        desk.ran(end, Ok(b""));
         // One that could not be made does not count.
         let call = desk.waits(a, O::Create, ObjectId::NONE, body(1));
         let (job, _) = order(&mut desk);
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(desk.outcome(call), Err(Status::Failed));
         desk.release(a, pools[0], 1);
         let (end, _) = order(&mut desk);
-        desk.ran(end, Ok((b"", &[])));
+        desk.ran(end, Ok(b""));
         pool(&mut desk, a);
         pool(&mut desk, a);
         assert_eq!(desk.core.objects(), POOLS_MAX);

@@ -551,15 +551,7 @@ impl World {
         if fails {
             self.core.ran(job.id, Err(b"failure"), &mut self.out);
         } else {
-            // Values name older objects only, so that there are no cycles. Some are gone.
-            let older: Vec<_> =
-                self.known.iter().map(|(id, _)| *id).filter(|id| *id < object).collect();
-            let names = if older.is_empty() || self.dice.percent(70) {
-                Vec::new()
-            } else {
-                vec![self.dice.pick(&older)]
-            };
-            self.core.ran(job.id, Ok((b"new", &names)), &mut self.out);
+            self.core.ran(job.id, Ok(b"new"), &mut self.out);
         }
         self.collect(object);
     }

@@ -273,7 +273,7 @@ impl Desk {
     }
 
     #[track_caller]
-    pub(super) fn ran(&mut self, job: JobId, result: Result<(&[u8], &[ObjectId]), &[u8]>) {
+    pub(super) fn ran(&mut self, job: JobId, result: Result<&[u8], &[u8]>) {
         self.core.ran(job, result, &mut self.out);
         self.collect();
     }

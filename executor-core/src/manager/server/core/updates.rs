@@ -158,17 +158,12 @@ impl State {
 }
 
 impl Core {
-    /// A user's function has ended. `result` is what it returned and the objects that this names,
-    /// or the body of a reply with [`Status::Failed`].
+    /// A user's function has ended. `result` is what it returned, or the body of a reply with
+    /// [`Status::Failed`].
     ///
     /// The result of an update replaces the value even if the client is gone meanwhile, because the
     /// update had begun.
-    pub(crate) fn ran(
-        &mut self,
-        job: JobId,
-        result: Result<(&[u8], &[ObjectId]), &[u8]>,
-        out: &mut Actions,
-    ) {
+    pub(crate) fn ran(&mut self, job: JobId, result: Result<&[u8], &[u8]>, out: &mut Actions) {
         if job.is_own() {
             return self.ran_own(job, result, out);
         }
@@ -179,8 +174,8 @@ impl Core {
             caller.call = CallId::NONE;
         }
         match result {
-            Ok((bytes, names)) => {
-                let outcome = self.replace(caller, object, target, bytes, names, out);
+            Ok(bytes) => {
+                let outcome = self.replace(caller, object, target, bytes, out);
                 out.answer(caller, outcome);
             }
             Err(failure) => {
@@ -200,22 +195,16 @@ impl Core {
         object: ObjectId,
         target: Target,
         bytes: &[u8],
-        names: &[ObjectId],
         out: &mut Actions,
     ) -> Outcome {
-        if bytes.len() > protocol::FIELD_BYTES_MAX || names.len() > protocol::NAMED_MAX {
+        if bytes.len() > protocol::FIELD_BYTES_MAX {
             return Err(Refusal::limit("the new value is too large"));
-        }
-        // The function runs on the server, so it may name whatever exists.
-        if !names.iter().all(|name| self.objects.contains(*name)) {
-            return Err(Status::NoObject.into());
         }
         let entry = self.objects.get_mut(object).ok_or(Status::NoObject)?;
         let (clients, changes) = (&mut self.clients, &mut self.changes);
         let mut turn = Turn { caller, object, clients, changes, out };
-        let names = Names::new(names.iter().copied());
-        turn.changes.keep(&names);
-        let value = Stored { bytes: bytes.into(), names };
+        // A function in the server cannot return a handle, so the value names no object.
+        let value = Stored { bytes: bytes.into(), names: Names::default() };
         turn.write(&value);
         entry.state.updated(target, value, &mut turn);
         Ok(0)
@@ -279,7 +268,7 @@ mod tests {
         assert_eq!(desk.answer(first), None);
         assert_eq!(desk.ask(a, Operation::CellGet, other, Body::new()).texts(), ["free"]);
 
-        desk.ran(job.id, Ok((b"2", &[])));
+        desk.ran(job.id, Ok(b"2"));
         assert_eq!(desk.answer(first).unwrap().texts(), ["2"]);
         assert_eq!(desk.answer(get).unwrap().texts(), ["2"]);
         assert_eq!(desk.answer(len), None);
@@ -290,7 +279,7 @@ mod tests {
         assert_eq!((failed.status, &failed.body[..]), (Status::Failed, &b"failure"[..]));
         assert_eq!(desk.outcome(len), Ok(1));
         // An end that was reported already changes nothing.
-        desk.ran(job.id, Ok((b"3", &[])));
+        desk.ran(job.id, Ok(b"3"));
         let get = desk.ask(a, Operation::MapGet, map, Body::new().bytes("k"));
         assert_eq!(get.texts(), ["2"]);
     }
@@ -303,7 +292,7 @@ mod tests {
         let call = desk.waits(a, Operation::MapUpdate, map, update("k", 1));
         let job = desk.jobs.pop().unwrap();
         assert!(matches!(job.work, Work::Update { optional: true, current: None, .. }));
-        desk.ran(job.id, Ok((b"1", &[])));
+        desk.ran(job.id, Ok(b"1"));
         assert_eq!(desk.answer(call).unwrap().texts(), ["1"]);
     }
 
@@ -318,7 +307,7 @@ mod tests {
         let get = desk.waits(b, Operation::ListGet, list, number(0));
         let job = desk.jobs.pop().unwrap();
         desk.disconnect(a);
-        desk.ran(job.id, Ok((b"2", &[])));
+        desk.ran(job.id, Ok(b"2"));
         assert_eq!((desk.answer(first), desk.answer(queued)), (None, None));
         assert_eq!(desk.answer(get).unwrap().texts(), ["2"]);
         assert_eq!(desk.jobs, []);
@@ -333,25 +322,8 @@ mod tests {
         desk.release(a, cell, 1);
         assert_eq!(desk.outcome(queued), Err(Status::NoObject));
         let job = desk.jobs.pop().unwrap();
-        desk.ran(job.id, Ok((b"2", &[])));
+        desk.ran(job.id, Ok(b"2"));
         assert_eq!(desk.outcome(running), Err(Status::NoObject));
         assert_eq!(desk.core.objects(), 0);
-    }
-
-    #[test]
-    fn the_new_value_may_name_what_exists() {
-        let (mut desk, a, b) = Desk::with_two();
-        let event = desk.create(b, Kind::Event, Body::new());
-        let cell = desk.create(a, Kind::Cell, Body::new().value("1"));
-        let call = desk.waits(a, Operation::CellUpdate, cell, number(7).bytes(""));
-        let job = desk.jobs.pop().unwrap();
-        desk.ran(job.id, Ok((b"2", &[event, event])));
-        assert_eq!(desk.outcome(call), Ok(0));
-        desk.ask(a, Operation::EventSet, event, Body::new()).done();
-        let call = desk.waits(a, Operation::CellUpdate, cell, number(7).bytes(""));
-        let job = desk.jobs.pop().unwrap();
-        desk.ran(job.id, Ok((b"3", &[ObjectId(99)])));
-        assert_eq!(desk.outcome(call), Err(Status::NoObject));
-        assert_eq!(desk.ask(a, Operation::CellGet, cell, Body::new()).texts(), ["2"]);
     }
 }
