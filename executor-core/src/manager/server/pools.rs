@@ -278,45 +278,13 @@ fn submission(
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
     use super::*;
-    use crate::{
-        manager::{ManagerError, server::entry::Serve},
-        registry::meaning,
-        task::TaskFn,
-    };
 
-    /// Returns pools with one that has no worker yet.
-    fn pools() -> (Pools, ValueId) {
+    #[test]
+    fn orders_for_a_pool_that_is_gone_do_nothing() {
         let mut pools = Pools::new(Arc::new(Late::new().unwrap()));
         let pool = ValueId(JobId(1));
         let made = pools.obey(JobId(1), pool, PoolOrder::Make { workers: 1 });
         assert_eq!(made, [(JobId(1), Ok(Vec::new()))]);
-        (pools, pool)
-    }
-
-    fn refusal(answers: Vec<(JobId, Answer)>) -> String {
-        let [(JobId(2), Err(body))] = &answers[..] else { panic!("{answers:?}") };
-        let error = function::failure(body);
-        assert!(matches!(&error, ManagerError::Failed(error) if error.is_refused()), "{error:?}");
-        error.to_string()
-    }
-
-    #[test]
-    fn a_function_that_the_server_does_not_have_is_refused_and_options_that_are_none() {
-        let (mut pools, pool) = pools();
-        let mut submit = |function, options: &[u8]| {
-            let (options, arguments) = (options.to_vec(), Vec::new());
-            let order = PoolOrder::Submit { function, options, arguments };
-            refusal(pools.obey(JobId(2), pool, order))
-        };
-        assert!(submit(7, b"").contains("has no such function"));
-        let known = meaning(Serve::entry().number()).unwrap();
-        assert!(submit(known, b"garbage").contains("options"));
-        assert!(pools.table[&pool].tasks.is_empty());
-    }
-
-    #[test]
-    fn orders_for_a_pool_that_is_gone_do_nothing() {
-        let (mut pools, pool) = pools();
         let mut answers = pools.obey(JobId(2), pool, PoolOrder::Join);
         answers.extend(pools.obey(JobId(3), pool, PoolOrder::End));
         while answers.is_empty() {

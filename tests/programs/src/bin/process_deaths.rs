@@ -746,7 +746,7 @@ fn main() {
     if let Some(path) = std::env::var_os(RECORD) {
         let file =
             std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the record");
-        // SAFETY: `Record` consists of atomics, of which zero is a valid value. The file is its own.
+        // SAFETY: `Record` consists of atomics, of which zero is a valid value.
         let _ = OWN.set(unsafe { dying::map(file.as_fd()) });
     }
     executor::init();
