@@ -71,8 +71,10 @@ impl Connector {
         self
     }
 
-    /// Sets how long one attempt to connect may take. The default is ten seconds. Looking up the
-    /// name of a host may take longer.
+    /// Sets how long one attempt to connect may take. The default is ten seconds. If a host has
+    /// several addresses, they are tried one after the other, each with a head start of at most a
+    /// quarter of a second, and the first that answers is used. Looking up the name of a host may
+    /// take longer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

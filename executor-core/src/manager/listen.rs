@@ -41,8 +41,9 @@ impl Manager {
     ///
     /// - A path, such as `/run/me/socket`, is for processes of the same user, and of root, on this
     ///   machine. They then use shared memory, as the processes of this program do. The folder must
-    ///   be one in which no other user can replace files. The server removes the file at its end.
-    ///   If it was killed, the next one that listens there does.
+    ///   be one in which no other user can replace files, and so must the folders above it be. The
+    ///   server removes the file at its end. If it was killed, the next one that listens there
+    ///   does.
     /// - A host and a port, such as `0.0.0.0:7000`, are for other machines. The connections are
     ///   encrypted (TLS 1.3). This needs the feature `tls`, and an `identity` of the builder, by
     ///   which clients recognize the server.

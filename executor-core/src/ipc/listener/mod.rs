@@ -1,7 +1,8 @@
 //! Connections between unrelated processes: one process listens at an address, and others connect.
 //!
 //! The `Listener` is in this file. `client` is the other side, `handshake` has the messages that
-//! both exchange before the connection is used, and `socket` binds and connects.
+//! both exchange before the connection is used, and `socket` binds and connects. `dial` tries the
+//! addresses of a host, and `folder` says whether others can replace a socket's file.
 //!
 //! ```text
 //!                ┌─ the listening socket
@@ -25,6 +26,8 @@
 //! - One call takes in at most as many new clients as may be in their handshakes at a time.
 
 mod client;
+mod dial;
+mod folder;
 mod handshake;
 mod socket;
 

@@ -2,23 +2,25 @@
 
 use std::{
     io,
-    net::{TcpStream, ToSocketAddrs},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{FileType, FlockOperation, Mode, OFlags, fchmod, flock, fstat, lstat, open, unlink},
+    fs::{FileType, FlockOperation, Mode, OFlags, fchmod, flock, lstat, open, unlink},
     io::Errno,
     net::{
         AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
         listen, socket_with, sockopt,
     },
-    process::geteuid,
 };
 
-use super::super::{address::Address, readiness::Deadline};
+use super::{
+    super::{address::Address, readiness::Deadline},
+    dial::connect_tcp,
+    folder::check_folder,
+};
 use crate::os::random;
 
 /// Length of the queue of connections that the kernel keeps until they are accepted.
@@ -95,7 +97,11 @@ enum Access {
 /// Connects a socket to an address.
 pub(crate) fn connect_to(address: &Address, deadline: Deadline) -> io::Result<OwnedFd> {
     match address {
-        Address::Tcp(host, port) => connect_tcp(host, *port, deadline),
+        Address::Tcp(host, port) => {
+            let socket = connect_tcp(host, *port, deadline)?;
+            prepare(&socket);
+            Ok(socket)
+        }
         Address::Unix(path) => connect_unix(&SocketAddrUnix::new(path)?, deadline),
         Address::Abstract(name) => {
             connect_unix(&SocketAddrUnix::new_abstract_name(name)?, deadline)
@@ -144,7 +150,7 @@ fn bind_path(path: &Path, access: Access) -> io::Result<(OwnedFd, SocketFile)> {
     let folder =
         open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
     if access == Access::Private {
-        check_folder(parent, folder.as_ref())?;
+        check_folder(parent)?;
     }
     let locked = folder.as_ref().is_some_and(lock_folder);
     let socket = unix_socket(SocketFlags::NONBLOCK)?;
@@ -163,28 +169,6 @@ fn bind_path(path: &Path, access: Access) -> io::Result<(OwnedFd, SocketFile)> {
     listen(&socket, BACKLOG)?;
     let now = lstat(path)?;
     Ok((socket, SocketFile { path: path.to_owned(), inode: (now.st_dev, now.st_ino) }))
-}
-
-/// Checks that no other user can replace a file in this folder.
-fn check_folder(path: &Path, folder: Option<&OwnedFd>) -> io::Result<()> {
-    let stat = match folder {
-        Some(folder) => fstat(folder),
-        // It may be entered, and not be read.
-        None => rustix::fs::stat(path),
-    }?;
-    let mode = Mode::from_raw_mode(stat.st_mode);
-    let is_ours = stat.st_uid == 0 || stat.st_uid == geteuid().as_raw();
-    let others_write = mode.intersects(Mode::WGRP | Mode::WOTH) && !mode.contains(Mode::SVTX);
-    if is_ours && !others_write {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!(
-            "other users may change the folder `{}`; use one that belongs to this user, and that only this user may write to",
-            path.display()
-        ),
-    ))
 }
 
 /// Tries to lock the folder and returns whether it did. Processes hold this lock for microseconds.
@@ -231,25 +215,6 @@ fn connect_unix(address: &SocketAddrUnix, deadline: Deadline) -> io::Result<Owne
             }
         }
     }
-}
-
-fn connect_tcp(host: &str, port: u16, deadline: Deadline) -> io::Result<OwnedFd> {
-    let stream = match deadline {
-        None => TcpStream::connect((host, port))?,
-        Some(deadline) => {
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-            let connected = (host, port).to_socket_addrs()?.find_map(|address| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                TcpStream::connect_timeout(&address, left.max(Duration::from_millis(1)))
-                    .map_err(|error| last = error)
-                    .ok()
-            });
-            connected.ok_or(last)?
-        }
-    };
-    let socket = OwnedFd::from(stream);
-    prepare(&socket);
-    Ok(socket)
 }
 
 /// Sets options of TCP sockets. Small messages are sent at once, and a peer machine that has
