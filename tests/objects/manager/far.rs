@@ -355,6 +355,59 @@ fn a_server_that_is_killed_is_gone_for_its_clients_at_once() {
     }
 }
 
+/// Leaves a child that lives on when this process is dead, and when its group is ended. Returns its
+/// id.
+#[task]
+fn leave_a_child(_before: u32) -> u32 {
+    // SAFETY: the copy makes system calls only.
+    match unsafe { executor::fork() }.expect("a copy can be made") {
+        Fork::Child => loop {
+            // SAFETY: system calls.
+            unsafe {
+                libc::setsid();
+                libc::pause();
+            }
+        },
+        Fork::Parent(child) => {
+            // SAFETY: asks the system.
+            while unsafe { libc::getsid(child as i32) } != child as i32 {
+                thread::yield_now();
+            }
+            child
+        }
+    }
+}
+
+#[test]
+fn a_killed_server_is_gone_at_once_although_a_child_of_one_of_its_functions_lives_on() {
+    /// Ends the child, also if the test fails.
+    struct Left(u32);
+    impl Drop for Left {
+        fn drop(&mut self) {
+            signal(self.0, rustix::process::Signal::KILL);
+        }
+    }
+    let _watchdog = watchdog();
+    let site = Site::new();
+    let clients = [site.ways[0].connect().unwrap(), site.ways[1].connect().unwrap()];
+    let queues =
+        [&site.manager, &clients[0], &clients[1]].map(|one| one.queue::<u32>(None).unwrap());
+    let left = Left(site.manager.value(0_u32).unwrap().update(leave_a_child::with()).unwrap());
+    thread::scope(|scope| {
+        let waits = queues.each_ref().map(|queue| scope.spawn(|| queue.get()));
+        signal(site.manager.pid(), rustix::process::Signal::KILL);
+        for call in waits {
+            assert!(matches!(call.join().unwrap(), Err(ManagerError::Gone(_))));
+        }
+    });
+    assert!(clients.iter().all(|client| matches!(client.objects(), Err(ManagerError::Gone(_)))));
+    // Nobody knocks at a door that nobody opens.
+    let refused = site.manager.listen(&site.folder.path().join("late").into());
+    assert!(matches!(refused, Err(ManagerError::Gone(_))), "{refused:?}");
+    assert!(site.ways.iter().all(|way| way.connect().is_err()));
+    assert!(state(left.0).is_some_and(|state| state != 'Z'));
+}
+
 #[test]
 fn limits_hold_for_clients_that_come_by_an_address() {
     let _watchdog = watchdog();

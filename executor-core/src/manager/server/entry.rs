@@ -18,7 +18,7 @@ use crate::{
     error::Failure,
     id::{FnId, TaskId},
     ipc::{AuthKey, Transfer},
-    os::{random, signals},
+    os::{fork::NotInherited, random, signals},
     registry::{Call, CallContext, CallResult, Registered, SourcePlace, TASKS, TaskEntry},
     task::{TaskArgs, TaskFn},
     wire::{
@@ -106,6 +106,8 @@ fn call(bytes: &[u8], context: &mut CallContext) -> CallResult {
     if let Err(failed) = arguments.finish() {
         return failed;
     }
+    // It has copies of the descriptors in the setup.
+    drop(arguments);
     context.run_begins();
     let served = run(setup);
     context.run_ends();
@@ -115,25 +117,34 @@ fn call(bytes: &[u8], context: &mut CallContext) -> CallResult {
     }
 }
 
+/// Number of descriptors that are left for something else than handles and clients: strangers at
+/// the gate, addresses, and what the functions of users open.
+const OTHER_FILES: u64 = 256;
+
 /// Allows this process as many open files as the system does. Each client and each handle that was
 /// sent needs one.
 ///
-/// Returns how many of them the handles that one client has sent may use.
-fn allow_many_files() -> usize {
+/// Returns how many of them handles that were sent may use. The others are left for clients that
+/// come later.
+fn allow_many_files(clients_max: u64) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     // If that is refused, the limit stays.
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
     let limit = if raised { maximum } else { current };
-    // Half of them are for the other clients.
-    limit.map_or(usize::MAX, |limit| usize::try_from(limit / 2).unwrap_or(usize::MAX))
+    let for_handles =
+        limit.map(|limit| limit - clients_max.saturating_add(OTHER_FILES).min(limit / 2));
+    for_handles.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// Runs the initializer, then serves.
 fn run(setup: ServerSetup) -> Result<(), String> {
     // The owner decides when the server ends, as in Python.
     signals::ignore_interrupt();
-    let client_leases_max = allow_many_files();
+    let leases_max = allow_many_files(setup.clients_max);
+    // Before any code of the user runs here, which may fork.
+    let door = NotInherited::new(setup.door.into_inner());
+    let owner = NotInherited::new(setup.owner.into_inner());
     if let Some((function, arguments)) = setup.initializer {
         initialize(FnId(function), &arguments)?;
     }
@@ -147,13 +158,13 @@ fn run(setup: ServerSetup) -> Result<(), String> {
         bytes_per_client: setup.client_bytes_max,
     };
     let setup = serve::Setup {
-        door: setup.door.into_inner(),
+        door,
         outside,
-        owner: setup.owner.into_inner(),
+        owner,
         limits,
         message_bytes_max: setup.message_bytes_max,
         unread_bytes_max: setup.unread_bytes_max,
-        client_leases_max,
+        leases_max,
         ids_key: Some(random::bytes().map_err(|error| format!("random numbers: {error}"))?),
         gate: GateSetup {
             key: setup.key.map(|Secret(bytes)| AuthKey::new(bytes)),

@@ -63,13 +63,13 @@ impl Stage {
             Limits { clients: 8, objects: 1000, calls_per_client: 100, bytes_per_client: 1 << 20 };
         let tls = Some(TlsServer::new(&identity).unwrap());
         let setup = Setup {
-            door: inside,
+            door: NotInherited::new(inside),
             outside: Arc::new(Door::near(id, Arc::new(outside))),
-            owner: theirs,
+            owner: NotInherited::new(theirs),
             limits,
             message_bytes_max: 1 << 20,
             unread_bytes_max: 1 << 20,
-            client_leases_max: 10,
+            leases_max: 20,
             ids_key: None,
             gate: GateSetup { key: Some(AuthKey::new(KEY)), tls, meeting_timeout },
         };

@@ -16,9 +16,7 @@ use super::{
     core::{ClientId, Core},
     unread::Unread,
 };
-#[cfg(feature = "tls")]
-use crate::os::fork::NotInherited;
-use crate::os::socket;
+use crate::os::{fork::NotInherited, socket};
 
 /// A client.
 pub(super) struct Guest {
@@ -44,8 +42,10 @@ pub(super) struct Guest {
 
 /// The socket of a client.
 pub(super) enum GuestSocket {
-    /// A pair. What is sent over it are bytes that ask to look at the lane, and pipes.
-    Near(OwnedFd),
+    /// A pair. What is sent over it are bytes that ask to look at the lane, and pipes. A process
+    /// that a user's function has forked does not keep it: otherwise the client would not notice
+    /// the end of this process while that one lives.
+    Near(NotInherited),
     /// TCP. What is sent over it are the messages themselves.
     #[cfg(feature = "tls")]
     Far(Arc<NotInherited>),
@@ -53,9 +53,9 @@ pub(super) enum GuestSocket {
 
 impl GuestSocket {
     /// Returns the socket of a near client.
-    pub(super) fn near(&self) -> Option<&OwnedFd> {
+    pub(super) fn near(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            GuestSocket::Near(socket) => Some(socket),
+            GuestSocket::Near(socket) => socket.get(),
             #[cfg(feature = "tls")]
             GuestSocket::Far(_) => None,
         }
@@ -63,9 +63,8 @@ impl GuestSocket {
 
     /// Returns the descriptor, to poll it. `None` in a fork.
     pub(super) fn get(&self) -> Option<BorrowedFd<'_>> {
-        use std::os::fd::AsFd;
         match self {
-            GuestSocket::Near(socket) => Some(socket.as_fd()),
+            GuestSocket::Near(socket) => socket.get(),
             #[cfg(feature = "tls")]
             GuestSocket::Far(socket) => socket.get(),
         }

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     id::IdHasher,
     ipc::SocketFile,
-    os::{socket, spin::Spin},
+    os::{fork::NotInherited, socket, spin::Spin},
     transport::ring::lane::{self, LaneSide},
 };
 
@@ -50,7 +50,8 @@ const TURNS_BETWEEN_LOOKS: u32 = 64;
 /// of a client that wakes this loop waits for longer meanwhile. With a lower value, more system
 /// calls are made.
 const REQUESTS_BETWEEN_LOOKS: usize = 512;
-/// Maximum number of pipes that one client has sent and not asked for.
+/// Maximum number of pipes that one client has sent and not asked for. They also count as if they
+/// were in use.
 const LEASES_WAITING_MAX: usize = 1024;
 /// Maximum number of functions and methods that run at the same time. Each that takes long has a
 /// thread. With a lower value, functions that hang keep those of other objects from being run
@@ -100,19 +101,20 @@ impl Source {
 
 /// What the loop is started with.
 pub(super) struct Setup {
-    /// The server's end of the door.
-    pub(super) door: OwnedFd,
+    /// The server's end of the door. Processes that a user's function forks do not keep it, nor the
+    /// next one: clients and the owner notice the end of this process by them.
+    pub(super) door: NotInherited,
     /// The door as clients have it.
     pub(super) outside: Arc<Door>,
     /// Closed when the owner of the server wants it to end.
-    pub(super) owner: OwnedFd,
+    pub(super) owner: NotInherited,
     pub(super) limits: Limits,
     pub(super) message_bytes_max: u64,
     /// Maximum number of bytes of replies that wait for a client.
     pub(super) unread_bytes_max: u64,
-    /// Maximum number of objects of which one client has handles elsewhere. Each needs a descriptor
-    /// of this process.
-    pub(super) client_leases_max: usize,
+    /// Maximum number of handles that all clients together have sent to other processes. Each needs
+    /// a descriptor of this process.
+    pub(super) leases_max: usize,
     /// What nobody knows, so that nobody can guess the ids of objects. Without it they are counted.
     pub(super) ids_key: Option<[u8; 32]>,
     pub(super) gate: GateSetup,
@@ -130,6 +132,8 @@ pub(super) struct Server {
     /// Clients that are to be cut off.
     condemned: Vec<(ClientId, String)>,
     leases: HashMap<LeaseId, (ClientId, OwnedFd)>,
+    /// Number of pipes that have come from all clients, and were not asked for yet.
+    leases_waiting: usize,
     /// The values of users' own types.
     values: HashMap<ValueId, Arc<Stored>, IdHasher>,
     pools: Pools,
@@ -176,10 +180,11 @@ impl Server {
         let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let late = Arc::new(Late::new()?);
         for (descriptor, source) in [
-            (setup.door.as_fd(), Source::Door),
-            (setup.owner.as_fd(), Source::Owner),
-            (late.signal.as_fd(), Source::Late),
+            (setup.door.get(), Source::Door),
+            (setup.owner.get(), Source::Owner),
+            (Some(late.signal.as_fd()), Source::Late),
         ] {
+            let descriptor = descriptor.ok_or_else(forked)?;
             epoll::add(&poll, descriptor, source.to_data(), epoll::EventFlags::IN)?;
         }
         let mut core = Core::new(setup.limits.clone(), function::is_exclusive);
@@ -196,6 +201,7 @@ impl Server {
             hot: Vec::new(),
             condemned: Vec::new(),
             leases: HashMap::new(),
+            leases_waiting: 0,
             values: HashMap::default(),
             pools: Pools::new(Arc::clone(&late)),
             functions: VecDeque::new(),
@@ -547,12 +553,18 @@ impl Server {
         }
         let at = guest.leases.iter().position(|(object, _)| *object == request.object);
         let pipe = at.and_then(|at| guest.leases.remove(at)).map(|(_, pipe)| pipe);
+        self.leases_waiting -= usize::from(pipe.is_some());
         kill_point!(ManagerPipeTaken);
-        let too_many = guest.leases_held >= self.setup.client_leases_max;
+        let mut text = String::new();
         let status = match pipe {
-            Some(_) if too_many => Status::Limit,
-            // The pipe was lost on the way: this process has too many open files.
-            None => Status::Limit,
+            None => {
+                text = match self.has_room_for_lease(client) {
+                    // It was lost on the way.
+                    true => "the server has too many open files for one more handle".to_owned(),
+                    false => self.why_no_lease(client),
+                };
+                Status::Limit
+            }
             Some(pipe) => match self.core.lease(client, request.object) {
                 None => Status::NoObject,
                 Some(lease) => {
@@ -561,29 +573,47 @@ impl Server {
                     match epoll::add(&self.poll, &pipe, data, epoll::EventFlags::empty()) {
                         Ok(()) => {
                             self.leases.insert(lease, (client, pipe));
-                            guest.leases_held += 1;
+                            if let Some(guest) = self.guests.get_mut(&client) {
+                                guest.leases_held += 1;
+                            }
                             kill_point!(ManagerLeaseWatched);
                             Status::Done
                         }
-                        Err(_) => {
+                        Err(error) => {
                             self.core.lease_ended(lease, &mut self.actions);
+                            text = format!("the server cannot watch one more handle: {error}");
                             Status::Limit
                         }
                     }
                 }
             },
         };
-        let text: &[u8] = match status {
-            Status::Limit => {
-                b"the server has no descriptor left to watch one more handle that was sent"
-            }
-            _ => b"",
-        };
         let mut body = Vec::new();
-        super::super::protocol::put_bytes(&mut body, text);
+        super::super::protocol::put_bytes(&mut body, text.as_bytes());
         let len = body.len() as u64;
         let reply = Reply { call: request.call, status, number: 0, len };
         self.actions.reply(client, reply, &body);
+    }
+
+    /// Whether a client may send one more handle to another process. It may have as many as are left
+    /// for others: one client gets half of them, and two get a third each. So those that come later
+    /// find some as well, whatever the others do.
+    fn has_room_for_lease(&self, client: ClientId) -> bool {
+        let own =
+            self.guests.get(&client).map_or(0, |guest| guest.leases_held + guest.leases.len());
+        let used = self.leases.len() + self.leases_waiting;
+        own < self.setup.leases_max.saturating_sub(used)
+    }
+
+    fn why_no_lease(&self, client: ClientId) -> String {
+        let own = self.guests.get(&client).map_or(0, |guest| guest.leases_held);
+        format!(
+            "{own} handles that this process has sent are in use, and {} of all processes; the \
+             server's limit of open files allows {}, of which one process gets no more than it \
+             leaves for others. Many handles travel as items of one managed list",
+            self.leases.len(),
+            self.setup.leases_max
+        )
     }
 
     /// Looks at all descriptors, and waits for one of them if asked. Returns whether the owner is
@@ -665,7 +695,8 @@ impl Server {
     /// Does what the owner asks for. Returns whether the server goes on.
     fn hear_owner(&mut self) -> bool {
         let mut bytes = [0; ORDER_BYTES_MAX];
-        let (len, mut descriptors) = match socket::recv_short_now(&self.setup.owner, &mut bytes) {
+        let Some(owner) = self.setup.owner.get() else { return false };
+        let (len, mut descriptors) = match socket::recv_short_now(owner, &mut bytes) {
             Ok(heard) => heard,
             Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
         };
@@ -679,26 +710,23 @@ impl Server {
             None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
         };
         // The owner waits for it, so there is room.
-        let _ = socket::send_now(&self.setup.owner, &order.answer(&done), &[]);
+        let _ = socket::send_now(&owner, &order.answer(&done), &[]);
         true
     }
 
     /// Reads what came over a client's socket. Returns whether the client is still there. The
     /// socket of a far client is read by its receiver.
     fn drain_socket(&mut self, client: ClientId) -> bool {
-        let Some(guest) = self.guests.get_mut(&client) else { return false };
-        let Some(socket) = guest.socket.near() else { return true };
         let mut bytes = [0; 16];
         for _ in 0..SOCKET_TURN {
+            let Some(guest) = self.guests.get(&client) else { return false };
+            let Some(socket) = guest.socket.near() else { return true };
             match socket::recv_short_now(socket, &mut bytes) {
                 Ok((0, _)) => return false,
                 Ok((9, mut descriptors)) if bytes[0] == LEASE => {
                     let object = u64::from_le_bytes(bytes[1..9].try_into().expect("8 bytes"));
                     if let Some(pipe) = descriptors.pop() {
-                        guest.leases.push_back((ObjectId(object), pipe));
-                    }
-                    if guest.leases.len() > LEASES_WAITING_MAX {
-                        guest.leases.pop_front();
+                        self.keep_pipe(client, ObjectId(object), pipe);
                     }
                 }
                 Ok(_) => {}
@@ -708,6 +736,20 @@ impl Server {
         }
         // The poll will report the rest.
         true
+    }
+
+    /// Keeps a pipe until its client asks for it, in place of an older one if there is no room.
+    fn keep_pipe(&mut self, client: ClientId, object: ObjectId, pipe: OwnedFd) {
+        let has_room = self.has_room_for_lease(client);
+        let Some(guest) = self.guests.get_mut(&client) else { return };
+        if !has_room || guest.leases.len() >= LEASES_WAITING_MAX {
+            if guest.leases.pop_front().is_none() {
+                return;
+            }
+            self.leases_waiting -= 1;
+        }
+        guest.leases.push_back((object, pipe));
+        self.leases_waiting += 1;
     }
 
     /// Sends what a client had no room for.
@@ -752,54 +794,72 @@ impl Server {
 
     /// Lets in a client that is at the door.
     fn open_door(&mut self) {
-        let (bytes, mut descriptors) = match socket::recv_whole_now(&self.setup.door) {
-            Ok(received) => received,
+        let Some(door) = self.setup.door.get() else { return };
+        let mut knock = None;
+        // From the moment at which it arrives, no process that is forked keeps the socket.
+        let socket = NotInherited::open(|| {
+            let (bytes, mut descriptors) = socket::recv_whole_now(&door)?;
+            let memory = descriptors.pop();
+            let socket = descriptors.pop();
+            knock = Some((bytes, memory));
+            // Without one, it is no client, and nobody is told.
+            socket.ok_or_else(|| io::ErrorKind::InvalidData.into())
+        });
+        let socket = match socket {
+            Ok(socket) => socket,
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
                 // Its descriptors find no place here. The client notices that they are closed.
-                let _ = socket::remove_now(&self.setup.door);
+                let _ = socket::remove_now(&door);
                 tracing::error!("a manager has too many open files for another client");
                 return;
             }
             Err(_) => return,
         };
-        if bytes.is_empty() && descriptors.is_empty() {
-            // No process has a copy of the door any more. This process itself keeps one, so this
-            // does not happen.
-            return;
-        }
         kill_point!(ManagerKnockRead);
-        let (Some(memory), Some(socket)) = (descriptors.pop(), descriptors.pop()) else { return };
-        if let Err(why) = self.let_in(&bytes, memory, &socket) {
+        let Some((bytes, Some(memory))) = knock else { return };
+        if let Err((socket, why)) = self.let_in(&bytes, memory, socket)
+            && let Some(socket) = socket.get()
+        {
             let refusal = [&[REFUSED], why.as_bytes()].concat();
             let _ = socket::send_now(&socket, &refusal, &[]);
         }
     }
 
-    fn let_in(&mut self, knock: &[u8], memory: OwnedFd, socket: &OwnedFd) -> Result<(), String> {
-        check_knock(knock)?;
-        if !socket::is_one(socket.as_fd()) {
-            return Err("it has sent another kind of socket".to_owned());
-        }
-        let memory = lane::open(memory).map_err(|error| format!("its memory: {error}"))?;
-        let socket = socket.try_clone().map_err(|error| format!("its socket: {error}"))?;
-        let max = self.setup.message_bytes_max;
-        let client = self.core.connect().map_err(|limit| limit.to_string())?;
+    /// Lets in a client. Gives its socket back if it may not come in, and says why.
+    fn let_in(
+        &mut self,
+        knock: &[u8],
+        memory: OwnedFd,
+        socket: NotInherited,
+    ) -> Result<(), (NotInherited, String)> {
+        let Some(descriptor) = socket.get() else {
+            return Err((socket, "its server was forked".to_owned()));
+        };
+        let checked = check_knock(knock).map_err(str::to_owned).and_then(|()| {
+            if !socket::is_one(descriptor) {
+                return Err("it has sent another kind of socket".to_owned());
+            }
+            let memory = lane::open(memory).map_err(|error| format!("its memory: {error}"))?;
+            let client = self.core.connect().map_err(|limit| limit.to_string())?;
+            Ok((memory, client))
+        });
+        let (memory, client) = match checked {
+            Ok(checked) => checked,
+            Err(why) => return Err((socket, why)),
+        };
         kill_point!(ManagerClientCounted);
+        let max = self.setup.message_bytes_max;
         let (sender, receiver) = lane::ends(&memory, LaneSide::Server, max);
         let mut welcome = [0; WELCOME_BYTES];
         welcome[0] = WELCOME;
         welcome[1..].copy_from_slice(&max.to_le_bytes());
-        let entered = epoll::add(
-            &self.poll,
-            &socket,
-            Source::Client(client).to_data(),
-            epoll::EventFlags::IN,
-        )
-        .map_err(io::Error::from)
-        .and_then(|()| socket::send_now(&socket, &welcome, &[]));
+        let data = Source::Client(client).to_data();
+        let entered = epoll::add(&self.poll, descriptor, data, epoll::EventFlags::IN)
+            .map_err(io::Error::from)
+            .and_then(|()| socket::send_now(&descriptor, &welcome, &[]));
         if let Err(error) = entered {
             self.core.disconnect(client, 0, &mut self.actions);
-            return Err(error.to_string());
+            return Err((socket, error.to_string()));
         }
         kill_point!(ManagerWelcomeSent);
         let (sender, receiver) = (LinkSender::Near(sender), LinkReceiver::Near(receiver));
@@ -827,7 +887,7 @@ impl Server {
             (Ok(()), Some(socket)) => epoll::add(&self.poll, socket, data, epoll::EventFlags::IN)
                 .map_err(|error| error.to_string()),
             (Err(error), _) => Err(error.to_string()),
-            (_, None) => Err("this process was forked".to_owned()),
+            (_, None) => Err(forked().to_string()),
         };
         if let Err(error) = entered {
             tracing::error!(%error, "a manager cannot let in a client");
@@ -845,6 +905,7 @@ impl Server {
     fn cut_off(&mut self) {
         while let Some((client, why)) = self.condemned.pop() {
             let Some(guest) = self.guests.remove(&client) else { continue };
+            self.leases_waiting -= guest.leases.len();
             // A client that is still alive might read on, and have what others get now.
             guest.sender.revoke();
             let unread = guest.unread.left(guest.sender.taken());
@@ -885,4 +946,9 @@ impl Server {
             core.ran(job, Err(&[]), actions);
         }
     }
+}
+
+/// The error in a fork of this process, which has no part in the server.
+fn forked() -> io::Error {
+    io::Error::other("this process was forked")
 }

@@ -16,7 +16,9 @@ use super::{
             Door, Reference, ServerId,
             door::{REFUSED, WELCOME, knock},
         },
-        protocol::{CallId, Kind, ObjectId, Operation, Request, put_number, put_value},
+        protocol::{
+            CallId, Kind, ObjectId, Operation, Reply, Request, Status, put_number, put_value,
+        },
     },
     core::Limits,
     crew,
@@ -24,7 +26,7 @@ use super::{
     serve::{Server, Setup, Turn},
 };
 use crate::{
-    os::{random, socket},
+    os::{fork::NotInherited, random, socket},
     transport::ring::lane::{self, LaneReceiver, LaneSender, LaneSide},
 };
 
@@ -45,13 +47,13 @@ fn server() -> (Server, Arc<Door>, OwnedFd) {
     let limits =
         Limits { clients: 8, objects: 1000, calls_per_client: 100, bytes_per_client: 1 << 20 };
     let setup = Setup {
-        door: inside,
+        door: NotInherited::new(inside),
         outside: Arc::clone(&door),
-        owner: theirs,
+        owner: NotInherited::new(theirs),
         limits,
         message_bytes_max: 1 << 20,
         unread_bytes_max: 1 << 20,
-        client_leases_max: 10,
+        leases_max: 20,
         ids_key: None,
         gate: GateSetup::default(),
     };
@@ -273,33 +275,118 @@ fn a_client_that_sends_bytes_without_pause_holds_up_nobody() {
     });
 }
 
-#[test]
-fn handles_that_one_client_has_sent_are_limited() {
-    let stage = Stage::new();
-    let (socket, mut lane, mut receiver) = stage.enter();
-    send(&socket, &mut lane, 1, Operation::Create, &create(Kind::Event));
-    let mut pipes = Vec::new();
-    for call in 0..20 {
+/// A client that sends handles to other processes.
+struct Sender {
+    socket: OwnedFd,
+    lane: LaneSender,
+    receiver: LaneReceiver,
+    /// The ends of pipes that it keeps.
+    held: Vec<OwnedFd>,
+    calls: u32,
+}
+
+impl Sender {
+    fn new(stage: &Stage) -> Self {
+        let (socket, lane, receiver) = stage.enter();
+        Sender { socket, lane, receiver, held: Vec::new(), calls: 0 }
+    }
+
+    fn call(&mut self, operation: Operation, object: ObjectId, body: &[u8]) -> Reply {
+        self.calls += 1;
+        let request =
+            Request { call: CallId(self.calls), operation, object, len: body.len() as u64 };
+        self.lane.send(&request.to_bytes(), body).unwrap();
+        if self.lane.must_wake() {
+            let _ = socket::send_now(&self.socket, b"!", &[]);
+        }
+        let (mut message, end) = (Vec::new(), Instant::now() + PATIENCE);
+        while !self.receiver.receive(&mut message).unwrap() {
+            assert!(Instant::now() < end);
+            thread::yield_now();
+        }
+        Reply::from_bytes(message.first_chunk().unwrap()).unwrap()
+    }
+
+    /// Sends a pipe.
+    fn pipe(&mut self, object: ObjectId) {
         let (watched, held) = rustix::pipe::pipe().unwrap();
         let mut message = [b'L'; 9];
-        message[1..].copy_from_slice(&1_u64.to_le_bytes());
-        socket::send(&socket, &message, &[watched.as_fd()]).unwrap();
-        pipes.push(held);
-        send(&socket, &mut lane, 2 + call, Operation::Lease, &[]);
+        message[1..].copy_from_slice(&object.0.to_le_bytes());
+        socket::send(&self.socket, &message, &[watched.as_fd()]).unwrap();
+        self.held.push(held);
     }
-    let mut statuses = Vec::new();
-    let (mut message, end) = (Vec::new(), Instant::now() + PATIENCE);
-    while statuses.len() < 21 {
-        assert!(Instant::now() < end);
-        if receiver.receive(&mut message).unwrap() {
-            let reply = super::super::protocol::Reply::from_bytes(message.first_chunk().unwrap());
-            statuses.push(reply.unwrap().status);
+
+    /// Sends a handle of its own event, again and again. Returns how often that succeeds.
+    fn send_handles(&mut self) -> usize {
+        let reply = self.call(Operation::Create, ObjectId::NONE, &create(Kind::Event));
+        let event = ObjectId(reply.number);
+        for sent in 0..30 {
+            self.pipe(event);
+            match self.call(Operation::Lease, event, &[]).status {
+                Status::Done => {}
+                Status::Limit => return sent,
+                other => panic!("{other:?}"),
+            }
         }
-        thread::yield_now();
+        30
     }
-    use super::super::protocol::Status::{Done, Limit};
-    assert_eq!(statuses[..11], [Done; 11], "the object, and ten handles");
-    assert_eq!(statuses[11..], [Limit; 10]);
+
+    /// Returns how many pipes the server keeps open.
+    fn kept(&self) -> usize {
+        let is_kept = |held: &&OwnedFd| {
+            let mut fds = [PollFd::new(*held, PollFlags::empty())];
+            poll(&mut fds, Some(&Timespec::default())).unwrap();
+            !fds[0].revents().contains(PollFlags::ERR)
+        };
+        self.held.iter().filter(is_kept).count()
+    }
+}
+
+/// The server has room for 20 of them.
+#[test]
+fn handles_that_clients_have_sent_are_limited_and_each_client_leaves_some_for_others() {
+    let stage = Stage::new();
+    let mut clients = [(); 4].map(|()| Sender::new(&stage));
+    let sent = clients.each_mut().map(Sender::send_handles);
+    assert_eq!(sent, [10, 5, 3, 1]);
+    stage.is_well();
+    // What one of them gives back is there for the others.
+    let [mut first, mut second, ..] = clients;
+    first.held.clear();
+    let end = Instant::now() + PATIENCE;
+    let mut more = 0;
+    while more < 2 {
+        assert!(Instant::now() < end, "the server has not noticed that handles are gone");
+        more += second.send_handles();
+    }
+    stage.is_well();
+}
+
+#[test]
+fn pipes_that_clients_send_and_do_not_ask_for_are_limited_together() {
+    let stage = Stage::new();
+    let mut clients = [(); 2].map(|()| Sender::new(&stage));
+    for client in &mut clients {
+        for _ in 0..50 {
+            client.pipe(ObjectId(1));
+        }
+        // The server has read what came before.
+        assert_eq!(client.call(Operation::Lease, ObjectId(1000), &[]).status, Status::Limit);
+    }
+    assert_eq!(clients.each_ref().map(Sender::kept), [10, 5]);
+    let [hostile, mut other] = clients;
+    // With the client, its pipes go.
+    drop(hostile.socket);
+    let end = Instant::now() + PATIENCE;
+    while hostile.held.iter().any(|held| {
+        let mut fds = [PollFd::new(held, PollFlags::empty())];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
+        !fds[0].revents().contains(PollFlags::ERR)
+    }) {
+        assert!(Instant::now() < end, "the server keeps the pipes of a client that is gone");
+    }
+    // Those that wait are replaced by younger ones, so an honest client comes to its turn.
+    assert!(other.send_handles() >= 5);
     stage.is_well();
 }
 
