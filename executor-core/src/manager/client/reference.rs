@@ -49,11 +49,13 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Reference {
     door: Arc<Door>,
     object: ObjectId,
-    /// This process's hold on the object.
+    /// This process's hold on the object, if the connection is never made again.
     hold: OnceLock<Arc<Hold>>,
-    /// The hold of a process that was forked from the one above, or the one after the connection
-    /// was lost and made again.
-    later: Mutex<Option<Arc<Hold>>>,
+    /// This process's hold on the object, if a connection that was lost is made again. The lost one
+    /// is let go, with its memory.
+    renewed: Mutex<Option<Arc<Hold>>>,
+    /// The hold of a process that was forked from the one above, which may have held that lock.
+    forked: Mutex<Option<Arc<Hold>>>,
     /// The end of a pipe. While it is open anywhere, the object lives. It was received with this
     /// reference, or is made when the reference is sent for the first time.
     lease: OnceLock<Attachment>,
@@ -164,6 +166,14 @@ fn again(door: &Door, end: &mut Option<Instant>) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Session(Weak<Connection>);
 
+#[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
+impl Session {
+    /// Whether nothing has the connection any more.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
 impl fmt::Debug for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reference")
@@ -190,11 +200,18 @@ impl std::hash::Hash for Reference {
 
 impl Reference {
     fn new(door: Arc<Door>, object: ObjectId, hold: Option<Arc<Connection>>) -> Self {
-        let held = OnceLock::new();
+        let reference = Reference {
+            door,
+            object,
+            hold: OnceLock::new(),
+            renewed: Mutex::default(),
+            forked: Mutex::default(),
+            lease: OnceLock::new(),
+        };
         if let Some(connection) = hold {
-            let _ = held.set(Arc::new(Hold { connection, object }));
+            reference.keep(Arc::new(Hold { connection, object }));
         }
-        Reference { door, object, hold: held, later: Mutex::default(), lease: OnceLock::new() }
+        reference
     }
 
     /// Returns a reference to a server itself. It is for calls that concern no object.
@@ -238,16 +255,25 @@ impl Reference {
         !self.door.reconnects() || !connection.has_quietly_ended()
     }
 
+    /// Returns the place of this process's hold, unless it is the one that is set once.
+    fn place(&self) -> Option<&Mutex<Option<Arc<Hold>>>> {
+        let is_ours = self.hold.get().is_none_or(|hold| !hold.connection.is_elsewhere());
+        match self.door.route() {
+            Some(route) if route.is_elsewhere() => Some(&self.forked),
+            Some(route) if route.reconnects() => Some(&self.renewed),
+            _ if is_ours => None,
+            _ => Some(&self.forked),
+        }
+    }
+
     /// Returns this process's hold on the object, if it has one.
     fn held(&self) -> Option<Arc<Hold>> {
-        if let Some(hold) = self.hold.get()
-            && self.is_of_use(hold)
-        {
-            return Some(Arc::clone(hold));
-        }
+        let hold = match self.place() {
+            None => self.hold.get().cloned(),
+            Some(place) => lock(place).clone(),
+        };
         // Whoever waits for a connection that has ended is told, while no lock is held.
-        let later = lock(&self.later).clone();
-        later.filter(|hold| self.is_of_use(hold))
+        hold.filter(|hold| self.is_of_use(hold))
     }
 
     /// Returns this process's hold on the object, as [`connection`](Self::connection) does.
@@ -279,11 +305,13 @@ impl Reference {
     /// Keeps a hold for the calls that follow.
     fn keep(&self, hold: Arc<Hold>) -> Arc<Hold> {
         // Two threads may have claimed it. The hold that is too many gives its reference back.
-        if let Err(hold) = self.hold.set(Arc::clone(&hold))
-            && self.hold.get().is_some_and(|first| !self.is_of_use(first))
-        {
-            let before = lock(&self.later).replace(hold);
-            drop(before);
+        match self.place() {
+            None => drop(self.hold.set(Arc::clone(&hold))),
+            Some(place) => {
+                let before = lock(place).replace(Arc::clone(&hold));
+                // A lost connection goes with it. No lock is held, since what goes tells others.
+                drop(before);
+            }
         }
         hold
     }

@@ -73,6 +73,8 @@ struct State {
     attempts: Attempts,
     /// Why the last attempt has failed.
     failed: Option<ManagerError>,
+    /// Number of attempts that have failed.
+    failures: u64,
     /// Those that wait for the thread that connects, by their own numbers.
     waiting: HashMap<u64, Waiting>,
     last_waiting: u64,
@@ -128,6 +130,7 @@ impl Route {
             has_manager: true,
             attempts,
             failed: None,
+            failures: 0,
             waiting: HashMap::new(),
             last_waiting: 0,
             has_thread: false,
@@ -214,9 +217,17 @@ impl Route {
     /// Does what [`connection`](Self::connection) does, in this thread, until `end`.
     fn connect(self: &Arc<Self>, wanted: Option<ServerId>, end: Option<Instant>) -> Connected {
         let mut state = lock(&self.state);
+        let failures = state.failures;
         loop {
             if state.closed {
                 return Err(closed());
+            }
+            // An attempt of another call has found it out meanwhile. If each call made an attempt of
+            // its own, the last of many would wait for all the delays in between.
+            if state.failures != failures
+                && let Some(error) = state.failed.as_ref().filter(|error| is_lasting(error))
+            {
+                return Err(error.clone());
             }
             if let Some(connection) = state.current.upgrade() {
                 if !connection.is_gone() {
@@ -360,6 +371,7 @@ impl Route {
             Err(error) => {
                 state.attempts.failed(Instant::now(), random);
                 state.failed = Some(error.clone());
+                state.failures += 1;
                 Err(error)
             }
         };

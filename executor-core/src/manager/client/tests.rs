@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     net::TcpListener,
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -24,10 +24,10 @@ use super::{
             stream::{refusal, welcome},
             tls::TlsServer,
         },
-        protocol::{HEADER_BYTES, Operation, Request},
+        protocol::{HEADER_BYTES, Kind, Operation, Request},
         server::core::{Actions, ClientId, Core, Limits},
     },
-    Backoff,
+    Backoff, Reference,
     door::{ServerId, check_knock},
 };
 use crate::{
@@ -613,6 +613,54 @@ fn a_key_that_was_changed_meanwhile_ends_the_attempts_at_once() {
     assert!(matches!(manager.objects(), Err(ManagerError::Auth { .. })));
     *lock(&played.stage.key) = KEY;
     assert_eq!(manager.objects().unwrap(), 0, "the next call attempts again");
+}
+
+#[test]
+fn all_calls_that_wait_are_told_that_the_key_is_another_one() {
+    const CALLS: usize = 60;
+    let played = Played::new();
+    // So many attempts, one after the other, would take longer than one of the calls waits.
+    let manager = played.connector().reconnect(Backoff::default()).connect().unwrap();
+    let list = manager.list([1]).unwrap();
+    let all_are_here = Barrier::new(CALLS + 1);
+    thread::scope(|scope| {
+        // The server looks at the key when somebody comes.
+        let mut key = lock(&played.stage.key);
+        *key = "another key";
+        played.lose_all_but(0);
+        let call = || {
+            all_are_here.wait();
+            list.len()
+        };
+        let calls: Vec<_> = (0..CALLS).map(|_| scope.spawn(call)).collect();
+        all_are_here.wait();
+        drop(key);
+        for call in calls {
+            let result = call.join().unwrap();
+            assert!(matches!(result, Err(ManagerError::Auth { .. })), "{result:?}");
+        }
+    });
+    assert!(played.stage.came.load(Ordering::SeqCst) < CALLS);
+}
+
+#[test]
+fn a_handle_lets_go_of_a_connection_that_was_lost() {
+    let played = Played::new();
+    // The first client stays, and keeps the object.
+    let first = played.connect();
+    let request = first.server.request(Operation::Create).number(Kind::Event as u64);
+    let event = Reference::created(&request.call().unwrap());
+    let kept = first.dict([(1, event)]).unwrap();
+    let manager = played.connect_for_good();
+    let own = manager.value(kept.clone()).unwrap().get().unwrap().get(&1).unwrap().unwrap();
+    let is_set = || own.request(Operation::EventIsSet).call().unwrap();
+    let session = is_set().session();
+    assert!(!session.is_forgotten());
+    played.lose_all_but(1);
+    is_set();
+    assert_eq!(manager.objects().unwrap(), 2);
+    assert!(session.is_forgotten(), "its memory and its lane are still there");
+    is_set();
 }
 
 #[test]
