@@ -114,7 +114,7 @@ impl Connection {
         (sender, receiver): (LinkSender, LinkReceiver),
         message_bytes_max: u64,
     ) -> Result<Arc<Self>, ManagerError> {
-        let spin = if receiver.is_far() { Spin::patient() } else { Spin::default() };
+        let spin = if receiver.is_far() { Spin::over_tcp() } else { Spin::default() };
         let nudge = receiver.is_far().then(EventFd::new).transpose();
         let nudge = nudge.map_err(ManagerError::os("a signal for a connection to a manager"))?;
         Ok(Arc::new(Connection {
@@ -473,7 +473,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a request. Returns whether the server is awake without being woken for it.
+    /// Sends a request. Returns whether the server is known to be awake without being woken for it.
     fn send(
         &self,
         call: CallId,
@@ -503,7 +503,8 @@ impl Connection {
         if wake {
             self.wake_server();
         }
-        sent.map(|()| !wake).map_err(|error| self.end(lost(&error)))
+        let awake = !wake && self.nudge.is_none();
+        sent.map(|()| awake).map_err(|error| self.end(lost(&error)))
     }
 
     /// Records whether something waits to be sent.
@@ -617,7 +618,12 @@ impl Connection {
             // A long request is sent in parts, while the server makes room.
             let unsent = self.unsent.load(Ordering::Relaxed);
             let (cpu, in_message) = (link.sender_cpu(), unsent || link.is_in_message());
-            let ready = || link.look() || unsent && link.room_was_made();
+            // Each look at a TCP socket is a system call, and the last one was just now.
+            let mut looks = !is_far;
+            let ready = || {
+                let looked = std::mem::replace(&mut looks, true);
+                looked && link.look() || unsent && link.room_was_made()
+            };
             let came = match in_message {
                 // The poll below also looks for room.
                 true if is_far => false,
