@@ -365,6 +365,14 @@ mod hook {
         ClientLetIn,
         /// Its connection is ready, and has made no call.
         ClientConnected,
+        /// It has reached the address of a server, and has said nothing.
+        ClientAddressReached,
+        /// It has said something at the address, and the two sides do not know each other yet.
+        ClientMeets,
+        /// It has been given the door at a Unix socket, and has not knocked.
+        ClientHasDoor,
+        /// The server has let it in over TCP. It has no connection yet.
+        ClientWelcomed,
         /// A call has a number, and is not sent.
         ClientCallBegun,
         /// A request is in the ring, and the server is not woken.
@@ -463,8 +471,20 @@ mod hook {
         ManagerTaskAnswered,
         /// Another thread leads, because a function takes long.
         ManagerRelieved,
+        /// It listens at a new address, and has not told its owner.
+        GateListens,
+        /// A peer has come to an address, and nothing is said.
+        GateAccepted,
+        /// It has heard something of a peer, and the two sides do not know each other yet.
+        GateHeard,
+        /// A peer at a Unix socket has been given the door.
+        GateDoorGiven,
+        /// A peer is known over TCP. The server's loop does not know it.
+        GateFarMet,
         /// It has noticed that its owner wants it to end.
         ManagerOwnerGone,
+        /// Its addresses are closed, and the files of its Unix sockets are still there.
+        GateCloses,
         }
     }
 

@@ -388,6 +388,7 @@ impl Route {
             Address::Unix(path) => {
                 let (id, pid, door) =
                     local::connect(path, key, end).map_err(|error| failed(address, error))?;
+                kill_point!(ClientHasDoor);
                 let door = Door::at((id, pid), Some(Arc::new(door)), Arc::clone(self));
                 Arc::new(door).connect(end).map_err(|error| match error {
                     // It has handed out its door, and is stopped or busy.
@@ -416,6 +417,7 @@ impl Route {
         let Some(tls) = tls else { return Err(failed(MeetError::Protocol)) };
         let socket = connect_to(address, end).map_err(|error| unreachable(address, error))?;
         let socket = NotInherited::new(socket);
+        kill_point!(ClientAddressReached);
         let meeting = Meeting::connect(socket, tls, key.clone(), door::knock()).map_err(failed)?;
         let end_of_link = meeting.wait(end).map_err(failed)?;
         let socket = Arc::clone(end_of_link.socket());
@@ -425,6 +427,7 @@ impl Route {
         let (id, pid, max) = welcome.map_err(|why| {
             ManagerError::Gone(format!("it does not let this process in: {why}").into())
         })?;
+        kill_point!(ClientWelcomed);
         let door = Arc::new(Door::at((id, pid), None, Arc::clone(self)));
         Connection::new(door, socket, (sender, receiver), max)
     }

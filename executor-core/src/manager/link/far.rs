@@ -310,6 +310,7 @@ impl Meeting {
                 Progress::Waits(Waits::ToRead) => PollFlags::IN,
                 Progress::Waits(Waits::ToWrite) => PollFlags::OUT,
             };
+            kill_point!(ClientMeets);
             let socket = self.socket().get().ok_or(MeetError::Closed)?;
             if !wait_for(socket, waits, deadline).map_err(|error| MeetError::io(&error))? {
                 return Err(MeetError::TimedOut);

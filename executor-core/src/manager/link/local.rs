@@ -110,12 +110,14 @@ pub(crate) fn connect(
     let socket = connect_to(&Address::Unix(path.to_owned()), deadline);
     let socket = socket.map_err(|error| MeetError::Io(error.kind()))?;
     check_user(socket.as_fd())?;
+    kill_point!(ClientAddressReached);
     let (mut challenge, said) = Challenge::ask(key.bound_to(SESSION));
     say(&socket, &said, &[])?;
     let mut believed = false;
     loop {
         let mut heard = [0; SAID_BYTES_MAX + 1];
         let Some((len, mut descriptors)) = heard_now(&socket, &mut heard)? else {
+            kill_point!(ClientMeets);
             let came = wait_for(socket.as_fd(), PollFlags::IN, deadline);
             if !came.map_err(|error| MeetError::io(&error))? {
                 return Err(MeetError::TimedOut);

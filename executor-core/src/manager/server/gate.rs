@@ -233,6 +233,7 @@ impl Gate {
             // The thread closes it later.
             let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
         }
+        kill_point!(GateCloses);
         files.iter().for_each(SocketFile::remove);
         self.signal.ring();
     }
@@ -471,6 +472,7 @@ impl Keeper<'_> {
 
     /// Begins to get to know a peer.
     fn begin(&mut self, socket: Accepted) {
+        kill_point!(GateAccepted);
         let begun = match catch(|| self.meet(socket)) {
             Ok(begun) => begun,
             Err(panic) => return tracing::error!(%panic, "a client at a manager's gate"),
@@ -523,6 +525,7 @@ impl Keeper<'_> {
         };
         match met {
             Ok(Met::NotYet(waits)) => {
+                kill_point!(GateHeard);
                 if std::mem::replace(&mut peer.waits, waits) == waits {
                     return;
                 }
@@ -535,7 +538,10 @@ impl Keeper<'_> {
                     let _ = epoll::modify(&self.poll, socket, data, flags);
                 }
             }
-            Ok(Met::HasDoor) => self.forget(number),
+            Ok(Met::HasDoor) => {
+                kill_point!(GateDoorGiven);
+                self.forget(number);
+            }
             #[cfg(feature = "tls")]
             Ok(Met::Far(end)) => {
                 // The socket stays open, so it has to be taken out of the set.
@@ -543,6 +549,7 @@ impl Keeper<'_> {
                     let _ = epoll::delete(&self.poll, socket);
                 }
                 self.meetings.remove(&number);
+                kill_point!(GateFarMet);
                 match check_knock(end.knock()) {
                     Ok(()) => self.gate.late.come(*end),
                     Err(why) => refuse(*end, why),

@@ -709,6 +709,7 @@ impl Server {
             Some(socket) => self.gate.listen(socket, file),
             None => Err(io::Error::from_raw_os_error(libc::EMFILE)),
         };
+        kill_point!(GateListens);
         // The owner waits for it, so there is room.
         let _ = socket::send_now(&owner, &order.answer(&done), &[]);
         true

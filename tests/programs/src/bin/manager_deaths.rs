@@ -16,6 +16,9 @@
 //! - The pool runs a task.
 //! - The server has as many objects as this process has handles, and none after the last handle.
 //!
+//! A client is given handles, or has the address of a Unix socket or of a TCP port, where it finds
+//! the objects by their name.
+//!
 //! If the server dies, each client's next call returns `ManagerError::Gone`, so each client ends.
 //! After each round no process and no descriptor is left.
 //!
@@ -27,11 +30,15 @@ mod dying;
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::DirBuilderExt,
+    },
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     pin::pin,
     sync::{
-        OnceLock,
+        LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     task::{self, Poll, Waker},
@@ -41,10 +48,10 @@ use std::{
 
 use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random, number, seeds};
 use executor::{
-    Child, Context, GetError, PutError, StartMethod,
+    Address, AuthKey, Child, Context, GetError, PutError, StartMethod,
     manager::{
-        Barrier, Condition, Dict, Event, List, Lock, LockGuard, Manager, ManagerError, Pool, Queue,
-        Semaphore,
+        Barrier, Condition, Dict, Event, Identity, List, Lock, LockGuard, Manager, ManagerError,
+        Pool, Queue, Semaphore, Trust,
     },
     prelude::*,
 };
@@ -222,6 +229,96 @@ type Shared = (
     (CounterProxy, Pool),
 );
 
+/// The objects that clients find that come by an address.
+type Published = (
+    Dict<u32, u64>,
+    Dict<u32, Event>,
+    List<(u32, u32)>,
+    Queue<Item>,
+    (Lock, Dict<u8, u64>),
+    (Semaphore, Semaphore),
+    Condition,
+    Barrier,
+    Event,
+    (CounterProxy, Pool),
+);
+
+/// The name under which they find them.
+const NAME: &str = "objects";
+/// What they have to know.
+const KEY: &str = "a key";
+
+/// How a client gets to the server.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// By the handles that it is given.
+    Near,
+    Unix,
+    Tcp,
+}
+
+impl Way {
+    const BY_ADDRESS: [Way; 2] = [Way::Unix, Way::Tcp];
+    const ALL: [Way; 5] = [Way::Near, Way::Near, Way::Near, Way::Unix, Way::Tcp];
+}
+
+/// The server's identity, and the fingerprint that clients trust. All rounds have the same one.
+static IDENTITY: LazyLock<(Identity, String)> = LazyLock::new(|| {
+    let identity = Identity::generate().expect("random numbers");
+    let fingerprint = identity.fingerprint().to_string();
+    (identity, fingerprint)
+});
+
+/// What a client is given that comes by an address: the address, the fingerprint, and what does not
+/// belong to the manager.
+type Directions = (String, String, executor::Queue<Event>);
+
+/// Comes to the server by its address.
+fn come(directions: &Directions) -> Result<(Manager, Shared), ManagerError> {
+    let (address, fingerprint, sent) = directions;
+    let address: Address = address.parse().expect("an address");
+    let trust = Trust::fingerprint(fingerprint.parse().expect("a fingerprint"));
+    let connector = Manager::connector(&address, &AuthKey::new(KEY)).trust(trust);
+    let manager = connector.timeout(CHECK_TIMEOUT).connect()?;
+    let found: Option<Published> = manager.published(NAME)?;
+    let (counts, handles, list, queue, lock, semaphore, condition, barrier, event, counter) =
+        found.expect("it is published");
+    let sent = sent.clone();
+    let shared = (
+        counts,
+        handles,
+        list,
+        queue,
+        lock,
+        semaphore,
+        condition,
+        barrier,
+        event,
+        sent,
+        Vec::new(),
+        counter,
+    );
+    Ok((manager, shared))
+}
+
+/// The folder of the Unix sockets. Removed with this value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(seed: u64) -> Self {
+        let name = format!("executor-manager-deaths-{}-{seed}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::DirBuilder::new().mode(0o700).create(&folder).expect("a folder");
+        Folder(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 /// An object of a type of our own.
 struct Counter {
     n: u64,
@@ -343,6 +440,8 @@ struct Player<'a> {
     random: Random,
     /// Handles that it may send on.
     pocket: Vec<Event>,
+    /// Whether it came over TCP, so that its handles cannot be sent to other processes.
+    far: bool,
 }
 
 impl Player<'_> {
@@ -568,6 +667,9 @@ impl Player<'_> {
     /// Sends or receives a handle through memory that is independent of the manager.
     fn send_by_queue(&mut self) -> Result<(), ManagerError> {
         let queue = &self.shared.9;
+        if self.far {
+            return self.shared.0.len().map(drop);
+        }
         if self.random.one_in(2)
             && let Some(handle) = self.pocket.pop()
         {
@@ -616,9 +718,16 @@ impl End {
 }
 
 /// What one thread of a client does. Returns whether the server is gone.
-fn play(round: u64, name: u32, shared: &Shared, dies: Option<(u32, u32)>, end: End) -> bool {
+fn play(
+    round: u64,
+    name: u32,
+    shared: &Shared,
+    far: bool,
+    dies: Option<(u32, u32)>,
+    end: End,
+) -> bool {
     let random = Random(round ^ 0x9a3e << 40 ^ u64::from(name));
-    let mut player = Player { round, name, shared, random, pocket: shared.10.clone() };
+    let mut player = Player { round, name, shared, random, pocket: shared.10.clone(), far };
     let began = Instant::now();
     for count in 0.. {
         if let Some((_, how)) = dies.filter(|(at, _)| *at == count) {
@@ -647,6 +756,32 @@ fn play(round: u64, name: u32, shared: &Shared, dies: Option<(u32, u32)>, end: E
     }
 }
 
+/// Whether the server is gone, for a client that may find that.
+fn is_gone(error: ManagerError, end: End) -> bool {
+    let is_gone = matches!(error, ManagerError::Gone(_) | ManagerError::NotConnected { .. });
+    assert!(is_gone && end != End::Acts, "{error:?}");
+    true
+}
+
+/// A client that comes by an address, as [`client`] otherwise.
+#[task]
+fn client_by_address(
+    round: u64,
+    place: u32,
+    threads: u32,
+    dies: Option<(u32, u32)>,
+    end: u32,
+    far: bool,
+    directions: Directions,
+) -> bool {
+    ME.store(CLIENT + place, SeqCst);
+    let end = End::ALL[end as usize];
+    match come(&directions) {
+        Ok((_manager, shared)) => play_all(round, place, threads, dies, end, far, &shared),
+        Err(error) => is_gone(error, end),
+    }
+}
+
 /// A client. With `dies`, its first thread ends the process after so many acts, in this way.
 /// `end` is the number of an [`End`].
 #[task]
@@ -659,22 +794,30 @@ fn client(
     shared: Shared,
 ) -> bool {
     ME.store(CLIENT + place, SeqCst);
-    let end = End::ALL[end as usize];
+    play_all(round, place, threads, dies, End::ALL[end as usize], false, &shared)
+}
+
+/// All threads of a client.
+fn play_all(
+    round: u64,
+    place: u32,
+    threads: u32,
+    dies: Option<(u32, u32)>,
+    end: End,
+    far: bool,
+    shared: &Shared,
+) -> bool {
     match shared.5.1.acquire() {
         // It comes back when the server has served this client's last request.
         Ok(known) => known.forget(),
-        Err(ManagerError::Gone(_)) if end != End::Acts => return true,
-        Err(error) => panic!("{error:?}"),
+        Err(error) => return is_gone(error, end),
     }
     let first = place * THREADS as u32;
     thread::scope(|scope| {
         let others = (1..threads)
-            .map(|thread| {
-                let shared = &shared;
-                scope.spawn(move || play(round, first + thread, shared, None, end))
-            })
+            .map(|thread| scope.spawn(move || play(round, first + thread, shared, far, None, end)))
             .collect::<Vec<_>>();
-        let gone = play(round, first, &shared, dies, end);
+        let gone = play(round, first, shared, far, dies, end);
         let others = others.into_iter().map(|thread| thread.join().expect("it has not panicked"));
         others.fold(gone, |gone, other| gone && other)
     })
@@ -718,9 +861,26 @@ fn places() -> Vec<Place> {
     [of(false, Step::MANAGER_CLIENT), of(true, Step::MANAGER_SERVER)].concat()
 }
 
+/// Returns how clients come to the server, if that matters for a step.
+fn ways_to(step: Step) -> Option<&'static [Way]> {
+    match step {
+        Step::ClientAddressReached
+        | Step::ClientMeets
+        | Step::GateListens
+        | Step::GateAccepted
+        | Step::GateHeard
+        | Step::GateCloses => Some(&Way::BY_ADDRESS),
+        Step::ClientHasDoor | Step::GateDoorGiven => Some(&[Way::Unix]),
+        Step::ClientWelcomed | Step::GateFarMet => Some(&[Way::Tcp]),
+        _ => None,
+    }
+}
+
 struct Plan {
     seed: u64,
     doom: Doom,
+    /// How each client comes to the server.
+    ways: Vec<Way>,
     /// The number of threads of each client.
     clients: Vec<u32>,
     victim: u32,
@@ -757,9 +917,15 @@ impl Plan {
             },
         };
         let count = 1 + random.below(CLIENTS as u64);
+        let ways = match doom {
+            Doom::At { step, .. } => ways_to(step),
+            _ => None,
+        };
+        let ways = (0..count).map(|_| random.pick(ways.unwrap_or(&Way::ALL))).collect();
         Plan {
             seed,
             doom,
+            ways,
             clients: (0..count).map(|_| 1 + u32::from(random.one_in(3))).collect(),
             victim: random.below(count) as u32,
             methods: (0..count)
@@ -782,7 +948,7 @@ impl Plan {
     fn server_dies(&self) -> bool {
         match self.doom {
             // It is at this step when the manager is dropped.
-            Doom::At { step: Step::ManagerOwnerGone, .. } => false,
+            Doom::At { step: Step::ManagerOwnerGone | Step::GateCloses, .. } => false,
             Doom::At { server, .. } | Doom::After { server, .. } => server,
             _ => false,
         }
@@ -838,18 +1004,44 @@ fn start(manager: &Manager, plan: &Plan) -> Result<Shared, ManagerError> {
 
 /// Plays a round. An error says that the server is gone.
 fn round(plan: &Plan) -> Result<(), ManagerError> {
-    let manager = Manager::builder().initializer(begin_as_server::task()).start()?;
+    let (identity, fingerprint) = &*IDENTITY;
+    let builder = Manager::builder().key(AuthKey::new(KEY)).identity(identity.clone());
+    let manager = builder.initializer(begin_as_server::task()).start()?;
+    let folder = Folder::new(plan.seed);
+    let file = folder.0.join("socket");
     let mut shared = start(&manager, plan)?;
+    let listen = |way: Way, address: Address| match plan.ways.contains(&way) {
+        true => manager.listen(&address).map(|address| address.to_string()),
+        false => Ok(String::new()),
+    };
+    let local = listen(Way::Unix, file.as_path().into())?;
+    let tcp = listen(Way::Tcp, "127.0.0.1:0".parse().expect("an address"))?;
+    if plan.ways.iter().any(|way| *way != Way::Near) {
+        publish(&manager, &shared)?;
+    }
     let mut children: Vec<(u32, Child<bool>)> = Vec::new();
     for (place, threads) in (0..).zip(&plan.clients) {
         let dies = match plan.doom {
             Doom::Between { acts, how } if place == plan.victim => Some((acts, how as u32)),
             _ => None,
         };
-        let body =
-            client::task(plan.seed, place, *threads, dies, plan.end(place) as u32, shared.clone());
+        let context = Context::new(plan.methods[place as usize]);
+        let (seed, end, way) = (plan.seed, plan.end(place) as u32, plan.ways[place as usize]);
         // It ends together with this program, however this program ends.
-        let process = Context::new(plan.methods[place as usize]).process(body).daemon(true).start();
+        let process = match way {
+            Way::Near => {
+                let body = client::task(seed, place, *threads, dies, end, shared.clone());
+                context.process(body).daemon(true).start()
+            }
+            Way::Unix | Way::Tcp => {
+                let far = way == Way::Tcp;
+                let address = if far { &tcp } else { &local };
+                let directions = (address.clone(), fingerprint.clone(), shared.9.clone());
+                let body =
+                    client_by_address::task(seed, place, *threads, dies, end, far, directions);
+                context.process(body).daemon(true).start()
+            }
+        };
         match process {
             Ok(child) => children.push((place, child)),
             Err(error) => {
@@ -923,8 +1115,23 @@ fn round(plan: &Plan) -> Result<(), ManagerError> {
         assert!(manager.exit_status().is_some(), "it has not ended");
         return Err(error);
     }
+    manager.unpublish(NAME)?;
     check(plan, &manager, shared)?;
-    eventually("objects", 0, || manager.objects())
+    eventually("objects", 0, || manager.objects())?;
+    if matches!(plan.doom, Doom::At { step: Step::ManagerOwnerGone | Step::GateCloses, .. }) {
+        return Ok(());
+    }
+    manager.shutdown();
+    assert!(!file.exists(), "the file of the socket is left");
+    Ok(())
+}
+
+fn publish(manager: &Manager, shared: &Shared) -> Result<(), ManagerError> {
+    let (counts, handles, list, queue, lock, semaphore, condition, barrier, event, _, _, counter) =
+        shared.clone();
+    let published: Published =
+        (counts, handles, list, queue, lock, semaphore, condition, barrier, event, counter);
+    manager.publish(NAME, &published)
 }
 
 fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerError> {
