@@ -222,8 +222,8 @@ impl Route {
             if state.closed {
                 return Err(closed());
             }
-            // An attempt of another call has found it out meanwhile. If each call made an attempt of
-            // its own, the last of many would wait for all the delays in between.
+            // An attempt of another call has found it out meanwhile. If each call made an attempt
+            // of its own, the last of many would wait for all the delays in between.
             if state.failures != failures
                 && let Some(error) = state.failed.as_ref().filter(|error| is_lasting(error))
             {

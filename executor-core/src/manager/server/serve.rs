@@ -560,7 +560,10 @@ impl Server {
             None => {
                 text = match self.has_room_for_lease(client) {
                     // It was lost on the way.
-                    true => "the server has too many open files for one more handle".to_owned(),
+                    true => {
+                        "the server has no descriptor left to watch one more handle that was sent"
+                            .to_owned()
+                    }
                     false => self.why_no_lease(client),
                 };
                 Status::Limit
@@ -595,9 +598,9 @@ impl Server {
         self.actions.reply(client, reply, &body);
     }
 
-    /// Whether a client may send one more handle to another process. It may have as many as are left
-    /// for others: one client gets half of them, and two get a third each. So those that come later
-    /// find some as well, whatever the others do.
+    /// Whether a client may send one more handle to another process. It may have as many as are
+    /// left for others: one client gets half of them, and two get a third each. So those that come
+    /// later find some as well, whatever the others do.
     fn has_room_for_lease(&self, client: ClientId) -> bool {
         let own =
             self.guests.get(&client).map_or(0, |guest| guest.leases_held + guest.leases.len());
@@ -609,7 +612,7 @@ impl Server {
         let own = self.guests.get(&client).map_or(0, |guest| guest.leases_held);
         format!(
             "{own} handles that this process has sent are in use, and {} of all processes; the \
-             server's limit of open files allows {}, of which one process gets no more than it \
+             server has descriptors for {} (`ulimit -n`), of which one process gets no more than it \
              leaves for others. Many handles travel as items of one managed list",
             self.leases.len(),
             self.setup.leases_max
@@ -711,7 +714,7 @@ impl Server {
         };
         kill_point!(GateListens);
         // The owner waits for it, so there is room.
-        let _ = socket::send_now(&owner, &order.answer(&done), &[]);
+        let _ = socket::send_now(owner, &order.answer(&done), &[]);
         true
     }
 
@@ -799,7 +802,7 @@ impl Server {
         let mut knock = None;
         // From the moment at which it arrives, no process that is forked keeps the socket.
         let socket = NotInherited::open(|| {
-            let (bytes, mut descriptors) = socket::recv_whole_now(&door)?;
+            let (bytes, mut descriptors) = socket::recv_whole_now(door)?;
             let memory = descriptors.pop();
             let socket = descriptors.pop();
             knock = Some((bytes, memory));
@@ -810,7 +813,7 @@ impl Server {
             Ok(socket) => socket,
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
                 // Its descriptors find no place here. The client notices that they are closed.
-                let _ = socket::remove_now(&door);
+                let _ = socket::remove_now(door);
                 tracing::error!("a manager has too many open files for another client");
                 return;
             }
@@ -822,7 +825,7 @@ impl Server {
             && let Some(socket) = socket.get()
         {
             let refusal = [&[REFUSED], why.as_bytes()].concat();
-            let _ = socket::send_now(&socket, &refusal, &[]);
+            let _ = socket::send_now(socket, &refusal, &[]);
         }
     }
 
@@ -857,7 +860,7 @@ impl Server {
         let data = Source::Client(client).to_data();
         let entered = epoll::add(&self.poll, descriptor, data, epoll::EventFlags::IN)
             .map_err(io::Error::from)
-            .and_then(|()| socket::send_now(&descriptor, &welcome, &[]));
+            .and_then(|()| socket::send_now(descriptor, &welcome, &[]));
         if let Err(error) = entered {
             self.core.disconnect(client, 0, &mut self.actions);
             return Err((socket, error.to_string()));

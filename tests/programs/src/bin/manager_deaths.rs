@@ -1045,8 +1045,12 @@ fn round(plan: &Plan) -> Result<(), ManagerError> {
         match process {
             Ok(child) => children.push((place, child)),
             Err(error) => {
-                // Its arguments contain handles. If the server is gone, this call says so.
-                shared.0.len()?;
+                // Its arguments contain handles. If the server is gone, this call says so, and the
+                // clients that were started before end as well.
+                let answer = shared.0.len();
+                let ended = |(_, child): &(u32, Child<bool>)| child.join_timeout(CHECK_TIMEOUT);
+                assert!(answer.is_ok() || children.iter().all(|one| ended(one).is_some()));
+                answer?;
                 panic!("{error:?}");
             }
         }
