@@ -525,7 +525,7 @@ fn failed(address: &Address, error: MeetError) -> ManagerError {
         error: Arc::new(error),
     };
     match error {
-        MeetError::Io(kind) => system(kind.into()),
+        MeetError::Io(refusal) => system(refusal.into()),
         MeetError::TimedOut => system(ErrorKind::TimedOut.into()),
         // It may have been told to end just now.
         MeetError::Closed | MeetError::Auth(AuthError::Closed | AuthError::TimedOut) => {

@@ -108,7 +108,7 @@ pub(crate) fn connect(
 ) -> Result<(ServerId, u32, OwnedFd), MeetError> {
     let deadline = deadline.or_else(|| Instant::now().checked_add(PATIENCE));
     let socket = connect_to(&Address::Unix(path.to_owned()), deadline);
-    let socket = socket.map_err(|error| MeetError::Io(error.kind()))?;
+    let socket = socket.map_err(|error| MeetError::Io((&error).into()))?;
     check_user(socket.as_fd())?;
     kill_point!(ClientAddressReached);
     let (mut challenge, said) = Challenge::ask(key.bound_to(SESSION));

@@ -34,7 +34,7 @@ mod tests;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 
-use std::{borrow::Cow, io, os::fd::BorrowedFd, time::Instant};
+use std::{borrow::Cow, fmt, io, os::fd::BorrowedFd, time::Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -91,14 +91,36 @@ pub(crate) enum MeetError {
     #[error("the peer is a process of user {0}, which may not connect")]
     User(u32),
     #[error("the connection failed: {0}")]
-    Io(io::ErrorKind),
+    Io(Refusal),
+}
+
+/// What the system has said: the kind of its error, and its number if it has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusal(io::ErrorKind, Option<i32>);
+
+impl From<&io::Error> for Refusal {
+    fn from(error: &io::Error) -> Self {
+        Refusal(error.kind(), error.raw_os_error())
+    }
+}
+
+impl From<Refusal> for io::Error {
+    fn from(Refusal(kind, number): Refusal) -> Self {
+        number.map_or_else(|| kind.into(), io::Error::from_raw_os_error)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        io::Error::from(*self).fmt(f)
+    }
 }
 
 impl MeetError {
     fn io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => MeetError::Closed,
-            kind => MeetError::Io(kind),
+            _ => MeetError::Io(error.into()),
         }
     }
 }
@@ -290,7 +312,7 @@ impl LinkReceiver {
                 Ok(true) => return stream::read_welcome(&message).ok_or(MeetError::Protocol),
                 Ok(false) => {}
                 Err(LinkError::Closed) => return Err(MeetError::Closed),
-                Err(LinkError::Lost(kind)) => return Err(MeetError::Io(kind)),
+                Err(LinkError::Lost(kind)) => return Err(MeetError::Io(Refusal(kind, None))),
                 Err(LinkError::Lane(_) | LinkError::Forged(_)) => return Err(MeetError::Protocol),
             }
             let socket = socket.get().ok_or(MeetError::Closed)?;

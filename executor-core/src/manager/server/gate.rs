@@ -212,6 +212,7 @@ impl Gate {
             orders.begun = true;
         }
         let is_local = socket::is_one(socket.as_fd());
+        check_accept(socket.as_fd())?;
         let socket = Arc::new(NotInherited::new(socket));
         orders.sockets.push(Arc::clone(&socket));
         orders.new.push(Place { socket, is_local });
@@ -412,6 +413,7 @@ impl Keeper<'_> {
             // It was reported before the pause.
             return;
         }
+        let mut let_in = false;
         for _ in 0..ACCEPT_TURN {
             let Some(place) = self.places.get(at) else { return };
             let (is_local, Some(listener)) = (place.is_local, place.socket.get()) else { return };
@@ -423,7 +425,7 @@ impl Keeper<'_> {
             };
             match accepted {
                 Ok(socket) => {
-                    self.is_short = false;
+                    (self.is_short, let_in) = (false, true);
                     self.begin(socket);
                 }
                 Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
@@ -450,6 +452,11 @@ impl Keeper<'_> {
                     _ => {}
                 },
             }
+        }
+        if !let_in {
+            // The system may refuse the call itself. Asking again at once would keep a processor
+            // busy for ever.
+            return self.pause();
         }
         // The poll reports those that are left.
     }
@@ -627,6 +634,22 @@ pub(super) fn refuse(end: far::FarEnd, why: &str) {
 fn turned_away(why: &MeetError) {
     // Anybody who reaches the address can cause it, so it must not fill a log.
     tracing::debug!(%why, "a manager has turned away a client");
+}
+
+/// Checks that the system lets this process accept somebody. In a sandbox that does not, clients
+/// would wait for an answer, and the owner would not know why.
+fn check_accept(listener: BorrowedFd<'_>) -> io::Result<()> {
+    if has_come(listener) {
+        // Somebody is there, who must not be dropped.
+        return Ok(());
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    match retry(|| accept_with(listener, flags)) {
+        Err(error @ (Errno::PERM | Errno::ACCESS | Errno::NOSYS)) => Err(io::Error::other(
+            format!("to accept clients (accept4): {}", io::Error::from(error)),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Whether somebody waits to be accepted.
