@@ -294,9 +294,50 @@ impl ProcessPoolExecutor {
         self.handle.may_wait()
     }
 
-    /// Returns the maximum number of workers.
+    /// Returns the maximum number of workers, which [`resize`](Self::resize) may have changed.
     pub fn max_workers(&self) -> usize {
         self.handle.pool.workers_max()
+    }
+
+    /// Changes the maximum number of workers, while the executor is in use.
+    ///
+    /// It does not wait. If there may be more workers now, they are started as soon as there is work
+    /// for them. If there may be fewer, those leave that have the least to do, and no task is lost:
+    /// a worker first ends the task that it runs, which is also logged as a warning, and tasks that
+    /// were sent ahead to it are run by others. If the number grows again before that, the worker
+    /// stays.
+    ///
+    /// Where fewer workers are allowed than
+    /// [`min_workers`](ProcessPoolBuilder::min_workers), all of them are kept. On an executor that
+    /// has ended, it has no effect.
+    ///
+    /// # Errors
+    /// [`BuildError::Invalid`] if the number is 0. Nothing changes then.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build()?;
+    ///     let futures: Vec<_> = (0..100).map(|x| pool.submit(square::task(x))).collect();
+    ///     pool.resize(2)?;
+    ///     assert_eq!(pool.max_workers(), 2);
+    ///     for (x, future) in (0..).zip(futures) {
+    ///         assert_eq!(future.result()?, x * x);
+    ///     }
+    ///     assert!(pool.resize(0).is_err());
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn resize(&self, max_workers: usize) -> Result<(), BuildError> {
+        if max_workers == 0 {
+            return Err(BuildError::Invalid("max_workers must be above 0".into()));
+        }
+        self.handle.pool.resize(max_workers);
+        Ok(())
     }
 
     /// Returns the process ids of the current workers.

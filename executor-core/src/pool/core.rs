@@ -459,11 +459,10 @@ impl<'a> Locked<'a> {
             // Those who wait for room are refused, like all who come later.
             self.outcomes.opens = Some(Arc::clone(pressure));
         }
-        let rebalance_at = core.scheduler.rebalance_at();
         let next = match rare || core.scheduler.has_timed() {
             true => core.scheduler.next_deadline(),
             // Comes and goes with ordinary events, and the rest cannot have changed.
-            false => rebalance_at,
+            false => core.scheduler.ordinary_deadline(),
         };
         // Only the first task after a time without tasks wakes the driver for this. From then on,
         // the driver looks by its own clock. If every event asked for a look, the driver's own tick
@@ -688,7 +687,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::{
-        pool::{AtEnd, PoolOptions, TaskDefaults, worker::Boards},
+        pool::{AtEnd, Lifespan, PoolOptions, TaskDefaults, worker::Boards},
         wire::handshake::Transport,
     };
 
@@ -698,6 +697,7 @@ mod tests {
             workers_max: 1,
             workers_min: 0,
             tasks_max: None,
+            lifespan: Lifespan::default(),
             start_timeout: std::time::Duration::from_secs(60),
             initializer_timeout: std::time::Duration::from_secs(60),
             initializer: None,

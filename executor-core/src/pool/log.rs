@@ -22,6 +22,11 @@ pub(super) enum LogRecord {
         worker: u32,
         timeout: Duration,
     },
+    /// There are to be fewer workers, and some of those that leave run tasks.
+    Shrinks {
+        workers_max: usize,
+        busy: usize,
+    },
 }
 
 impl LogRecord {
@@ -39,6 +44,13 @@ impl LogRecord {
             }
             LogRecord::Stopped { signal, pid } => {
                 tracing::warn!(signal, pid, "a worker is stopped");
+            }
+            LogRecord::Shrinks { workers_max, busy } => {
+                tracing::warn!(
+                    workers_max,
+                    busy,
+                    "workers that are not needed any more leave after the tasks that they run"
+                );
             }
             LogRecord::NotStopping { worker, timeout } => {
                 tracing::warn!(

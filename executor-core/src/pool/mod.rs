@@ -56,7 +56,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -67,8 +67,10 @@ use self::core::{Actions, Core, Intake, Threads};
 pub(crate) use chunk::{Chunk, next_task_ids};
 pub(crate) use ending::AtEnd;
 use ending::OnTheWay;
+use log::LogRecord;
 use pressure::Pressure;
 use reader::Drains;
+pub(crate) use scheduler::Lifespan;
 use scheduler::{Config, Scheduler};
 use worker::{Boards, Worker};
 
@@ -136,10 +138,12 @@ impl TaskDefaults {
 
 /// Configuration of a pool.
 pub(crate) struct PoolOptions {
+    /// Until [`resize`](Pool::resize) changes it.
     pub(crate) workers_max: usize,
     /// Number of workers that are started at once and kept.
     pub(crate) workers_min: usize,
     pub(crate) tasks_max: Option<u32>,
+    pub(crate) lifespan: Lifespan,
     pub(crate) start_timeout: Duration,
     pub(crate) initializer_timeout: Duration,
     pub(crate) initializer: Option<Initializer<Payload>>,
@@ -174,6 +178,8 @@ pub(crate) struct Pool {
     /// Messages of other threads to the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
+    /// The maximum number of workers, which the scheduler has, too.
+    workers_max: AtomicUsize,
     pressure: Option<Arc<Pressure>>,
     creator: Creator,
     /// Whether starting the threads has been attempted.
@@ -208,6 +214,7 @@ impl Pool {
             initializer: options.initializer.as_ref().map(|initializer| initializer.name.clone()),
             initializer_timeout: options.initializer_timeout,
             tasks_max: options.tasks_max,
+            lifespan: options.lifespan,
             start_timeout: options.start_timeout,
             // The driver adds the quota while the first worker comes up.
             processors: cpu::usable_cpus_within(None),
@@ -243,6 +250,7 @@ impl Pool {
             bell,
             notices: Mutex::default(),
             pressure: options.pressure.clone(),
+            workers_max: AtomicUsize::new(options.workers_max),
             options,
             creator: Creator::here(),
             started: AtomicBool::new(false),
@@ -265,7 +273,23 @@ impl Pool {
     }
 
     pub(crate) fn workers_max(&self) -> usize {
-        self.options.workers_max
+        self.workers_max.load(Ordering::Relaxed)
+    }
+
+    /// Changes the maximum number of workers, which must be above 0.
+    pub(crate) fn resize(&self, workers_max: usize) {
+        if self.forked() {
+            return;
+        }
+        self.event(|core, now, out| {
+            // Under the lock, so that the last of several callers decides both numbers.
+            self.workers_max.store(workers_max, Ordering::Relaxed);
+            let Core { scheduler, workers, log, .. } = core;
+            let busy = scheduler.on_resize(now, workers_max, &Boards(workers), out);
+            if busy > 0 {
+                log.push(LogRecord::Shrinks { workers_max, busy });
+            }
+        });
     }
 
     pub(crate) fn forked(&self) -> bool {

@@ -2,7 +2,7 @@
 //! and lie.
 //!
 //! ```text
-//!  World ── user: submit, cancel, cancel_running, shutdown, kill ──────────┐
+//!  World ── user: submit, cancel, cancel_running, resize, shutdown, kill ──┐
 //!    │ ─── driver: hello, replies in batches, deaths drained first, ticks ─┤ event ──► Scheduler
 //!    │ ─── workers: a claim word for each slot, frames in, replies out,    │             │
 //!    │              a process that may be dead before its end is seen      └── perform ◄─┘ actions
@@ -24,7 +24,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::scheduler::{Action, Claims, Config, End, Replied, ReplyToNobody, Scheduled, Scheduler};
+use super::scheduler::{
+    Action, Claims, Config, End, Lifespan, Replied, ReplyToNobody, Scheduled, Scheduler,
+};
 use crate::{
     error::{BrokenCause, ExitStatus, Phase, TaskError},
     id::{FnId, TaskId, WorkerId},
@@ -106,6 +108,13 @@ const KINDS: &[&str] = &[
     "dies idle",
     "dies after publishing, unseen",
     "leaves by its limit",
+    "leaves: idle",
+    "leaves: old",
+    "leaves: too many",
+    "leaves: too many, after its task",
+    "resize: grows",
+    "resize: shrinks",
+    "resize: one that was about to leave stays",
     "exits as asked",
     "ignores stop",
     "ignores SIGTERM",
@@ -388,6 +397,13 @@ struct Process {
     unread: bool,
     reaped: bool,
     ready: bool,
+    /// When the worker was ready.
+    ready_at: Option<Instant>,
+    /// When the worker was ready, or its last reply was read.
+    rested: Option<Instant>,
+    /// Whether the worker was there when the number of workers became too large, and not taken out
+    /// of this number since.
+    surplus: bool,
     overdue: bool,
     /// Whether the system has refused something that the initializer needs.
     refused: bool,
@@ -529,6 +545,7 @@ struct Climate {
     initializer: bool,
     timeouts: u64,
     ends: u64,
+    resizes: u64,
 }
 
 impl Climate {
@@ -543,6 +560,7 @@ impl Climate {
             initializer: dice.permille(300),
             timeouts: dice.pick(&[0, 100, 500, 1_000]),
             ends: dice.pick(&[0, 1, 3, 10]),
+            resizes: dice.pick(&[0, 0, 300, 1_000]),
         }
     }
 
@@ -557,6 +575,7 @@ impl Climate {
             initializer: false,
             timeouts: 0,
             ends: 0,
+            resizes: 0,
         }
     }
 }
@@ -593,6 +612,8 @@ struct World {
     start: Instant,
     now: Instant,
     config: Config,
+    /// The largest number of workers that was allowed at any time.
+    workers_most: usize,
     scheduler: Scheduler<Ticket>,
     processes: BTreeMap<WorkerId, Process>,
     stories: Vec<Story>,
@@ -636,6 +657,7 @@ impl World {
             start,
             now: start,
             scheduler: Scheduler::new(config.clone()),
+            workers_most: config.workers_max,
             config,
             processes: BTreeMap::new(),
             stories: Vec::new(),
@@ -783,6 +805,9 @@ impl World {
                     unread: false,
                     reaped: false,
                     ready: false,
+                    ready_at: None,
+                    rested: None,
+                    surplus: false,
                     overdue: false,
                     refused: false,
                     caught: false,
@@ -796,6 +821,8 @@ impl World {
                     self.note("start: never answers", Some(id), None);
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
+                let known = self.processes.keys().filter(|id| self.scheduler.knows(**id)).count();
+                assert!(known <= self.config.workers_max, "{id:?} is one too many");
             }
             Action::Send(worker, (base, items, seq)) => {
                 for task in ids(base, items) {
@@ -844,13 +871,16 @@ impl World {
                 // A worker that lied may have run fewer tasks than its replies say.
                 let retires =
                     spent.is_some_and(|spent| process.begun.len() == spent || process.lied);
-                if retires && !self.shut_down {
-                    self.note("leaves by its limit", Some(id), None);
+                let doomed = self.shut_down || self.killed || self.broken;
+                match self.why_leaves(id) {
+                    _ if doomed => {}
+                    _ if retires => self.note("leaves by its limit", Some(id), None),
+                    Some(why) => self.note(why, Some(id), None),
+                    None => panic!("{id:?} is stopped in an open pool"),
                 }
-                assert!(
-                    retires || self.shut_down || self.killed || self.broken,
-                    "{id:?} is stopped in an open pool"
-                );
+                let process = &self.processes[&id];
+                let left = process.words.borrow().holding.len();
+                assert!(process.lied || left == 0, "{id:?} is stopped and has {left} tasks");
             }
             Action::Terminate(id) => {
                 assert!(
@@ -945,6 +975,38 @@ impl World {
                 self.note("closed", None, None);
             }
         }
+    }
+
+    /// Returns why a worker of an open pool is asked to leave, if there is a reason.
+    fn why_leaves(&self, id: WorkerId) -> Option<&'static str> {
+        let Lifespan { idle_timeout, lifetime_max } = self.config.lifespan;
+        let process = &self.processes[&id];
+        let since = |at: Option<Instant>, time: Option<Duration>| {
+            at.zip(time)
+                .and_then(|(at, time)| at.checked_add(time))
+                .is_some_and(|at| at <= self.now)
+        };
+        if since(process.ready_at, lifetime_max.map(|lifetime| lifetime / 10 * 9)) {
+            return Some("leaves: old");
+        }
+        if process.surplus {
+            return Some(match process.begun.is_empty() {
+                true => "leaves: too many",
+                false => "leaves: too many, after its task",
+            });
+        }
+        let idle = since(process.rested, idle_timeout);
+        let min = self.config.workers_min.min(self.config.workers_max);
+        (idle && self.staying() >= min).then_some("leaves: idle")
+    }
+
+    /// Returns the number of workers that are not known to be about to end.
+    fn staying(&self) -> usize {
+        let stays = |(id, process): &(&WorkerId, &Process)| {
+            let ends = process.killed.is_some() || process.terminated.is_some();
+            process.stop_sent.is_none() && !ends && self.scheduler.knows(**id)
+        };
+        self.processes.iter().filter(stays).count()
     }
 
     /// Returns why a worker is killed. There must be a reason.
@@ -1355,6 +1417,27 @@ impl World {
         granted
     }
 
+    fn resize(&mut self, workers_max: usize) {
+        let old = std::mem::replace(&mut self.config.workers_max, workers_max);
+        self.workers_most = self.workers_most.max(workers_max);
+        let staying = self.staying();
+        self.note(if workers_max > old { "resize: grows" } else { "resize: shrinks" }, None, None);
+        if staying > workers_max {
+            // Any of them may be the one that leaves.
+            self.processes.values_mut().for_each(|process| process.surplus = true);
+        }
+        self.event(|scheduler, now, claims, out| {
+            scheduler.on_resize(now, workers_max, claims, out);
+        });
+        if workers_max > old && workers_max >= staying {
+            let surplus = self.processes.values_mut().filter(|process| process.stop_sent.is_none());
+            let kept = surplus.map(|process| std::mem::take(&mut process.surplus));
+            if kept.filter(|surplus| *surplus).count() > 0 {
+                self.note("resize: one that was about to leave stays", None, None);
+            }
+        }
+    }
+
     fn shutdown(&mut self, cancel_pending: bool, deadline: Option<Instant>) {
         self.note("shutdown", None, None);
         self.shut_down = true;
@@ -1526,8 +1609,7 @@ impl World {
         // A worker that was only sent SIGTERM is not wanted either.
         let wanted = knows && !killed && self.processes[&id].terminated.is_none();
         if wanted && !initializer {
-            self.process(id).ready = true;
-            self.ever_ready = true;
+            self.is_ready(id);
         }
         let welcome = self.event(|scheduler, now, claims, out| {
             let welcome = scheduler.on_hello(now, id);
@@ -1545,6 +1627,14 @@ impl World {
         } else if initializer {
             self.process(id).frames.push_front(ToWorker::Init);
         }
+    }
+
+    fn is_ready(&mut self, id: WorkerId) {
+        let now = self.now;
+        let process = self.process(id);
+        process.ready = true;
+        (process.ready_at, process.rested) = (Some(now), Some(now));
+        self.ever_ready = true;
     }
 
     /// Reads up to `at_most` messages of one worker as one event. If there are none, the worker is
@@ -1583,13 +1673,15 @@ impl World {
                     self.process(id).caught = true;
                 }
                 FromWorker::Reply(task) if self.processes[&id].killed_for != Some(*task) => {
-                    self.process(id).words.borrow_mut().holding.pop_front();
+                    let now = self.now;
+                    let process = self.process(id);
+                    process.rested = Some(now);
+                    process.words.borrow_mut().holding.pop_front();
                 }
                 FromWorker::Ready => {
                     let process = self.process(id);
                     if !process.caught && process.killed.is_none() && process.terminated.is_none() {
-                        process.ready = true;
-                        self.ever_ready = true;
+                        self.is_ready(id);
                     }
                 }
                 _ => {}
@@ -1873,8 +1965,7 @@ impl World {
                     "{task:?} begins behind a task that {id:?} is killed for"
                 );
                 let again = self.story(task).failed > 0;
-                let in_order =
-                    self.config.workers_max > 1 || lied || again || task > self.last_begun;
+                let in_order = self.workers_most > 1 || lied || again || task > self.last_begun;
                 assert!(in_order, "{task:?} begins after {:?}", self.last_begun);
                 self.last_begun = self.last_begun.max(task);
                 let story = self.story(task);
@@ -2094,6 +2185,10 @@ impl World {
             }
             12 if self.climate.stops > 0 => self.look_at_stopped(),
             12 => self.tick(),
+            54 if self.dice.permille(self.climate.resizes) => {
+                let workers_max = self.dice.pick(&[1, 1, 2, 3, 4, 8]);
+                self.resize(workers_max);
+            }
             // The driver ticks about when it should.
             13..=30 if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) => {
                 self.tick()
@@ -2239,6 +2334,20 @@ impl World {
 
 // ---- the simulation itself ----------------------------------------------------------------------
 
+fn any_lifespan(dice: &mut Dice) -> Lifespan {
+    let mut any = |micros: &[u64]| {
+        let micros = dice.pick(micros);
+        (micros > 0).then_some(match micros {
+            u64::MAX => Duration::MAX,
+            micros => Duration::from_micros(micros),
+        })
+    };
+    Lifespan {
+        idle_timeout: any(&[0, 0, 0, 1, 500, 20_000, 1_000_000, u64::MAX]),
+        lifetime_max: any(&[0, 0, 0, 1, 2_000, 100_000, 3_000_000, u64::MAX]),
+    }
+}
+
 fn run_seed(seed: u64) -> World {
     let mut dice = Dice(seed);
     let workers_max = dice.pick(&[1, 1, 2, 2, 3, 4, 8]);
@@ -2252,6 +2361,7 @@ fn run_seed(seed: u64) -> World {
             Duration::MAX,
         ]),
         tasks_max: dice.pick(&[None, None, Some(1), Some(2), Some(7)]),
+        lifespan: any_lifespan(&mut dice),
         processors: dice.pick(&[1, 2, 64]),
         start_timeout: dice.pick(&[
             Duration::from_millis(100),
@@ -2426,6 +2536,7 @@ fn run_changing_seed(seed: u64) -> World {
         initializer: None,
         initializer_timeout: Duration::MAX,
         tasks_max: dice.pick(&[None, None, None, Some(1), Some(7)]),
+        lifespan: any_lifespan(&mut dice),
         processors: dice.pick(&[1, 2, 4, 64]),
         start_timeout: Duration::from_secs(10),
     };
@@ -2509,6 +2620,7 @@ fn small(workers_max: usize, start_timeout: Duration) -> Config {
         initializer: None,
         initializer_timeout: Duration::MAX,
         tasks_max: None,
+        lifespan: Lifespan::default(),
         processors: workers_max,
         start_timeout,
     }
@@ -2869,4 +2981,145 @@ fn short_tasks_do_not_wait_for_a_worker_that_starts_or_leaves() {
     while !world.all_return(&[next]) {
         assert!((world.any_turn() || world.wait()) && world.now - since < Duration::from_secs(1));
     }
+}
+
+// ---- workers that leave although nothing is wrong -----------------------------------------------
+
+impl World {
+    fn of(config: Config) -> Self {
+        let mut world = World::new(1, config, Climate::calm());
+        world.event(|scheduler, now, _, out| scheduler.on_open(now, out));
+        world
+    }
+
+    /// Lets this much time pass, in which everything happens at once that can happen.
+    fn pass(&mut self, time: Duration) {
+        self.go_on_until(self.now + time);
+    }
+
+    /// Goes on until the last task has ended, and no further.
+    fn until_all_end(&mut self) {
+        while self.unresolved() > 0 {
+            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+                self.tick();
+            } else if !self.any_turn() {
+                assert!(self.wait(), "a task has no end");
+            }
+        }
+    }
+
+    fn ids(&self) -> Vec<WorkerId> {
+        self.processes.keys().copied().collect()
+    }
+}
+
+#[test]
+fn an_idle_pool_shrinks_to_its_minimum_and_grows_again_on_demand() {
+    const IDLE: Duration = Duration::from_secs(5);
+    for workers_min in 0..=4 {
+        let lifespan = Lifespan { idle_timeout: Some(IDLE), ..Lifespan::default() };
+        let config = Config { workers_min, lifespan, ..small(4, Duration::from_secs(10)) };
+        let mut world = World::of(config);
+        for _ in 0..5 {
+            let tasks = world.calls(5, 4);
+            world.until_all_end();
+            assert!(world.all_return(&tasks));
+            assert_eq!(world.processes.len(), 4);
+            world.pass(IDLE - Duration::from_secs(1));
+            assert_eq!(world.processes.len(), 4, "they have been idle for less than that");
+            // One that does not leave when it is asked to is killed after this time.
+            world.pass(IDLE + STOP_GRACE + Duration::from_secs(1));
+            assert_eq!(world.processes.len(), workers_min, "{}", world.describe());
+            let events = world.events;
+            world.pass(20 * IDLE);
+            assert_eq!(world.processes.len(), workers_min);
+            assert_eq!(world.events, events, "nothing wakes the driver any more");
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_is_busy_now_and_then_is_not_idle_for_long() {
+    const IDLE: Duration = Duration::from_secs(5);
+    let lifespan = Lifespan { idle_timeout: Some(IDLE), ..Lifespan::default() };
+    let mut world = World::of(Config { lifespan, ..small(2, Duration::from_secs(10)) });
+    world.calls(5, 2);
+    world.until_all_end();
+    let events = world.events;
+    for _ in 0..100 {
+        world.calls(0, 1);
+        world.pass(IDLE / 5);
+    }
+    // The one that was busy last gets the next task, and the other one leaves.
+    assert_eq!(world.processes.len(), 1);
+    // A submission, its reply, and seldom a tick: the timeout is not set anew with each task.
+    let ticks = world.counts["tick: due"];
+    assert!(ticks < 60, "{ticks} ticks for {} events", world.events - events);
+}
+
+#[test]
+fn an_old_worker_ends_its_task_and_leaves_what_was_sent_ahead_to_others() {
+    let lifespan = Lifespan { lifetime_max: Some(A_MOMENT), ..Lifespan::default() };
+    let mut world = World::of(Config { lifespan, ..small(1, Duration::from_secs(10)) });
+    let first = world.calls(0, 1);
+    world.until_all_end();
+    assert!(world.all_return(&first));
+    let tasks = world.calls(0, 5);
+    world.on_work(WorkerId(0)); // claims the first
+    assert_eq!(world.holding(0), 5);
+    world.advance(A_MOMENT);
+    world.tick();
+    assert_eq!((world.holding(0), world.processes[&WorkerId(0)].stop_sent), (1, None));
+    world.until_all_end();
+    assert!(world.all_return(&tasks));
+    assert!(world.story(tasks[1]).begun.unwrap().0 != WorkerId(0));
+    // An idle worker leaves as well when it is old, and nobody needs another one.
+    world.pass(2 * (A_MOMENT + STOP_GRACE));
+    assert!(world.processes.is_empty());
+}
+
+#[test]
+fn workers_that_are_kept_are_replaced_when_they_are_old_at_different_times() {
+    let lifetime_max = Some(Duration::from_secs(100));
+    let lifespan = Lifespan { lifetime_max, ..Lifespan::default() };
+    let config = Config { workers_min: 4, lifespan, ..small(4, Duration::from_secs(10)) };
+    let mut world = World::of(config);
+    world.pass(Duration::from_secs(80));
+    assert_eq!(world.ids(), [0, 1, 2, 3].map(WorkerId));
+    let mut left = Vec::new();
+    for _ in 0..21 {
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.processes.len(), 4, "each is replaced at once");
+        left.push((0..4).filter(|id| !world.processes.contains_key(&WorkerId(*id))).count());
+    }
+    assert_eq!((left[9], left[20]), (0, 4), "after nine tenths of the time at the earliest");
+    assert!((1..4).all(|some| left.contains(&some)), "one after the other: {left:?}");
+}
+
+#[test]
+fn a_shrinking_pool_loses_no_task_and_keeps_the_workers_with_the_most_to_do() {
+    let mut world = World::ready_for(4, 5);
+    let long = world.calls(5, 2);
+    let busy: Vec<_> = world.ids().into_iter().filter(|id| world.holding(id.0) == 1).collect();
+    assert_eq!(busy.len(), 2, "one for each of the long ones");
+    world.resize(2);
+    assert_eq!(world.staying(), 2, "those that run nothing are asked at once");
+    let waiting = world.quick(40);
+    world.until_all_end();
+    world.pass(STOP_GRACE);
+    assert_eq!(world.ids(), busy);
+    assert!(world.all_return(&long) && world.all_return(&waiting));
+
+    // Both run a task, so one of them leaves after it. It stays if it is wanted again before that.
+    let long = world.calls(5, 2);
+    for id in &busy {
+        world.on_work(*id);
+    }
+    world.resize(1);
+    assert_eq!(world.staying(), 2);
+    let next = world.calls(5, 2);
+    world.resize(2);
+    world.until_all_end();
+    assert!(world.all_return(&long) && world.all_return(&next));
+    assert_eq!(world.ids(), busy);
 }

@@ -7,7 +7,7 @@ use crate::{
     child::birth::{self, Barren},
     error::BuildError,
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
-    pool::{AtEnd, Initializer, Pool, PoolOptions, TaskDefaults, pressure::Pressure},
+    pool::{AtEnd, Initializer, Lifespan, Pool, PoolOptions, TaskDefaults, pressure::Pressure},
     task::{IntoTask, TaskArgs, TaskFn},
     wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
 };
@@ -43,7 +43,9 @@ const INITIALIZER_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub struct ProcessPoolBuilder {
     max_workers: Option<usize>,
+    min_workers: Option<usize>,
     max_tasks_per_worker: Option<usize>,
+    lifespan: Lifespan,
     start_at_once: bool,
     initializer: Option<Initializer<Result<Payload, String>>>,
     initializer_timeout: Option<Duration>,
@@ -65,7 +67,10 @@ impl std::fmt::Debug for ProcessPoolBuilder {
         let names: Vec<_> = self.envs.iter().map(|(name, _)| name).collect();
         f.debug_struct("ProcessPoolBuilder")
             .field("max_workers", &self.max_workers)
+            .field("min_workers", &self.min_workers)
             .field("max_tasks_per_worker", &self.max_tasks_per_worker)
+            .field("idle_timeout", &self.lifespan.idle_timeout)
+            .field("max_lifetime", &self.lifespan.lifetime_max)
             .field("start_at_once", &self.start_at_once)
             .field("initializer", &self.initializer.as_ref().map(|initializer| &initializer.name))
             .field("initializer_timeout", &self.initializer_timeout)
@@ -173,6 +178,93 @@ impl ProcessPoolBuilder {
     /// ```
     pub fn max_tasks_per_worker(mut self, tasks: usize) -> Self {
         self.max_tasks_per_worker = Some(tasks);
+        self
+    }
+
+    /// Sets how many workers are started at once and kept, whether or not there is work. The default
+    /// is 0: workers start on demand.
+    ///
+    /// Use it if the first tasks must not wait for a start or for the
+    /// [initializer](Self::initializer). A kept worker that ends for whatever reason is replaced at
+    /// once. While the executor shuts down, none is kept.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().min_workers(1).max_workers(2).build().unwrap();
+    ///     while pool.worker_pids().is_empty() {
+    ///         std::thread::yield_now(); // It comes without a task.
+    ///     }
+    ///     assert_eq!(pool.worker_pids(), [pool.submit(pid::task()).result().unwrap()]);
+    /// }
+    /// ```
+    pub fn min_workers(mut self, min_workers: usize) -> Self {
+        self.min_workers = Some(min_workers);
+        self
+    }
+
+    /// Lets workers leave that have been idle for this long, except
+    /// [`min_workers`](Self::min_workers) of them. They come back on demand. By default no worker
+    /// leaves because it is idle.
+    ///
+    /// A worker that leaves is replaced by a new process, with a new
+    /// [worker state](crate::worker_state). Of several idle workers, the one that was busy last
+    /// gets the next task. So the others leave if there is less work for a while.
+    /// [`Duration::MAX`] means no limit.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let builder = ProcessPoolExecutor::builder().max_workers(2);
+    ///     let pool = builder.idle_timeout(Duration::from_millis(10)).build().unwrap();
+    ///     let first = pool.submit(pid::task()).result().unwrap();
+    ///     while !pool.worker_pids().is_empty() {
+    ///         std::thread::yield_now(); // It leaves by itself.
+    ///     }
+    ///     assert_ne!(pool.submit(pid::task()).result().unwrap(), first);
+    /// }
+    /// ```
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.lifespan.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Replaces workers of this age, counted from the end of their initializer. Use it for
+    /// libraries that leak slowly, and for state that has to be renewed now and then. By default
+    /// workers are not replaced.
+    ///
+    /// A worker is never interrupted: it leaves between two tasks, and tasks that were sent ahead to
+    /// it are run by others. It takes at least one task if there is any, however short the time is.
+    /// Workers leave up to a tenth of the time early, each at another moment, so that those that
+    /// were started together do not leave together. A replacement is started when there is work for
+    /// it, or at once if [`min_workers`](Self::min_workers) says so. [`Duration::MAX`] means no
+    /// limit.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let builder = ProcessPoolExecutor::builder().max_workers(1);
+    ///     let pool = builder.max_lifetime(Duration::from_millis(20)).build().unwrap();
+    ///     let first = pool.submit(pid::task()).result().unwrap();
+    ///     while pool.submit(pid::task()).result().unwrap() == first {}
+    /// }
+    /// ```
+    pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifespan.lifetime_max = Some(lifetime);
         self
     }
 
@@ -364,7 +456,8 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// Builds the executor. No process is started yet.
+    /// Builds the executor. No process is started yet, unless
+    /// [`min_workers`](Self::min_workers) are to be.
     ///
     /// # Errors
     /// - [`BuildError::Invalid`] if an option makes no sense, or if an environment variable of this
@@ -387,6 +480,12 @@ impl ProcessPoolBuilder {
         }
         if self.max_tasks_per_worker == Some(0) {
             return invalid("max_tasks_per_worker must be above 0");
+        }
+        if self.lifespan.idle_timeout == Some(Duration::ZERO) {
+            return invalid("idle_timeout must be above 0");
+        }
+        if self.lifespan.lifetime_max == Some(Duration::ZERO) {
+            return invalid("max_lifetime must be above 0");
         }
         if self.defaults.poison_limit == Some(0) {
             return invalid("poison_limit must be above 0");
@@ -433,13 +532,23 @@ impl ProcessPoolBuilder {
             .unwrap_or(INITIALIZER_TIMEOUT);
         let workers_max =
             self.max_workers.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;
+        let workers_min = match self.min_workers {
+            _ if self.start_at_once => workers_max,
+            Some(min) if min > workers_max => {
+                return Err(BuildError::Invalid(format!(
+                    "min_workers ({min}) must not be above max_workers ({workers_max})"
+                )));
+            }
+            min => min.unwrap_or(0),
+        };
         // Use shared memory, unless the environment selects the fallback.
         let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
         let pool = Pool::new(PoolOptions {
             workers_max,
-            workers_min: if self.start_at_once { workers_max } else { 0 },
+            workers_min,
             // A limit that does not fit into 32 bits is never reached, so it means no limit.
             tasks_max: self.max_tasks_per_worker.and_then(|tasks| u32::try_from(tasks).ok()),
+            lifespan: self.lifespan,
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
             initializer_timeout,
             initializer,

@@ -69,7 +69,15 @@ impl<C: Scheduled> Scheduler<C> {
                 || !self.workers.values().any(waits),
             "a task waits behind another one, and nobody is going to look"
         );
-        assert!(self.workers.len() <= self.config.workers_max, "too many workers");
+        assert!(self.staying() <= self.config.workers_max, "too many workers");
+        for (id, worker) in &self.workers {
+            let leaves = worker.is_leaving() && worker.may_be_recalled();
+            assert!(!leaves || self.leaving.contains(id), "{id:?} is leaving");
+            assert!(
+                !leaves || !worker.is_working() || !worker.in_flight.is_empty(),
+                "{id:?} is not asked to leave"
+            );
+        }
         assert!(
             !self.lacks_workers() || self.no_start_before.is_some() || self.next_worker == 0,
             "too few workers"

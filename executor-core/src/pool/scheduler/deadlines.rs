@@ -30,6 +30,7 @@ impl<C: Scheduled> Scheduler<C> {
             .shutdown_deadline
             .into_iter()
             .chain(self.rebalance_at)
+            .chain(self.life_at)
             .chain(self.waits.next())
             .chain(self.held.next())
             .min();
@@ -79,9 +80,9 @@ impl<C: Scheduled> Scheduler<C> {
             || !self.held.is_empty()
     }
 
-    /// Returns the one deadline that ordinary events set and clear.
-    pub(crate) fn rebalance_at(&self) -> Option<Instant> {
-        self.rebalance_at
+    /// Returns the earliest deadline of those that ordinary events set and clear.
+    pub(crate) fn ordinary_deadline(&self) -> Option<Instant> {
+        self.rebalance_at.into_iter().chain(self.life_at).min()
     }
 
     fn timeout_of(&self, chunk: TaskId) -> Option<Duration> {
@@ -122,6 +123,8 @@ impl<C: Scheduled> Scheduler<C> {
         } else {
             self.watch(now);
         }
+        self.stop_the_leaving(now, out);
+        self.end_lives(now, claims, out);
         if any_ended {
             self.close_if_drained(now, out);
         }
@@ -159,7 +162,7 @@ impl<C: Scheduled> Scheduler<C> {
                     .checked_add(self.config.initializer_timeout)
                     .is_some_and(|at| at <= now) =>
             {
-                if self.workers.values().any(Worker::is_useful) {
+                if self.workers.values().any(Worker::is_working) {
                     // Other workers have finished it and do the work. This one was slow, or was
                     // stopped.
                     self.kill(now, id, Reason::Start, out);

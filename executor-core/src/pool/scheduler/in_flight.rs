@@ -155,7 +155,8 @@ impl InFlight {
         self.load
     }
 
-    /// Returns when the first sending became the first. It cannot have begun earlier.
+    /// Returns when the first sending became the first. It cannot have begun earlier. If there is
+    /// none, the worker has not replied since then.
     #[inline]
     pub(super) fn front_since(&self) -> Instant {
         self.front_since
@@ -328,6 +329,12 @@ impl InFlight {
         self.load -= sent.load_of(gone);
         self.give_back(gone);
         self.count(waiting);
+    }
+
+    /// Records that the worker is ready, and has nothing to do from now on.
+    pub(super) fn idle_from(&mut self, now: Instant) {
+        debug_assert!(self.is_empty(), "it was given nothing");
+        self.front_since = now;
     }
 
     /// Records that the sending before the first one was cancelled, so that the first one became

@@ -1,4 +1,4 @@
-//! Events in a worker's life: its hello, ready, stopped by a signal, continued, ended.
+//! Events in a worker's lifespan: its hello, ready, stopped by a signal, continued, ended.
 
 use std::time::{Duration, Instant};
 
@@ -39,9 +39,12 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
-        if !self.workers.get_mut(&id).is_some_and(Worker::transition_to_ready) {
+        let old_at = self.config.lifespan.old_at(now, id);
+        let ready = |worker: &mut Worker| worker.transition_to_ready(now, old_at);
+        if !self.workers.get_mut(&id).is_some_and(ready) {
             return;
         }
+        self.look_at_age_of(id);
         self.ever_ready = true;
         self.refusals = 0;
         self.no_start_before = None;
@@ -67,12 +70,7 @@ impl<C: Scheduled> Scheduler<C> {
         let since = worker.seen_stopped(now, has_run);
         // A stopped worker takes no step, so it keeps only what it has begun.
         self.idle.retain(|idle| *idle != id);
-        self.take_back_from(id, usize::MAX, claims);
-        if let Some(front) = self.workers[&id].in_flight.front()
-            && let Some(rest) = self.take_rest(id, front.chunk(), claims)
-        {
-            self.requeue(rest);
-        }
+        self.take_back_unbegun(id, claims);
         // A stopped worker without tasks takes the place of a worker that could run the waiting
         // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty() && self.queued > 0;

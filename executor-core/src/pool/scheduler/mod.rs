@@ -9,6 +9,7 @@
 //!            └──retry── Held ◄── an attempt of a task with retries has failed
 //!
 //!  worker  Starting ──hello──► Initializing ──ready──► Ready ──stop──► Stopping
+//!             leaving: takes no task, and is stopped once it is Ready and has none
 //!             └───────────────────┴─── any ── termination ──┴──────────────┴──► exit ──► forgotten
 //!
 //!  pool    Open ──shutdown──► Draining        Open, Draining ──kill──► Killed
@@ -26,8 +27,8 @@
 //! One impl of [`Scheduler`] is spread over the files of this folder:
 //!
 //! ```text
-//!  events in     replies, cancel, lifecycle, shutdown, attempts, deadlines (time); `on_submit`
-//!                in queue
+//!  events in     replies, cancel, lifecycle, life, shutdown, attempts, deadlines (time);
+//!                `on_submit` in queue
 //!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
 //!  records       task, worker, in_flight, termination, state, estimate, queue, waits
 //!  asked         claims, and `Scheduled` in task
@@ -52,6 +53,7 @@ mod claims;
 mod deadlines;
 mod estimate;
 mod in_flight;
+mod life;
 mod lifecycle;
 mod placement;
 mod queue;
@@ -76,6 +78,7 @@ use attempts::Held;
 pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
+pub(crate) use life::Lifespan;
 use state::PoolState;
 use task::Entry;
 pub(crate) use task::Scheduled;
@@ -88,11 +91,12 @@ use crate::{
     transport::board::Begun,
 };
 
-/// Settings of a pool. They do not change once its driver runs.
+/// Settings of a pool. Once its driver runs, only `workers_max` changes.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) workers_max: usize,
-    /// Number of workers that are started in advance, and replaced when they end.
+    /// Number of workers that are started in advance, and replaced when they end. If it is above
+    /// `workers_max`, all workers are.
     pub(crate) workers_min: usize,
     /// The name of the initializer, which a worker runs before it takes tasks. If `workers_min` is
     /// not 0, a shutdown lets workers that are starting run it although there are no tasks, because
@@ -101,6 +105,7 @@ pub(crate) struct Config {
     pub(crate) initializer_timeout: Duration,
     /// Number of tasks after which a worker leaves.
     pub(crate) tasks_max: Option<u32>,
+    pub(crate) lifespan: Lifespan,
     pub(crate) start_timeout: Duration,
     /// Number of workers that can run at the same time.
     pub(crate) processors: usize,
@@ -130,6 +135,10 @@ pub(crate) struct Scheduler<C> {
     with_waiting: usize,
     /// When to check for tasks that have waited for too long.
     rebalance_at: Option<Instant>,
+    /// Workers that leave when they have ended what they have begun.
+    leaving: Vec<WorkerId>,
+    /// When to check for workers that are to leave.
+    life_at: Option<Instant>,
     /// Whether tasks have waited at an event since the check was set.
     waits_again: bool,
     /// Number of chunks with a timeout that are with workers.
@@ -166,6 +175,8 @@ impl<C: Scheduled> Scheduler<C> {
             tiny: None,
             with_waiting: 0,
             rebalance_at: None,
+            leaving: Vec::new(),
+            life_at: None,
             waits_again: false,
             timed: 0,
             waits: Waits::default(),

@@ -235,6 +235,16 @@ impl<C: Scheduled> Scheduler<C> {
         taken
     }
 
+    /// Takes back everything that a worker has not begun, and puts it at the front of the queue.
+    pub(super) fn take_back_unbegun(&mut self, id: WorkerId, claims: &dyn Claims) {
+        self.take_back_from(id, usize::MAX, claims);
+        if let Some(front) = self.workers[&id].in_flight.front()
+            && let Some(rest) = self.take_rest(id, front.chunk(), claims)
+        {
+            self.requeue(rest);
+        }
+    }
+
     /// Takes back the items of its current chunk that a worker has not begun, and puts them at the
     /// front of the queue in two halves. Returns whether there were any.
     fn halve(&mut self, id: WorkerId, claims: &dyn Claims) -> bool {

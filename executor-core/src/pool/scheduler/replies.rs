@@ -39,6 +39,7 @@ impl<C: Scheduled> Scheduler<C> {
             return Ok(Replied::Late);
         }
         let count = count.min(entry.chunk().left());
+        worker.has_answered(count);
         let left = entry.answered(count);
         let in_flight = worker.in_flight.front_answered(now, count, &mut self.with_waiting);
         debug_assert_eq!(left, in_flight, "both records count the same items");
@@ -80,6 +81,7 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
+        self.stop_the_leaving(now, out);
         self.dispatch(now, out);
         self.balance(now, claims, out);
         self.watch(now);
@@ -101,6 +103,7 @@ impl<C: Scheduled> Scheduler<C> {
         let Some(worker) = self.workers.get(&id) else { return };
         if worker.is_idle() && !self.idle.contains(&id) {
             self.idle.push(id);
+            self.look_at_idle(id);
         }
     }
 }

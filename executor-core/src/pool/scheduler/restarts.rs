@@ -40,7 +40,8 @@ impl<C: Scheduled> Scheduler<C> {
             // looking at every worker.
             return false;
         }
-        let coming = self.workers.values().filter(|worker| worker.is_coming_up()).count();
+        let comes = |worker: &&Worker| worker.is_coming_up() && worker.stays();
+        let coming = self.workers.values().filter(comes).count();
         // With a limit on tasks per worker, a worker may take only a part of a chunk.
         let too_many = |tasks_max: u32| {
             let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(*chunk));
@@ -58,9 +59,12 @@ impl<C: Scheduled> Scheduler<C> {
             && self.no_start_before.is_none_or(|at| at <= now)
     }
 
-    /// Returns whether there are fewer workers than `workers_min`.
+    /// Returns whether there are fewer workers than `workers_min`, and there is a place for another
+    /// one.
     pub(super) fn lacks_workers(&self) -> bool {
-        self.workers.len() < self.config.workers_min && self.state.is_open()
+        // Workers are counted only if it matters, because counting means looking at each.
+        let min = self.workers_min();
+        min > 0 && self.workers.len() < self.config.workers_max && self.staying() < min
     }
 
     /// Handles a worker that could not be started: the system refused it, or something that it

@@ -53,6 +53,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.queue.clear();
         self.waits.clear();
         self.held.clear();
+        self.leaving.clear();
         (self.queued, self.timed, self.with_waiting) = (0, 0, 0);
         self.close_if_drained(now, out);
     }
@@ -89,7 +90,10 @@ impl<C: Scheduled> Scheduler<C> {
             self.resolve_queue(&TaskError::Cancelled, out);
             self.end_all_held(&TaskError::Cancelled, out);
         }
+        self.stop_the_leaving(now, out);
         self.watch(now);
+        // Workers that are kept while the pool is open may leave now.
+        self.look_at_lives();
         self.close_if_drained(now, out);
     }
 
@@ -100,7 +104,7 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     fn end_all(&mut self, now: Instant, error: TaskError, at_once: bool, out: &mut Actions<C>) {
-        self.shutdown_deadline = None;
+        (self.shutdown_deadline, self.life_at) = (None, None);
         self.resolve_queue(&error, out);
         self.end_all_held(&error, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
@@ -130,7 +134,7 @@ impl<C: Scheduled> Scheduler<C> {
         if !self.is_drained() {
             return;
         }
-        self.rebalance_at = None;
+        (self.rebalance_at, self.life_at) = (None, None);
         self.waits.clear();
         self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
         for id in self.workers.keys().copied().collect::<Vec<_>>() {

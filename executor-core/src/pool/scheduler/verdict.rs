@@ -82,7 +82,7 @@ impl<C: Scheduled> Scheduler<C> {
             // A worker that ended before its hello has met a limit of the system, if other workers
             // of the same program work. A worker that was too slow is no reason to end the workers
             // that were fast enough.
-            if (!said_hello || too_slow) && self.workers.values().any(Worker::is_useful) {
+            if (!said_hello || too_slow) && self.workers.values().any(Worker::is_working) {
                 self.refusals += 1;
                 self.back_off(now);
             } else {

@@ -12,6 +12,12 @@ pub(super) struct Worker {
     stopped: Option<Instant>,
     /// Whether the process has ended. What it had published may still have to be read.
     ended: bool,
+    /// Whether the worker leaves when it has ended what it has begun: see [`life`](super::life).
+    leaving: bool,
+    /// When the worker is too old, if it may not live for ever.
+    old_at: Option<Instant>,
+    /// Number of tasks that the worker has answered.
+    answered: u64,
     termination: Option<Termination>,
 }
 
@@ -30,6 +36,9 @@ impl Worker {
             in_flight: InFlight::new(now, budget),
             stopped: None,
             ended: false,
+            leaving: false,
+            old_at: None,
+            answered: 0,
             termination: None,
         }
     }
@@ -54,13 +63,72 @@ impl Worker {
         self.termination.is_none()
     }
 
-    /// Returns whether the worker can take a task.
+    /// Returns whether the worker takes tasks, or would if it were not about to leave.
     #[inline]
-    pub(super) fn is_useful(&self) -> bool {
+    pub(super) fn is_working(&self) -> bool {
         self.state == WorkerState::Ready
             && self.is_wanted()
             && self.stopped.is_none()
             && !self.ended
+    }
+
+    /// Returns whether the worker can take a task.
+    #[inline]
+    pub(super) fn is_useful(&self) -> bool {
+        self.is_working() && !self.leaving
+    }
+
+    /// Returns whether the worker is there to stay: there is no decision that it must end, or is to
+    /// leave.
+    pub(super) fn stays(&self) -> bool {
+        !self.leaving && self.may_be_recalled()
+    }
+
+    /// Returns whether the worker would stay if it were not about to leave.
+    pub(super) fn may_be_recalled(&self) -> bool {
+        self.is_wanted() && !matches!(self.state, WorkerState::Stopping { .. })
+    }
+
+    /// Returns a key by which workers are ordered that could leave. The first is the one whose
+    /// place is missed least.
+    pub(super) fn value(&self) -> (u8, u64, Instant) {
+        let class = match self.state {
+            WorkerState::Ready if !self.is_working() => 1,
+            WorkerState::Ready if self.in_flight.is_empty() => 2,
+            WorkerState::Ready => 3,
+            _ => 0,
+        };
+        (class, self.in_flight.load(), self.in_flight.front_since())
+    }
+
+    /// Returns when the worker is too old.
+    pub(super) fn old_at(&self) -> Option<Instant> {
+        self.old_at
+    }
+
+    pub(super) fn is_old(&self, now: Instant) -> bool {
+        self.old_at.is_some_and(|at| at <= now)
+    }
+
+    /// Returns whether the worker leaves when it has ended what it has begun.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Returns whether the worker was seen stopped by a signal.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Returns the number of tasks that the worker has answered.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// Counts tasks that the worker has answered.
+    #[inline]
+    pub(super) fn has_answered(&mut self, tasks: u32) {
+        self.answered += u64::from(tasks);
     }
 
     /// Returns whether the worker can take a task and has none.
@@ -95,13 +163,16 @@ impl Worker {
         self.is_wanted()
     }
 
-    /// Records that the initializer has ended well. Returns `false`, and changes nothing, if the
-    /// worker runs none, or is not wanted any more.
-    pub(super) fn transition_to_ready(&mut self) -> bool {
+    /// Records that the initializer has ended well. From then on the worker is idle, and `old_at` is
+    /// when it is too old. Returns `false`, and changes nothing, if the worker runs none, or is not
+    /// wanted any more.
+    pub(super) fn transition_to_ready(&mut self, now: Instant, old_at: Option<Instant>) -> bool {
         let ready = self.is_initializing() && self.is_wanted();
         if ready {
             debug_assert!(self.in_flight.is_empty(), "only a ready worker gets tasks");
             self.state = WorkerState::Ready;
+            self.old_at = old_at;
+            self.in_flight.idle_from(now);
         }
         ready
     }
@@ -116,6 +187,19 @@ impl Worker {
         );
         debug_assert!(self.in_flight.is_empty(), "it finishes its tasks first");
         self.state = WorkerState::Stopping { since: now };
+    }
+
+    /// Records that the worker leaves when it has ended what it has begun. Until then it gets no
+    /// task.
+    pub(super) fn transition_to_leaving(&mut self) {
+        debug_assert!(self.stays(), "it leaves already");
+        self.leaving = true;
+    }
+
+    /// Records that the worker is needed after all.
+    pub(super) fn transition_to_staying(&mut self) {
+        debug_assert!(self.leaving && self.may_be_recalled(), "it is too late");
+        self.leaving = false;
     }
 
     /// Records that the worker must end and gets a signal. The first reason stays, unless SIGKILL
