@@ -147,8 +147,8 @@ pub use executor_core::{Encoded, IntoTask, MakeTask, MapTask, Task, TaskArgs, Ta
 // Executors, and what they are asked.
 #[doc(inline)]
 pub use executor_core::{
-    Executor, ExecutorExt, Full, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions,
-    Stats, SubmitAsync,
+    Executor, ExecutorExt, Failures, Full, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor,
+    RunningTask, ShutdownOptions, Stats, SubmitAsync, WorkerStats, WorkerStatus, reusable,
 };
 
 // Results.

@@ -91,7 +91,7 @@ pub use error::{
 pub use executor::{
     AsyncResult, Chunked, Executor, ExecutorExt, Full, IMap, MakeTask, Map, MapStream,
     MapStreamWithIndex, MapTask, MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError,
-    ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions, SubmitAsync,
+    ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions, SubmitAsync, reusable,
 };
 pub use future::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture,
@@ -105,7 +105,7 @@ pub use ipc::{
     channel, pipe, wait_any,
 };
 pub use os::{cpu::usable_cpus, limits::Limits};
-pub use pool::Stats;
+pub use pool::stats::{Failures, RunningTask, Stats, WorkerStats, WorkerStatus};
 pub use process::{
     Child, ChildHandle, Context, IntoBody, Process, Run, StartError, Stdio,
     current::{

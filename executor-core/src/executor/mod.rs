@@ -26,7 +26,7 @@ use std::{
 pub use map::{Map, MapStream, MapStreamWithIndex, MapTask, MapWithIndex};
 pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
 pub use pressure::{Full, SubmitAsync};
-pub use process_pool::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
+pub use process_pool::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, reusable};
 
 use crate::{
     future::{

@@ -1,6 +1,7 @@
 //! The executor that runs tasks in child processes: [`ProcessPoolExecutor`] and its builder.
 
 mod builder;
+mod reusable;
 
 use std::{
     future::Future,
@@ -10,6 +11,7 @@ use std::{
 };
 
 pub use builder::ProcessPoolBuilder;
+pub use reusable::reusable;
 
 use super::{
     Executor, Full, Map, MapTask, RawControl, ShutdownOptions, SubmitAsync, submit, try_submit,
@@ -17,7 +19,11 @@ use super::{
 use crate::{
     error::{BrokenCause, BuildError},
     future::TaskFuture,
-    pool::{self, Chunk, Pool, Stats, pressure::Pressure},
+    pool::{
+        self, Chunk, Pool,
+        pressure::Pressure,
+        stats::{Stats, WorkerStats},
+    },
     registry::TaskEntry,
     task::IntoTask,
     wire::buffer::Buffer,
@@ -89,6 +95,8 @@ pub struct ProcessPoolExecutor {
 struct Handle {
     pool: Arc<Pool>,
     on_drop: OnDrop,
+    /// Whether dropping it waits where it may.
+    waits: bool,
 }
 
 /// What happens to unfinished work when the last handle of an executor is dropped, or when the
@@ -284,6 +292,14 @@ impl ProcessPoolExecutor {
         self.handle.pool.end_workers(true);
     }
 
+    /// Drops this handle. If it is the last one, this ends the pool as usual, and does not wait for
+    /// that.
+    fn release(self) {
+        if let Some(mut handle) = Arc::into_inner(self.handle) {
+            handle.waits = false;
+        }
+    }
+
     /// Returns the internal pool, for other types of this crate that are built on an executor.
     pub(crate) fn inner(&self) -> &Arc<Pool> {
         &self.handle.pool
@@ -386,7 +402,12 @@ impl ProcessPoolExecutor {
         self.handle.pool.broken()
     }
 
-    /// Returns the number of workers, and the amount of memory that the executor shares with them.
+    /// Returns how many tasks wait, run and have ended in which way, how many workers there are and
+    /// were, and how much memory the executor shares with them.
+    ///
+    /// The tasks are counted at one moment: `queued`, `running`, `done` and the failures together
+    /// are all tasks that were ever submitted. In a copy of the process that a `fork` has made, all
+    /// counts are 0.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -398,13 +419,40 @@ impl ProcessPoolExecutor {
     ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
     ///     assert_eq!(pool.submit(sum::task(&vec![1; 1 << 20])).result().unwrap(), 1 << 20);
     ///     let stats = pool.stats();
-    ///     assert_eq!(stats.workers, 1);
+    ///     assert_eq!((stats.workers, stats.done, stats.queued), (1, 1, 0));
     ///     // The mebibyte was sent through shared memory. The segment is kept for a while, for reuse.
     ///     assert!(stats.segments <= 1 && stats.segment_bytes < 2 << 20, "{stats:?}");
     /// }
     /// ```
     pub fn stats(&self) -> Stats {
         self.handle.pool.stats()
+    }
+
+    /// Returns a row for each worker: its process, what it does, the task that it runs, and how much
+    /// memory it has. The worker that was started first is the first.
+    ///
+    /// The memory is read from `/proc` during this call, which takes some microseconds for each
+    /// worker. Workers are not interrupted, and the executor is not held up.
+    ///
+    /// ```
+    /// # use executor::{WorkerStatus, prelude::*};
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     assert!(pool.worker_stats().is_empty(), "workers start on demand");
+    ///     pool.submit(square::task(3)).result().unwrap();
+    ///     for worker in pool.worker_stats() {
+    ///         let mib = worker.memory.unwrap_or_default() >> 20;
+    ///         println!("worker {}: {:?} for {:?}, {mib} MiB", worker.number, worker.status, worker.since.elapsed());
+    ///         assert_eq!((worker.status, worker.tasks_done), (WorkerStatus::Idle, 1));
+    ///     }
+    /// }
+    /// ```
+    pub fn worker_stats(&self) -> Vec<WorkerStats> {
+        self.handle.pool.worker_stats()
     }
 }
 
@@ -474,7 +522,7 @@ impl Drop for Handle {
             OnDrop::Finish => self.pool.shutdown(false, None),
             OnDrop::CancelPending => self.pool.shutdown(true, None),
         }
-        if self.may_wait() {
+        if self.waits && self.may_wait() {
             self.pool.join();
         }
     }

@@ -172,7 +172,7 @@ fn signal_members(leader: Pid, signal: Signal) -> (io::Result<()>, Left) {
 
 /// Whether /proc belongs to this process's PID namespace. Another namespace numbers the same
 /// processes differently.
-fn own_processes() -> bool {
+pub(super) fn own_processes() -> bool {
     std::fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&getpid().to_string()))
 }
 

@@ -455,6 +455,20 @@ impl Child {
         processor_time(clock)
     }
 
+    /// Returns how much memory of the child is resident, in bytes, including what it shares with
+    /// other processes. `None` if the child was reaped, or the system does not tell.
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
+        // In a PID namespace with the `/proc` of another one, this would be another process.
+        if !group::own_processes() {
+            return None;
+        }
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).ok()?;
+        let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+        // Until the child is reaped, its number belongs to no other process.
+        let reaped = self.status().is_some();
+        (!reaped && pages > 0).then(|| pages * rustix::param::page_size() as u64)
+    }
+
     /// Sends a signal to the child alone. The signal never reaches another process, even after the
     /// child was reaped.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {

@@ -28,6 +28,7 @@ use super::{
     driver,
     log::LogRecord,
     scheduler::{Action, End, Scheduled, Scheduler},
+    stats::Counts,
     worker::Worker,
 };
 use crate::{
@@ -70,6 +71,8 @@ struct Blocks {
     last: Vec<Chunk>,
     /// An empty block, kept to reuse its memory.
     spare: Vec<Chunk>,
+    /// Number of tasks in all blocks.
+    tasks: u64,
 }
 
 impl Intake {
@@ -77,7 +80,8 @@ impl Intake {
     /// already. Returns whether it does.
     fn push(&self, chunk: Chunk, may_wait: bool) -> bool {
         let mut blocks = self.lock();
-        let Blocks { full, last, spare } = &mut *blocks;
+        let Blocks { full, last, spare, tasks } = &mut *blocks;
+        *tasks += u64::from(chunk.left());
         if last.len() == BLOCK {
             full.push_back(std::mem::replace(last, std::mem::take(spare)));
         }
@@ -106,6 +110,11 @@ impl Intake {
         blocks.full.len() + usize::from(!blocks.last.is_empty())
     }
 
+    /// Returns the number of tasks that wait here.
+    pub(super) fn tasks(&self) -> u64 {
+        self.lock().tasks
+    }
+
     /// Exchanges the oldest block for this empty one. Returns `false` if there is none.
     #[inline]
     fn take(&self, block: &mut Vec<Chunk>) -> bool {
@@ -114,7 +123,7 @@ impl Intake {
             return false;
         }
         let mut blocks = self.lock();
-        let Blocks { full, last, spare } = &mut *blocks;
+        let Blocks { full, last, spare, tasks } = &mut *blocks;
         match full.pop_front() {
             Some(oldest) => {
                 let old = std::mem::replace(block, oldest);
@@ -124,6 +133,7 @@ impl Intake {
             }
             None => std::mem::swap(block, last),
         }
+        *tasks -= block.iter().map(|chunk| u64::from(chunk.left())).sum::<u64>();
         if full.is_empty() && last.is_empty() {
             self.any.store(false, Ordering::Relaxed);
             self.urgent.store(false, Ordering::Relaxed);
@@ -151,6 +161,7 @@ pub(super) struct Core {
     pub(super) stuck: bool,
     /// What is to be logged when the lock is free.
     pub(super) log: Vec<LogRecord>,
+    pub(super) counts: Counts,
     /// Empty between two events, except after a panic. Kept to reuse the allocation.
     actions: Actions,
     absorbed: Vec<Chunk>,
@@ -329,6 +340,7 @@ impl Pool {
                 Action::Resolve(resolve) => {
                     let (chunk, end) = *resolve;
                     let error = core.error_of(&chunk, end);
+                    core.counts.failed(&error, chunk.left());
                     outcomes.batch.get_or_insert_with(|| {
                         // The outcome counts as on its way from here, under the lock, until it
                         // reaches its future.
@@ -626,6 +638,7 @@ impl Core {
             closed: false,
             stuck: false,
             log: Vec::new(),
+            counts: Counts::default(),
             actions: Actions::new(),
             absorbed: Vec::new(),
             interrupted: Vec::new(),

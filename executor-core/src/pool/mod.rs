@@ -48,6 +48,7 @@ pub(crate) mod scheduler;
 #[cfg(test)]
 mod sim;
 mod starter;
+pub(crate) mod stats;
 mod task_table;
 mod worker;
 
@@ -92,24 +93,8 @@ use crate::{
     wire::{handshake::Transport, payload::Payload},
 };
 
-/// Workers and shared memory of an executor at one moment. See
-/// [`ProcessPoolExecutor::stats`](crate::ProcessPoolExecutor::stats).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Number of workers that are alive or being started.
-    pub workers: usize,
-    /// Number of shared-memory segments that hold large arguments and results, or are kept for
-    /// later ones. There are at most 64 for arguments, and 64 for the results of each worker.
-    pub segments: usize,
-    /// Bytes of memory in those segments: at most 4 GiB for arguments, and 4 GiB for the results of
-    /// each worker. Memory that has not been used for a second or two is returned to the system.
-    /// The memory of a [`SharedBytes`](crate::SharedBytes) is not counted: it belongs to the owner
-    /// of the handle.
-    pub segment_bytes: u64,
-}
-
 /// A call that each worker runs before any task.
+#[derive(Clone)]
 pub(crate) struct Initializer<A> {
     pub(crate) entry: &'static TaskEntry,
     /// The name of the function, used in errors.
@@ -120,7 +105,7 @@ pub(crate) struct Initializer<A> {
 }
 
 /// Options of tasks that do not set them themselves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TaskDefaults {
     pub(crate) timeout: Option<Duration>,
     pub(crate) queue_timeout: Option<Duration>,
@@ -350,27 +335,17 @@ impl Pool {
         if self.forked() { None } else { self.lock().scheduler.estimate(function) }
     }
 
+    /// Returns whether tasks are accepted.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.forked() && self.lock().scheduler.is_open()
+    }
+
     /// Returns why the pool is broken, if it is.
     pub(crate) fn broken(&self) -> Option<BrokenCause> {
         if self.forked() {
             return Some(BrokenCause::Forked);
         }
         self.lock().scheduler.broken().cloned()
-    }
-
-    /// Returns the current numbers of workers and segments.
-    pub(crate) fn stats(&self) -> Stats {
-        if self.forked() {
-            return Stats::default();
-        }
-        let (mut segments, mut segment_bytes) =
-            self.arguments.as_ref().map_or((0, 0), |(store, _)| store.count());
-        for results in self.results() {
-            let (count, bytes) = results.count();
-            segments += count;
-            segment_bytes += bytes;
-        }
-        Stats { workers: self.worker_pids().len(), segments, segment_bytes }
     }
 
     /// Starts the driver, the reader and the starter when the first task comes, so that an unused

@@ -88,7 +88,7 @@ impl Pool {
         out: &mut Actions,
         replies: &mut Outcomes,
     ) -> Obeys {
-        let Core { scheduler, workers, .. } = core;
+        let Core { scheduler, workers, counts, .. } = core;
         let claims = Boards(workers);
         if frame.header.flags != 0 {
             let opened = workers
@@ -138,10 +138,12 @@ impl Pool {
                     let failed = matches!(reply, Reply::Failed | Reply::Panicked);
                     let count = match scheduler.on_reply(now, id, task, left, nanos, failed) {
                         Ok(Replied::Last(chunk, at, count)) => {
+                            counts.answered(reply, count);
                             replies.answer_last(chunk, (at, count), reply, &mut payloads);
                             count
                         }
                         Ok(Replied::Items(chunk, at, count)) => {
+                            counts.answered(reply, count);
                             replies.in_chunks = true;
                             replies.answer_some(chunk, (at, count), reply, &mut payloads);
                             count

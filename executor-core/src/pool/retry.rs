@@ -74,11 +74,12 @@ impl Due {
             return;
         }
         pool.event(|core, now, out| {
-            let Core { scheduler, workers, .. } = core;
+            let Core { scheduler, workers, counts, .. } = core;
             match again {
                 true => {
                     let delay = delay_before(attempts + 1, retry.delay);
-                    scheduler.on_retry(now, task, delay, &Boards(workers), out);
+                    let tries = scheduler.on_retry(now, task, delay, &Boards(workers), out);
+                    counts.retried += u64::from(tries);
                 }
                 false => scheduler.on_give_up(now, task, error, out),
             }

@@ -40,12 +40,12 @@ const INITIALIZER_TIMEOUT: Duration = Duration::from_secs(600);
 /// }
 /// ```
 #[must_use = "a builder does nothing until `build`"]
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct ProcessPoolBuilder {
-    max_workers: Option<usize>,
-    min_workers: Option<usize>,
+    pub(super) max_workers: Option<usize>,
+    pub(super) min_workers: Option<usize>,
     max_tasks_per_worker: Option<usize>,
-    lifespan: Lifespan,
+    pub(super) lifespan: Lifespan,
     start_at_once: bool,
     initializer: Option<Initializer<Result<Payload, String>>>,
     initializer_timeout: Option<Duration>,
@@ -456,6 +456,49 @@ impl ProcessPoolBuilder {
         self
     }
 
+    /// Returns whether an executor with these options would be the same as one with the others.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        // Without `..`, so that no option is forgotten.
+        let ProcessPoolBuilder {
+            max_workers,
+            min_workers,
+            max_tasks_per_worker,
+            lifespan,
+            start_at_once,
+            initializer,
+            initializer_timeout,
+            envs,
+            start_timeout,
+            on_drop,
+            exit_timeout,
+            terminates_at_end,
+            stack_size,
+            defaults,
+            max_pending,
+            max_pending_bytes,
+        } = self;
+        let same_initializer = match (initializer, &other.initializer) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.is_same(other),
+            _ => false,
+        };
+        same_initializer
+            && (max_workers, min_workers) == (&other.max_workers, &other.min_workers)
+            && *max_tasks_per_worker == other.max_tasks_per_worker
+            && *lifespan == other.lifespan
+            && *start_at_once == other.start_at_once
+            && *initializer_timeout == other.initializer_timeout
+            && *envs == other.envs
+            && *start_timeout == other.start_timeout
+            && *on_drop == other.on_drop
+            && *exit_timeout == other.exit_timeout
+            && *terminates_at_end == other.terminates_at_end
+            && *stack_size == other.stack_size
+            && *defaults == other.defaults
+            && *max_pending == other.max_pending
+            && *max_pending_bytes == other.max_pending_bytes
+    }
+
     /// Builds the executor. No process is started yet, unless
     /// [`min_workers`](Self::min_workers) are to be.
     ///
@@ -570,7 +613,21 @@ impl ProcessPoolBuilder {
             what: "the descriptors of an executor",
             error: Arc::new(error),
         })?;
-        Ok(ProcessPoolExecutor { handle: Arc::new(Handle { pool, on_drop: self.on_drop }) })
+        let handle = Handle { pool, on_drop: self.on_drop, waits: true };
+        Ok(ProcessPoolExecutor { handle: Arc::new(handle) })
+    }
+}
+
+impl Initializer<Result<Payload, String>> {
+    /// Returns whether both would do the same. Descriptors are different each time.
+    fn is_same(&self, other: &Self) -> bool {
+        let bytes = |one: &Self| {
+            let payload = one.arguments.as_ref().ok()?;
+            payload.attachments().is_empty().then(|| payload.to_vec())
+        };
+        std::ptr::eq(self.entry, other.entry)
+            && (&self.name, self.timeout) == (&other.name, other.timeout)
+            && bytes(self).is_some_and(|one| bytes(other) == Some(one))
     }
 }
 

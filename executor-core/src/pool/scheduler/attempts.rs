@@ -108,7 +108,8 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Handles the decision to try a task again after this time.
+    /// Handles the decision to try a task again after this time. Returns `false` if the task has
+    /// ended meanwhile, or the time never comes.
     pub(crate) fn on_retry(
         &mut self,
         now: Instant,
@@ -116,12 +117,14 @@ impl<C: Scheduled> Scheduler<C> {
         delay: Duration,
         claims: &dyn Claims,
         out: &mut Actions<C>,
-    ) {
+    ) -> bool {
         // A delay beyond the end of time is one that does not end.
-        let Some(at) = now.checked_add(delay) else { return };
-        if self.held.decide(task, at) && self.queue_due(now) {
+        let Some(at) = now.checked_add(delay) else { return false };
+        let tries = self.held.decide(task, at);
+        if tries && self.queue_due(now) {
             self.after_changes(now, claims, out);
         }
+        tries
     }
 
     /// Handles the decision that a task is not tried again, and ends with this error.

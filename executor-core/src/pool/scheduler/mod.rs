@@ -32,6 +32,7 @@
 //!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
 //!  records       task, worker, in_flight, termination, state, estimate, queue, waits
 //!  asked         claims, and `Scheduled` in task
+//!  tells         rows
 //!  actions out   action
 //! ```
 //!
@@ -60,6 +61,7 @@ mod queue;
 mod rebalance;
 mod replies;
 mod restarts;
+mod rows;
 mod shutdown;
 mod state;
 mod task;
@@ -79,6 +81,7 @@ pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
 pub(crate) use life::Lifespan;
+use rows::Counted;
 use state::PoolState;
 use task::Entry;
 pub(crate) use task::Scheduled;
@@ -149,6 +152,7 @@ pub(crate) struct Scheduler<C> {
     held: Held,
     /// Whether a shutdown has cancelled what had not begun, so that no attempt begins any more.
     cancels_pending: bool,
+    counted: Counted,
     next_worker: u32,
     state: PoolState,
     shutdown_deadline: Option<Instant>,
@@ -182,6 +186,7 @@ impl<C: Scheduled> Scheduler<C> {
             waits: Waits::default(),
             held: Held::default(),
             cancels_pending: false,
+            counted: Counted::default(),
             next_worker: 0,
             state: PoolState::new(),
             shutdown_deadline: None,

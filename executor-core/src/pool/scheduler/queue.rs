@@ -30,6 +30,7 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         let queued = self.queued;
         for chunk in chunks {
+            self.counted.submitted += u64::from(chunk.left());
             if let Some(refusal) = self.refusal() {
                 out.push(resolve(chunk, refusal));
                 continue;

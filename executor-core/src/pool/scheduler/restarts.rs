@@ -28,6 +28,7 @@ impl<C: Scheduled> Scheduler<C> {
     pub(super) fn start(&mut self, now: Instant, out: &mut Actions<C>) {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
+        self.counted.started();
         self.workers.insert(id, Worker::new(now, self.config.tasks_max));
         out.push(Action::Start(id));
     }

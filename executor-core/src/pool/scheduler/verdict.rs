@@ -57,6 +57,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
         self.settle(id, &worker, claims, out);
         let expected = worker.termination().is_some_and(Termination::is_of_task_or_pool);
+        self.counted.lost += u64::from(!expected && !worker.is_stopping());
         if !worker.was_ready() && !expected {
             let said_hello = worker.is_initializing();
             let too_slow =
@@ -95,6 +96,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.idle.retain(|idle| *idle != id);
         let mut worker = self.workers.remove(&id)?;
         worker.in_flight.worker_ended(&mut self.with_waiting);
+        self.counted.ended += 1;
         Some(worker)
     }
 

@@ -86,7 +86,7 @@ impl Worker {
 
     /// Returns whether the worker would stay if it were not about to leave.
     pub(super) fn may_be_recalled(&self) -> bool {
-        self.is_wanted() && !matches!(self.state, WorkerState::Stopping { .. })
+        self.is_wanted() && !self.is_stopping()
     }
 
     /// Returns a key by which workers are ordered that could leave. The first is the one whose
@@ -115,9 +115,19 @@ impl Worker {
         self.leaving
     }
 
-    /// Returns whether the worker was seen stopped by a signal.
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.is_some()
+    /// Returns since when the worker has been seen stopped by a signal.
+    pub(super) fn stopped(&self) -> Option<Instant> {
+        self.stopped
+    }
+
+    /// Returns whether the worker was asked to leave.
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.state, WorkerState::Stopping { .. })
+    }
+
+    /// Returns whether the process has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Returns the number of tasks that the worker has answered.
