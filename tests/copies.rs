@@ -116,6 +116,36 @@ fn forks_now_and_then(number: u32) -> u32 {
     number
 }
 
+/// Forks while there is a reusable executor. Returns the pids of its worker before and after, and
+/// of the worker that the copy gets when it asks for a reusable executor.
+#[task]
+fn forks_with_a_reusable_executor() -> [u32; 3] {
+    let kept = executor::reusable().unwrap();
+    let before = kept.submit(pid::task()).result().unwrap();
+    let (mut hears, mut says) = std::io::pipe().unwrap();
+    // SAFETY: the copy uses only its own memory and threads, and glibc's allocator survives a fork.
+    if unsafe { libc::fork() } == 0 {
+        let own = executor::reusable().unwrap();
+        says.write_all(&own.submit(pid::task()).result().unwrap().to_ne_bytes()).unwrap();
+        // SAFETY: it only ends the copy.
+        unsafe { libc::_exit(0) };
+    }
+    drop(says);
+    let mut of_copy = [0; 4];
+    hears.read_exact(&mut of_copy).expect("the copy has an executor of its own");
+    let after = executor::reusable().unwrap().submit(pid::task()).result().unwrap();
+    [before, after, u32::from_ne_bytes(of_copy)]
+}
+
+#[test]
+fn x10_a_copy_of_a_process_has_a_reusable_executor_of_its_own() {
+    let (_watchdog, _alone) = (watchdog(), alone());
+    let pids = pool(1).submit(forks_with_a_reusable_executor::task()).result().unwrap();
+    assert_eq!(pids[0], pids[1], "the original's worker works on");
+    assert_ne!(pids[0], pids[2]);
+    pids.map(assert_copy_ends);
+}
+
 fn assert_copy_ends(pid: u32) {
     eventually("the copy ends", || !runs(pid));
 }

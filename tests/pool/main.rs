@@ -6,6 +6,7 @@ mod blame;
 mod broken;
 mod executor_trait;
 mod future;
+mod life;
 mod limits;
 mod methods;
 mod mischief;
@@ -15,6 +16,8 @@ mod pressure;
 mod programs;
 mod recycle;
 mod retries;
+mod reusable;
+mod stats;
 mod submit_map;
 #[path = "../support/mod.rs"]
 mod support;
