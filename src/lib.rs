@@ -85,7 +85,10 @@
 //!   [`Barrier`].
 //! - Shared memory: [`Value`], [`Array`], [`SharedBytes`], [`SharedMemory`], [`ShareableList`].
 //! - Maps, lists and other objects in a server process: [`manager`].
-//! - Longer guides: [`guide`]; which object to share is in [`guide::shared_state`].
+//! - Longer guides: [`guide`]; which object to share is in [`guide::shared_state`], and how long
+//!   workers live in [`guide::worker_life`].
+//! - An executor for the whole program: [`reusable`]. What it is doing:
+//!   [`stats`](ProcessPoolExecutor::stats), [`worker_stats`](ProcessPoolExecutor::worker_stats).
 //!
 //! # Coming from Python
 //!
@@ -597,6 +600,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/shared_state.md")]
     pub mod shared_state {}
+
+    #[doc = include_str!("guide/worker_life.md")]
+    pub mod worker_life {}
 }
 
 pub mod prelude {

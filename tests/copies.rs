@@ -143,7 +143,7 @@ fn x10_a_copy_of_a_process_has_a_reusable_executor_of_its_own() {
     let pids = pool(1).submit(forks_with_a_reusable_executor::task()).result().unwrap();
     assert_eq!(pids[0], pids[1], "the original's worker works on");
     assert_ne!(pids[0], pids[2]);
-    pids.map(assert_copy_ends);
+    pids.into_iter().for_each(assert_copy_ends);
 }
 
 fn assert_copy_ends(pid: u32) {

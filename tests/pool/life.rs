@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use executor::{BuildError, ProcessPoolBuilder, ProcessPoolExecutor, WorkerStatus};
+use executor::{BuildError, ProcessPoolBuilder, ProcessPoolExecutor, WorkerStats, WorkerStatus};
 use rustix::process::Signal;
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -110,7 +110,11 @@ fn x12_the_minimum_of_workers_stays() {
 fn kept_workers_are_replaced_without_a_task() {
     let _watchdog = watchdog();
     let pool = builder(3).min_workers(2).build().unwrap();
-    eventually("they come at once", || pool.worker_pids().len() == 2);
+    // A worker that dies before it was ready would count as one that cannot be started.
+    let idle = |row: &WorkerStats| row.status == WorkerStatus::Idle;
+    eventually("they come at once", || {
+        pool.worker_stats().iter().filter(|row| idle(row)).count() == 2
+    });
     let before = pids(&pool);
     let killed = *before.first().unwrap();
     signal(killed, Signal::KILL);
@@ -342,4 +346,27 @@ fn numbers_and_times_that_make_no_sense_are_rejected() {
     let pool = forever.min_workers(1).build().unwrap();
     let worker = pool.submit(pid::task()).result().unwrap();
     assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
+}
+
+// ---- what a worker consists of ------------------------------------------------------------------
+
+/// Returns the names of this process's threads.
+#[executor::task]
+fn threads() -> Vec<String> {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = threads.map(|thread| {
+        std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap().trim_end().to_owned()
+    });
+    names.collect()
+}
+
+#[test]
+fn a_worker_has_a_thread_for_tasks_and_one_that_watches_its_parent() {
+    let _watchdog = watchdog();
+    let names = pool(1).submit(threads::task()).result().unwrap();
+    // The main thread belongs to the harness of this test binary. Names have at most 15 bytes.
+    for name in ["executor-worker", "executor-watche"] {
+        assert!(names.iter().any(|other| other == name), "{names:?}");
+    }
+    assert_eq!(names.len(), 3, "{names:?}");
 }

@@ -317,11 +317,11 @@ impl ProcessPoolExecutor {
 
     /// Changes the maximum number of workers, while the executor is in use.
     ///
-    /// It does not wait. If there may be more workers now, they are started as soon as there is work
-    /// for them. If there may be fewer, those leave that have the least to do, and no task is lost:
-    /// a worker first ends the task that it runs, which is also logged as a warning, and tasks that
-    /// were sent ahead to it are run by others. If the number grows again before that, the worker
-    /// stays.
+    /// It does not wait. If there may be more workers now, they are started as soon as there is
+    /// work for them. If there may be fewer, those leave that have the least to do, and no task is
+    /// lost: a worker first ends the task that it runs, which is also logged as a warning, and
+    /// tasks that were sent ahead to it are run by others. If the number grows again before that,
+    /// the worker stays.
     ///
     /// Where fewer workers are allowed than
     /// [`min_workers`](ProcessPoolBuilder::min_workers), all of them are kept. On an executor that
@@ -428,8 +428,8 @@ impl ProcessPoolExecutor {
         self.handle.pool.stats()
     }
 
-    /// Returns a row for each worker: its process, what it does, the task that it runs, and how much
-    /// memory it has. The worker that was started first is the first.
+    /// Returns a row for each worker: its process, what it does, the task that it runs, and how
+    /// much memory it has. The worker that was started first is the first.
     ///
     /// The memory is read from `/proc` during this call, which takes some microseconds for each
     /// worker. Workers are not interrupted, and the executor is not held up.

@@ -3079,6 +3079,23 @@ fn an_old_worker_ends_its_task_and_leaves_what_was_sent_ahead_to_others() {
 }
 
 #[test]
+fn a_worker_that_is_old_at_once_keeps_its_first_task() {
+    let lifetime_max = Some(Duration::from_nanos(1));
+    let lifespan = Lifespan { lifetime_max, ..Lifespan::default() };
+    let mut world = World::of(Config { lifespan, ..small(1, Duration::from_secs(10)) });
+    let tasks = world.calls(0, 3);
+    while world.processes.values().all(|process| !process.ready) {
+        assert!(world.any_turn());
+    }
+    world.advance(A_MOMENT);
+    world.tick();
+    assert_eq!(world.holding(0), 1, "it has not begun it, and nobody takes it away");
+    world.until_all_end();
+    let ran_by = |task: &TaskId| world.stories[task.as_u64() as usize - 1].begun.unwrap().0;
+    assert_eq!(tasks.iter().map(ran_by).collect::<Vec<_>>(), [0, 1, 2].map(WorkerId));
+}
+
+#[test]
 fn workers_that_are_kept_are_replaced_when_they_are_old_at_different_times() {
     let lifetime_max = Some(Duration::from_secs(100));
     let lifespan = Lifespan { lifetime_max, ..Lifespan::default() };

@@ -181,8 +181,8 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// Sets how many workers are started at once and kept, whether or not there is work. The default
-    /// is 0: workers start on demand.
+    /// Sets how many workers are started at once and kept, whether or not there is work. The
+    /// default is 0: workers start on demand.
     ///
     /// Use it if the first tasks must not wait for a start or for the
     /// [initializer](Self::initializer). A kept worker that ends for whatever reason is replaced at
@@ -242,12 +242,12 @@ impl ProcessPoolBuilder {
     /// libraries that leak slowly, and for state that has to be renewed now and then. By default
     /// workers are not replaced.
     ///
-    /// A worker is never interrupted: it leaves between two tasks, and tasks that were sent ahead to
-    /// it are run by others. It takes at least one task if there is any, however short the time is.
-    /// Workers leave up to a tenth of the time early, each at another moment, so that those that
-    /// were started together do not leave together. A replacement is started when there is work for
-    /// it, or at once if [`min_workers`](Self::min_workers) says so. [`Duration::MAX`] means no
-    /// limit.
+    /// A worker is never interrupted: it leaves between two tasks, and tasks that were sent ahead
+    /// to it are run by others. It takes at least one task if there is any, however short the time
+    /// is. Workers leave up to a tenth of the time early, each at another moment, so that those
+    /// that were started together do not leave together. A replacement is started when there is
+    /// work for it, or at once if [`min_workers`](Self::min_workers) says so. [`Duration::MAX`]
+    /// means no limit.
     ///
     /// ```
     /// # use executor::prelude::*;

@@ -38,8 +38,8 @@ fn kept() -> MutexGuard<'static, Option<Kept>> {
 /// Returns the program's reusable executor, whatever its options are. If there is none, one with
 /// default options is created.
 ///
-/// Use it where code that is called again and again needs an executor and nobody has passed one: its
-/// workers are started once, and not with each call. All callers in this process share it.
+/// Use it where code that is called again and again needs an executor and nobody has passed one.
+/// Its workers are started once, and not with each call. All callers in this process share it.
 /// [`ProcessPoolBuilder::reusable`] asks for one with certain options.
 ///
 /// Workers that are idle for 10 seconds leave, unless an
@@ -134,12 +134,12 @@ impl ProcessPoolBuilder {
         self.reusable_replacing(OnDrop::Finish)
     }
 
-    /// Does the same as [`reusable`](Self::reusable), and decides what happens to the unfinished work
-    /// of an executor that is replaced because the options have changed:
+    /// Does the same as [`reusable`](Self::reusable), and decides what happens to the unfinished
+    /// work of an executor that is replaced because the options have changed:
     ///
     /// - [`OnDrop::Finish`]: nothing. It accepts tasks until its last handle is dropped.
-    /// - [`OnDrop::CancelPending`]: it accepts no more tasks and finishes those that have begun. The
-    ///   others end with [`TaskError::Cancelled`](crate::TaskError::Cancelled).
+    /// - [`OnDrop::CancelPending`]: it accepts no more tasks and finishes those that have begun.
+    ///   The others end with [`TaskError::Cancelled`](crate::TaskError::Cancelled).
     /// - [`OnDrop::Kill`]: its workers are killed, and its tasks end with
     ///   [`TaskError::Shutdown`](crate::TaskError::Shutdown).
     ///

@@ -85,7 +85,7 @@ impl<C: Scheduled> Scheduler<C> {
         by_value.sort_unstable();
         let mut busy = 0;
         for (_, id) in by_value.into_iter().take(staying.saturating_sub(workers_max)) {
-            self.let_go(id, claims);
+            self.let_go(id, 0, claims);
             busy += usize::from(!self.workers[&id].in_flight.is_empty());
         }
         self.after_changes(now, claims, out);
@@ -106,12 +106,14 @@ impl<C: Scheduled> Scheduler<C> {
         true
     }
 
-    /// Lets a worker leave as soon as it has ended what it has begun.
-    fn let_go(&mut self, id: WorkerId, claims: &dyn Claims) {
-        self.workers.get_mut(&id).expect("one of the workers").transition_to_leaving();
+    /// Lets a worker leave as soon as it has ended what it has begun, and its first `keeps` chunks.
+    fn let_go(&mut self, id: WorkerId, keeps: usize, claims: &dyn Claims) {
+        let worker = self.workers.get_mut(&id).expect("one of the workers");
+        worker.transition_to_leaving();
+        let behind = worker.in_flight.len().saturating_sub(keeps);
         self.idle.retain(|idle| *idle != id);
         self.leaving.push(id);
-        self.take_back_unbegun(id, claims);
+        self.take_back_unbegun(id, behind, claims);
     }
 
     /// Asks those workers to leave that are to leave, and have nothing to do any more.
@@ -142,12 +144,15 @@ impl<C: Scheduled> Scheduler<C> {
         let stays = self.workers.iter().filter(|(_, worker)| worker.stays());
         let old = stays.filter(|(_, worker)| worker.is_old(now));
         for id in old.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.let_go(id, claims);
+            // Otherwise workers with a tiny lifetime would leave one after the other, before they
+            // have begun anything.
+            let keeps = usize::from(self.workers[&id].answered() == 0);
+            self.let_go(id, keeps, claims);
         }
         let mut surplus = self.staying().saturating_sub(self.workers_min());
         for id in self.idle.clone() {
             if surplus > 0 && self.idle_until(id).is_some_and(|until| until <= now) {
-                self.let_go(id, claims);
+                self.let_go(id, 0, claims);
                 surplus -= 1;
             }
         }

@@ -235,9 +235,10 @@ impl<C: Scheduled> Scheduler<C> {
         taken
     }
 
-    /// Takes back everything that a worker has not begun, and puts it at the front of the queue.
-    pub(super) fn take_back_unbegun(&mut self, id: WorkerId, claims: &dyn Claims) {
-        self.take_back_from(id, usize::MAX, claims);
+    /// Takes back what a worker has not begun of its last `count` sendings, and the items that it
+    /// has not begun of the one that it has. Puts all of it at the front of the queue.
+    pub(super) fn take_back_unbegun(&mut self, id: WorkerId, count: usize, claims: &dyn Claims) {
+        self.take_back_from(id, count, claims);
         if let Some(front) = self.workers[&id].in_flight.front()
             && let Some(rest) = self.take_rest(id, front.chunk(), claims)
         {

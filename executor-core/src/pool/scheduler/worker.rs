@@ -173,9 +173,9 @@ impl Worker {
         self.is_wanted()
     }
 
-    /// Records that the initializer has ended well. From then on the worker is idle, and `old_at` is
-    /// when it is too old. Returns `false`, and changes nothing, if the worker runs none, or is not
-    /// wanted any more.
+    /// Records that the initializer has ended well. From then on the worker is idle, and `old_at`
+    /// is when it is too old. Returns `false`, and changes nothing, if the worker runs none, or is
+    /// not wanted any more.
     pub(super) fn transition_to_ready(&mut self, now: Instant, old_at: Option<Instant>) -> bool {
         let ready = self.is_initializing() && self.is_wanted();
         if ready {
