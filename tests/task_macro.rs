@@ -40,6 +40,7 @@ fn run<F: TaskArgs<A>, A>(task: Task<F, A>) -> Result<F::Output, CallResult> {
     let result = match &entry.call {
         Call::Sync(call) => call(&bytes, &mut cx),
         Call::Async(call) => futures::executor::block_on(call(&bytes, &mut cx)),
+        Call::Managed(..) => panic!("`#[managed]` makes these, and not `#[task]`"),
     };
     match result {
         CallResult::Done => {
