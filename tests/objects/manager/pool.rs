@@ -274,7 +274,7 @@ fn a_managed_pool_is_closed_terminated_and_joined() {
     assert_eq!((holds.result().unwrap(), waits.result().unwrap()), (worker, 1));
     thread::scope(|scope| {
         let joins = [(); 3].map(|()| scope.spawn(|| pool.join().unwrap()));
-        joins.map(|join| join.join().unwrap());
+        joins.into_iter().for_each(|join| join.join().unwrap());
     });
     assert!(!runs(worker) && pool.worker_pids().unwrap().is_empty());
     assert!(pool.join_timeout(LONG).unwrap());
