@@ -456,7 +456,7 @@ impl Keeper<'_> {
         if !let_in {
             // The system may refuse the call itself. Asking again at once would keep a processor
             // busy for ever.
-            return self.pause();
+            self.pause();
         }
         // The poll reports those that are left.
     }
