@@ -11,6 +11,7 @@
 //! limits       resource limits of a process
 //! file         files for shared memory: creates, lengthens, fills and empties them
 //! memory       an anonymous, sealed page that parent and child share
+//! words        copies many words of shared memory at once
 //! std_or_model atomics and locks: those of std, or those of a model checker
 //! arena        large pieces of shared memory, in one anonymous file
 //! asked        adds to an error what the system was asked for
@@ -67,3 +68,5 @@ mod spawn;
 pub(crate) mod spin;
 pub(crate) mod stack;
 pub(crate) mod std_or_model;
+#[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+pub(crate) mod words;

@@ -4,6 +4,8 @@
 use std::time::Duration;
 
 use super::full_fence;
+#[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+use crate::os::words;
 use crate::os::{
     futex,
     spin::{Spin, this_cpu},
@@ -29,6 +31,10 @@ const MASK: u64 = WORDS as u64 - 1;
 /// [`Frame::more`]: crate::wire::frame::Frame::more
 const HEADLESS: u64 = 1 << 63;
 const _: () = assert!(WORDS.is_power_of_two());
+/// Number of words from which on a message is copied at once. With a lower value, short messages
+/// take a call that costs more than their words.
+#[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+const MANY: usize = 32;
 
 /// The consumer is awake and will look at the ring once more before it sleeps.
 const AWAKE: u32 = 0;
@@ -197,6 +203,16 @@ impl Ring {
         &self.words[(position & MASK) as usize]
     }
 
+    /// Returns so many words, which wrap at most once.
+    #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+    fn run(&self, position: u64, count: usize) -> [&[AtomicU64]; 2] {
+        #[cfg(any(test, fuzzing))]
+        crate::fuzz::turn();
+        let at = (position & MASK) as usize;
+        let first = count.min(WORDS - at);
+        [&self.words[at..at + first], &self.words[..count - first]]
+    }
+
     fn shadow(&self, position: u64) -> &Shadow {
         &self.shadows[(position & MASK) as usize]
     }
@@ -348,6 +364,19 @@ impl Producer {
         ring.fill(self.head, len as u64 | mark);
         let mut at = self.head + 1;
         for part in parts {
+            #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+            let part = match part.len() / 8 {
+                0..MANY => part,
+                many => {
+                    let [first, second] = ring.run(at, many);
+                    let (bytes, rest) = part.split_at(8 * many);
+                    let (before, behind) = bytes.split_at(size_of_val(first));
+                    words::fill(first, before);
+                    words::fill(second, behind);
+                    at += many as u64;
+                    rest
+                }
+            };
             let (whole, rest) = part.as_chunks::<8>();
             for chunk in whole {
                 ring.fill(at, u64::from_ne_bytes(*chunk));
@@ -473,8 +502,15 @@ impl Consumer {
         let words = words_for(next.len);
         let end = to.len() + next.len;
         to.reserve((words as usize - 1) * 8);
-        let mut at = self.tail + 1;
-        while at < self.tail + words {
+        let (mut at, behind) = (self.tail + 1, self.tail + words);
+        #[cfg(not(all(test, any(executor_loom, executor_shuttle))))]
+        if words >= MANY as u64 {
+            let [first, second] = ring.run(at, (words - 1) as usize);
+            words::append(first, to);
+            words::append(second, to);
+            at = behind;
+        }
+        while at < behind {
             to.extend_from_slice(&ring.look(at).to_ne_bytes());
             at += 1;
         }
