@@ -164,6 +164,8 @@ bytes! {
         // Values.
         /// Value.
         CellGet,
+        /// Field: value.
+        CellSet,
         /// Field: value. The previous value.
         CellSwap,
         /// Fields: expected value, new value. `number`: 1 if it was exchanged. Otherwise the value
@@ -445,14 +447,19 @@ pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 /// Appends a value to a body. It has at most [`FIELD_BYTES_MAX`] bytes, and names at most
 /// [`NAMED_MAX`] objects.
 pub(crate) fn put_value(out: &mut Vec<u8>, bytes: &[u8], names: &[ObjectId]) {
-    debug_assert!(bytes.len() <= FIELD_BYTES_MAX && names.len() <= NAMED_MAX);
+    put_value_head(out, bytes.len(), names);
+    out.extend_from_slice(bytes);
+}
+
+/// Appends what stands in front of the bytes of a value.
+pub(crate) fn put_value_head(out: &mut Vec<u8>, len: usize, names: &[ObjectId]) {
+    debug_assert!(len <= FIELD_BYTES_MAX && names.len() <= NAMED_MAX);
     if names.is_empty() {
-        return put_bytes(out, bytes);
+        return out.extend_from_slice(&(len as u32).to_le_bytes());
     }
-    out.extend_from_slice(&(bytes.len() as u32 | NAMES_OBJECTS).to_le_bytes());
+    out.extend_from_slice(&(len as u32 | NAMES_OBJECTS).to_le_bytes());
     out.extend_from_slice(&(names.len() as u16).to_le_bytes());
     names.iter().for_each(|id| out.extend_from_slice(&id.0.to_le_bytes()));
-    out.extend_from_slice(bytes);
 }
 
 /// A value that is being appended to a body.

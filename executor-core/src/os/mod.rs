@@ -26,6 +26,7 @@
 //! fork         notices that this process is a fork of the one that created an executor
 //! local        thread-locals that can be used at any moment of a thread's life
 //! liveness     which owners of shared memory are still alive
+//! spare        large buffers that are kept for the next large message
 //! stack        the bounds of a thread's stack
 //! fault        tells a stack overflow from any other segmentation fault
 //! ```
@@ -64,6 +65,7 @@ pub(crate) mod sealed;
 pub(crate) mod setting;
 pub(crate) mod signals;
 pub(crate) mod socket;
+pub(crate) mod spare;
 mod spawn;
 pub(crate) mod spin;
 pub(crate) mod stack;

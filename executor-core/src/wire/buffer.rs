@@ -13,7 +13,7 @@ use std::{io, sync::Arc};
 
 use super::{attachment::Attachment, payload::Payload};
 use crate::{
-    os::arena::SEGMENT_BYTES_MAX,
+    os::{arena::SEGMENT_BYTES_MAX, spare},
     segment::{Lease, Store},
 };
 
@@ -43,6 +43,8 @@ pub struct Buffer {
     small_max: usize,
     segment: Option<Filling>,
     store: Option<Arc<Store>>,
+    /// Whether a large value moves into a spare vector.
+    spares: bool,
 }
 
 #[derive(Debug)]
@@ -80,10 +82,13 @@ impl Buffer {
         self
     }
 
-    /// Returns a buffer that always stays a vector, and appends to this one.
+    /// Returns a buffer that always stays a vector, and appends to this one. A large value moves
+    /// into a [spare](spare::take_to_grow) vector.
     #[inline]
     pub(crate) fn behind(vec: Vec<u8>) -> Self {
-        Buffer { start: vec.len(), small_max: usize::MAX, small: vec, ..Buffer::default() }
+        let spares = vec.len() <= SEGMENT_FROM;
+        let small_max = if spares { SEGMENT_FROM } else { usize::MAX };
+        Buffer { start: vec.len(), small_max, small: vec, spares, ..Buffer::default() }
     }
 
     /// Returns the number of bytes that were written.
@@ -229,6 +234,14 @@ impl Buffer {
                 // There is no segment. The value stays in the vector, and no segment is asked for
                 // again.
                 self.small_max = usize::MAX;
+                if std::mem::take(&mut self.spares) {
+                    let mut other = spare::take_to_grow(wanted);
+                    if other.capacity() > self.small.capacity() {
+                        other.extend_from_slice(&self.small);
+                        std::mem::swap(&mut self.small, &mut other);
+                    }
+                    spare::give(other);
+                }
                 if let Some(Filling { lease, len, .. }) = filling {
                     self.small.reserve(wanted);
                     lease.copy_to(len, &mut self.small);

@@ -6,6 +6,7 @@ mod deaths;
 mod far;
 mod futures;
 mod handles;
+mod large;
 mod life;
 mod own;
 mod own_far;

@@ -42,7 +42,7 @@ use crate::{
     os::{
         eventfd::EventFd,
         fork::{Creator, NotInherited},
-        socket,
+        socket, spare,
         spin::Spin,
         std_or_model::lock,
     },
@@ -864,6 +864,8 @@ impl Drop for Connection {
         if !self.creator.is_elsewhere() {
             self.reader.end();
         }
+        // This process may send and receive nothing large any more.
+        spare::clear();
     }
 }
 

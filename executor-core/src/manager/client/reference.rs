@@ -33,7 +33,7 @@ use super::{
     value::{self, Taken},
 };
 use crate::{
-    os::{process::above_stdio, socket, std_or_model::lock},
+    os::{process::above_stdio, socket, spare, std_or_model::lock},
     wire::{
         attachment::{self, Attachment},
         codec::CodecError,
@@ -762,6 +762,7 @@ impl Drop for Answer {
         if !self.read.get() {
             self.give_back(self.body());
         }
+        spare::give(std::mem::take(&mut self.message));
     }
 }
 

@@ -81,7 +81,7 @@ impl State {
     fn perform(&mut self) {
         for (client, reply, body, _) in self.actions.replies() {
             if let Some((sender, _)) = self.clients.get_mut(&client) {
-                let _ = sender.send(&reply.to_bytes(), body);
+                let _ = sender.send(&reply.to_bytes(), body.to_bytes());
                 let _ = sender.must_wake();
             }
         }

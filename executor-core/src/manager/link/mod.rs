@@ -34,7 +34,7 @@ mod tests;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 
-use std::{borrow::Cow, fmt, io, os::fd::BorrowedFd, time::Instant};
+use std::{borrow::Cow, fmt, io, os::fd::BorrowedFd, sync::Arc, time::Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -181,10 +181,24 @@ impl LinkSender {
         header: &[u8; LANE_HEADER_BYTES],
         body: impl Into<Cow<'a, [u8]>>,
     ) -> Result<(), LinkError> {
+        self.send_with_tail(header, body.into(), None)
+    }
+
+    /// Sends a message as [`send`](Self::send) does. The last bytes of its body are shared, and
+    /// over a lane they are not copied.
+    pub(crate) fn send_with_tail(
+        &mut self,
+        header: &[u8; LANE_HEADER_BYTES],
+        body: Cow<'_, [u8]>,
+        tail: Option<&Arc<[u8]>>,
+    ) -> Result<(), LinkError> {
         match self {
-            LinkSender::Near(lane) => Ok(lane.send(header, body)?),
+            LinkSender::Near(lane) => Ok(lane.send_with_tail(header, body, tail)?),
             #[cfg(feature = "tls")]
-            LinkSender::Far(far) => far.send(header, body.into()),
+            LinkSender::Far(far) => match tail {
+                None => far.send(header, body),
+                Some(tail) => far.send(header, [&body, &tail[..]].concat().into()),
+            },
         }
     }
 

@@ -53,7 +53,7 @@ impl<T: Serialize + DeserializeOwned> Value<T> {
         /// Sets the value.
         fn set / set_async [Q](&self, value: &Q) -> ()
         where [T: Borrow<Q>, Q: Serialize + ?Sized]
-        { self.reference.request(Operation::CellSwap).value(value) => |_answer| Ok(()) }
+        { self.reference.request(Operation::CellSet).value(value) => |_answer| Ok(()) }
 
         /// Sets the value, and returns the previous one.
         fn swap / swap_async [Q](&self, value: &Q) -> T

@@ -35,7 +35,7 @@ use super::{
 use crate::{
     id::IdHasher,
     ipc::SocketFile,
-    os::{fork::NotInherited, socket, spin::Spin},
+    os::{fork::NotInherited, socket, spare, spin::Spin},
     transport::ring::lane::{self, LaneSide},
 };
 
@@ -62,9 +62,12 @@ const SOCKET_TURN: usize = 256;
 /// Number of turns in which everything is served that a client can have asked for before its end:
 /// more requests do not fit into its ring.
 const LAST_TURNS: usize = 256;
-/// Bytes of a buffer that is kept for the next request. With a higher value, one large request
-/// costs memory for ever. With a lower value, each large request allocates.
-const KEPT_BYTES_MAX: usize = 1 << 20;
+/// Bytes of the buffer that is kept for the next request. That of a longer one is a [`spare`] one
+/// for all lanes.
+const KEPT_BYTES_MAX: usize = 64 << 10;
+/// How long spare buffers are kept while there is nothing to do. With a higher value, one large
+/// request costs memory for longer. With a lower value, large requests that are rare allocate.
+const SPARES_TIME: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What a descriptor of the loop is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -384,12 +387,12 @@ impl Server {
                 _ => self.core.request(client, request, body, &mut self.actions),
             }
             kill_point!(ManagerRequestDone);
+            if self.message.capacity() > KEPT_BYTES_MAX {
+                spare::give(std::mem::take(&mut self.message));
+            }
             self.perform();
         }
         self.requests += served;
-        if self.message.capacity() > KEPT_BYTES_MAX {
-            self.message = Vec::new();
-        }
         if let Some(guest) = self.guests.get_mut(&client)
             && guest.receiver.must_wake()
         {
@@ -469,7 +472,9 @@ impl Server {
             } else if guest.sender.waiting_bytes() as u64 > setup.unread_bytes_max {
                 Some("it does not take its replies".to_owned())
             } else {
-                guest.sender.send(&reply.to_bytes(), body).err().map(|error| error.to_string())
+                let (header, front) = (reply.to_bytes(), body.front.into());
+                let sent = guest.sender.send_with_tail(&header, front, body.tail);
+                sent.err().map(|error| error.to_string())
             };
             if let Some(why) = why {
                 guest.condemned = true;
@@ -627,7 +632,11 @@ impl Server {
             data: epoll::EventData::new_u64(0),
         }; 64];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timeout = if wait { None } else { Some(&now) };
+        let spares = wait && spare::any();
+        let timeout = match wait {
+            true => spares.then_some(&SPARES_TIME),
+            false => Some(&now),
+        };
         if wait {
             kill_point!(ManagerSleeps);
         }
@@ -638,6 +647,9 @@ impl Server {
         };
         if wait {
             kill_point!(ManagerAwake);
+        }
+        if spares && count == 0 {
+            spare::clear();
         }
         self.looks = true;
         let over = self.see(&events[..count]);

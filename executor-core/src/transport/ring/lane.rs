@@ -18,6 +18,9 @@
 //! No side ever blocks in here. What finds no room waits in the sender's outbox, and the other side
 //! wakes the sender when it has made room.
 //!
+//! A long message is sent in parts, straight from the memory in which its sender has it, and
+//! received into one buffer. These buffers are [kept](spare) for the next long message.
+//!
 //! Neither side trusts the other: all positions and lengths are checked, and memory grows with the
 //! data that arrives. A side that stops to read, or that does not wake the other, harms its own
 //! lane only.
@@ -28,7 +31,10 @@ use super::{
     PART_BYTES_MAX,
     spsc::{Consumer, Impossible, Producer, Ring, words_for},
 };
-use crate::os::memory::{Shared, SharedLayout};
+use crate::os::{
+    memory::{Shared, SharedLayout},
+    spare,
+};
 
 /// The memory of a lane.
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), derive(Default))]
@@ -148,43 +154,121 @@ fn words_of(len: usize) -> u64 {
     whole as u64 * words_for(PART_BYTES_MAX) + rest
 }
 
-/// A message that waits for room.
+/// A message that is sent part by part.
+struct Parts<'a> {
+    header: &'a [u8; LANE_HEADER_BYTES],
+    /// How many bytes of the body are not in `body`, because they are sent.
+    skipped: usize,
+    body: &'a [u8],
+    /// The bytes behind the body.
+    tail: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    fn len(&self) -> usize {
+        LANE_HEADER_BYTES + self.skipped + self.body.len() + self.tail.len()
+    }
+
+    /// Returns how many words of the ring the message takes.
+    fn words(&self) -> u64 {
+        let tail = if self.tail.is_empty() { 0 } else { words_of(self.tail.len()) };
+        words_of(LANE_HEADER_BYTES + self.skipped + self.body.len()) + tail
+    }
+
+    /// Returns the next part of the message, of which so many bytes are sent. No part has bytes of
+    /// both body and tail: within a part, only the last bytes may end within a word.
+    fn next(&self, sent: usize) -> [&'a [u8]; 2] {
+        let header = if sent == 0 { &self.header[..] } else { &[] };
+        let at = sent.saturating_sub(LANE_HEADER_BYTES) - self.skipped;
+        let rest = match at.checked_sub(self.body.len()) {
+            None => &self.body[at..],
+            Some(_) if sent == 0 => &[],
+            Some(at) => &self.tail[at..],
+        };
+        [header, &rest[..rest.len().min(PART_BYTES_MAX - header.len())]]
+    }
+}
+
+/// A message that waits for room, or the rest of one.
 struct Unsent {
     header: [u8; LANE_HEADER_BYTES],
+    skipped: usize,
     body: Vec<u8>,
+    tail: Option<Arc<[u8]>>,
 }
 
 impl Unsent {
-    fn len(&self) -> usize {
-        LANE_HEADER_BYTES + self.body.len()
+    fn parts(&self) -> Parts<'_> {
+        Parts {
+            header: &self.header,
+            skipped: self.skipped,
+            body: &self.body,
+            tail: self.tail.as_deref().unwrap_or_default(),
+        }
     }
+}
 
-    /// Returns the next part of the message, of which so many bytes are sent.
-    fn part(&self, sent: usize) -> [&[u8]; 2] {
-        let body = &self.body[sent.saturating_sub(LANE_HEADER_BYTES)..];
-        let header = if sent == 0 { &self.header[..] } else { &[] };
-        [header, &body[..body.len().min(PART_BYTES_MAX - header.len())]]
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        spare::give(std::mem::take(&mut self.body));
     }
 }
 
 impl LaneSender {
-    /// Sends a message, or as much of it as finds room. The rest waits in the outbox.
-    ///
-    /// A long body that is owned is sent without being copied before.
+    /// Sends a message without shared bytes.
+    #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
     pub(crate) fn send<'a>(
         &mut self,
         header: &[u8; LANE_HEADER_BYTES],
         body: impl Into<Cow<'a, [u8]>>,
     ) -> Result<(), LaneError> {
-        let body = body.into();
-        let fits = LANE_HEADER_BYTES + body.len() <= PART_BYTES_MAX;
-        self.end += words_of(LANE_HEADER_BYTES + body.len());
-        let ring = self.memory.sent_by(self.side);
-        if fits && self.outbox.is_empty() && self.producer.write(ring, [&header[..], &body])? {
-            return Ok(());
+        self.send_with_tail(header, body.into(), None)
+    }
+
+    /// Sends a message, or as much of it as finds room. The rest waits in the outbox.
+    ///
+    /// Only what finds no room is copied, and of a body that is owned, nothing. The memory of such
+    /// a body is [kept](spare) for others when it is sent.
+    ///
+    /// The last bytes of the body may be shared: the `tail`, which is not copied.
+    pub(crate) fn send_with_tail(
+        &mut self,
+        header: &[u8; LANE_HEADER_BYTES],
+        body: Cow<'_, [u8]>,
+        tail: Option<&Arc<[u8]>>,
+    ) -> Result<(), LaneError> {
+        let shared = tail.map(|tail| &**tail).unwrap_or_default();
+        let parts = Parts { header, skipped: 0, body: &body, tail: shared };
+        self.end += parts.words();
+        let mut sent = 0;
+        if self.outbox.is_empty() {
+            let ring = self.memory.sent_by(self.side);
+            loop {
+                let part = parts.next(sent);
+                if !self.producer.write(ring, part)? {
+                    break;
+                }
+                sent += part[0].len() + part[1].len();
+                if sent == parts.len() {
+                    if let Cow::Owned(body) = body {
+                        spare::give(body);
+                    }
+                    return Ok(());
+                }
+            }
+            self.sent = sent;
         }
-        self.outbox_bytes += LANE_HEADER_BYTES + body.len();
-        self.outbox.push_back(Unsent { header: *header, body: body.into_owned() });
+        self.outbox_bytes += parts.len();
+        let (skipped, body) = match body {
+            Cow::Owned(body) => (0, body),
+            Cow::Borrowed(body) => {
+                let skipped = sent.saturating_sub(LANE_HEADER_BYTES).min(body.len());
+                let mut rest = spare::take(body.len() - skipped);
+                rest.extend_from_slice(&body[skipped..]);
+                (skipped, rest)
+            }
+        };
+        self.outbox.push_back(Unsent { header: *header, skipped, body, tail: tail.cloned() });
         self.flush().map(drop)
     }
 
@@ -193,7 +277,8 @@ impl LaneSender {
     pub(crate) fn flush(&mut self) -> Result<bool, LaneError> {
         let mut asked = false;
         while let Some(message) = self.outbox.front() {
-            let part = message.part(self.sent);
+            let parts = message.parts();
+            let part = parts.next(self.sent);
             let ring = self.memory.sent_by(self.side);
             if !self.producer.write(ring, part)? {
                 if asked {
@@ -205,10 +290,10 @@ impl LaneSender {
                 continue;
             }
             self.sent += part[0].len() + part[1].len();
-            if self.sent == message.len() {
-                self.outbox_bytes -= message.len();
-                self.outbox.pop_front();
+            if self.sent == parts.len() {
+                self.outbox_bytes -= self.sent;
                 self.sent = 0;
+                self.outbox.pop_front();
             }
         }
         debug_assert_eq!(self.end, self.producer.position(), "each message has been counted");
@@ -266,6 +351,27 @@ pub(crate) struct LaneReceiver {
     message_bytes_max: u64,
 }
 
+impl Drop for LaneReceiver {
+    fn drop(&mut self) {
+        // The other side has died in the middle of a message.
+        spare::give(std::mem::take(&mut self.begun));
+    }
+}
+
+/// Makes room for the next part of a message, of which so many bytes are missing.
+///
+/// The length was announced, but memory grows only with what arrives: it is at most doubled. It
+/// does not become larger than the message either, so that the memory can be used again for the
+/// next one of the same length.
+fn grow(begun: &mut Vec<u8>, next: usize, missing: u64) {
+    // The part is copied in whole words.
+    let needed = next.next_multiple_of(8);
+    if begun.capacity() - begun.len() < needed {
+        let missing = usize::try_from(missing).unwrap_or(usize::MAX).saturating_add(8);
+        begun.reserve_exact(begun.len().min(missing).max(needed));
+    }
+}
+
 impl LaneReceiver {
     /// Puts the next whole message into `message`: its header, and behind it its body. Returns
     /// `false` if there is none yet.
@@ -289,7 +395,8 @@ impl LaneReceiver {
                     Some(0) => return Ok(true),
                     Some(missing) => {
                         self.missing = Some(missing);
-                        self.begun.clear();
+                        let len = len.saturating_add(LANE_HEADER_BYTES as u64);
+                        self.begun = spare::take(usize::try_from(len).unwrap_or(usize::MAX));
                         self.begun.extend_from_slice(message);
                     }
                 }
@@ -299,14 +406,12 @@ impl LaneReceiver {
             if next.len as u64 > missing || next.len == 0 {
                 return Err(LaneError::Border);
             }
-            // The length was announced, but memory grows only with what arrives: at most doubled.
+            grow(&mut self.begun, next.len, missing);
             self.consumer.append(ring, &next, &mut self.begun);
             let missing = missing - next.len as u64;
             self.missing = (missing > 0).then_some(missing);
             if missing == 0 {
-                std::mem::swap(message, &mut self.begun);
-                // A large buffer is not kept for the next message.
-                self.begun = Vec::new();
+                spare::give(std::mem::replace(message, std::mem::take(&mut self.begun)));
                 return Ok(true);
             }
         }
@@ -404,6 +509,44 @@ mod tests {
                 assert_eq!(received[1], [&header(3)[..], b"end"].concat());
             }
         }
+    }
+
+    #[test]
+    fn a_body_may_be_borrowed_owned_or_shared_and_of_any_length() {
+        let ((mut sender, _), (_, mut receiver)) = lane(1 << 30);
+        let lengths = [0, 1, 8, 23, PART_BYTES_MAX - 24, PART_BYTES_MAX - 23, PART_BYTES_MAX];
+        let lengths = lengths.into_iter().chain([100_000, 300_001]);
+        let mut expected = VecDeque::new();
+        let mut message = Vec::new();
+        let mut take_all = |sender: &mut LaneSender, expected: &mut VecDeque<(Vec<u8>, u64)>| {
+            while let Some((whole, end)) = expected.front() {
+                if receiver.receive(&mut message).unwrap() {
+                    assert!(message == *whole);
+                    assert_eq!(sender.taken(), Some(*end), "each part is counted");
+                    expected.pop_front();
+                } else {
+                    sender.flush().unwrap();
+                }
+            }
+            assert!(sender.is_flushed() && sender.waiting_bytes() == 0);
+        };
+        for (number, body_len) in lengths.clone().enumerate() {
+            for tail_len in lengths.clone() {
+                let body: Vec<u8> = (0..body_len).map(|at| at as u8).collect();
+                let tail: Arc<[u8]> = (0..tail_len).map(|at| (at * 7) as u8).collect();
+                let header = header(body_len + tail_len);
+                let whole = [&header[..], &body, &tail].concat();
+                let body = if number % 2 == 0 { Cow::Borrowed(&body[..]) } else { body.into() };
+                let tail = (tail_len > 0 || body_len == 1).then_some(&tail);
+                sender.send_with_tail(&header, body, tail).unwrap();
+                expected.push_back((whole, sender.end()));
+                if (body_len ^ tail_len) % 3 == 0 {
+                    // Otherwise the next message waits behind this one.
+                    take_all(&mut sender, &mut expected);
+                }
+            }
+        }
+        take_all(&mut sender, &mut expected);
     }
 
     #[test]

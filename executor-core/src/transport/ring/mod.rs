@@ -117,8 +117,8 @@
 //! The worker may write anything anywhere in the segment at any time. The pool reads each word once
 //! into its own memory and checks that copy. The worker is cut off if a position is impossible
 //! (more published than the ring holds, or more consumed than was published), or if a length goes
-//! beyond what was published. All accesses are atomic, so the worst effect of a foreign write is a
-//! wrong value.
+//! beyond what was published. Positions and lengths are atomics, and the bytes of a message are
+//! copied once and used from the copy, so the worst effect of a foreign write is a wrong value.
 //!
 //! The words that say which side sleeps decide only about wake-ups. No thread in the pool relies on
 //! one for longer than a second: an attendant sleeps no longer than [`HEARING`], and while there

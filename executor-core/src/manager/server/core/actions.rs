@@ -6,7 +6,7 @@ use super::{
     clients::{Caller, ClientId},
     own::ValueId,
 };
-use crate::manager::protocol::{self, CallId, Malformed, Reply, Status};
+use crate::manager::protocol::{self, CallId, Malformed, ObjectId, Reply, Status};
 
 /// How many bytes of bodies are kept for the next event. More is given back to the system, so that
 /// one large snapshot does not cost memory for ever. With less, each reply with a large value would
@@ -90,15 +90,55 @@ pub(crate) enum PoolOrder {
     End,
 }
 
+/// A value of this length is not copied if it is the last thing in a reply. With a lower value,
+/// sending such a value takes a part of its own in the ring.
+const TAIL_FROM: usize = 16 * 1024;
+
+/// The body of a reply.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReplyBody<'a> {
+    pub(crate) front: &'a [u8],
+    /// A large value at the end, as the object has it.
+    pub(crate) tail: Option<&'a Arc<[u8]>>,
+}
+
+impl<'a> ReplyBody<'a> {
+    pub(crate) fn len(self) -> usize {
+        self.front.len() + self.tail.map_or(0, |tail| tail.len())
+    }
+
+    /// Returns the whole body.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn to_bytes(self) -> std::borrow::Cow<'a, [u8]> {
+        match self.tail {
+            None => self.front.into(),
+            Some(tail) => [self.front, tail].concat().into(),
+        }
+    }
+}
+
+/// A reply.
+#[derive(Debug)]
+struct Written {
+    to: ClientId,
+    reply: Reply,
+    /// Where the body is in the buffer, except for its tail.
+    front: Range<usize>,
+    tail: Option<Arc<[u8]>>,
+    /// Whether the reply gives the client something that is noted for it.
+    takes: bool,
+}
+
 /// Replies and jobs, in the order in which they are to be sent and started.
 ///
 /// All bodies lie in one buffer, which is used again for the next event. So a reply allocates
-/// nothing.
+/// nothing. A large value at the end of a body stays where the object has it.
 #[derive(Debug, Default)]
 pub(crate) struct Actions {
-    /// With each reply, whether it gives the client something that is noted for it.
-    replies: Vec<(ClientId, Reply, Range<usize>, bool)>,
+    replies: Vec<Written>,
     bytes: Vec<u8>,
+    /// The large value with which the body of the next reply ends so far.
+    tail: Option<Arc<[u8]>>,
     /// Where the body of the next reply begins.
     body_start: usize,
     jobs: Vec<Job>,
@@ -109,9 +149,14 @@ pub(crate) struct Actions {
 impl Actions {
     /// Returns the replies: to whom, header, body, and whether it gives the client something. The
     /// core has noted each such reply, and waits for [`Core::takes_read`](super::Core::takes_read).
-    pub(crate) fn replies(&self) -> impl ExactSizeIterator<Item = (ClientId, Reply, &[u8], bool)> {
-        let replies = self.replies.iter();
-        replies.map(|(to, reply, range, takes)| (*to, *reply, &self.bytes[range.clone()], *takes))
+    pub(crate) fn replies(
+        &self,
+    ) -> impl ExactSizeIterator<Item = (ClientId, Reply, ReplyBody<'_>, bool)> {
+        self.replies.iter().map(|written| {
+            let Written { to, reply, front, tail, takes } = written;
+            let body = ReplyBody { front: &self.bytes[front.clone()], tail: tail.as_ref() };
+            (*to, *reply, body, *takes)
+        })
     }
 
     pub(crate) fn take_jobs(&mut self) -> Vec<Job> {
@@ -133,12 +178,30 @@ impl Actions {
 
     /// Returns the body of the next reply. Fields are appended to it.
     pub(super) fn body(&mut self) -> &mut Vec<u8> {
+        if let Some(tail) = self.tail.take() {
+            self.bytes.extend_from_slice(&tail);
+        }
         &mut self.bytes
+    }
+
+    /// Appends a value to the body of the next reply.
+    pub(super) fn write(&mut self, bytes: &Arc<[u8]>, names: &[ObjectId]) {
+        if bytes.len() < TAIL_FROM {
+            return protocol::put_value(self.body(), bytes, names);
+        }
+        protocol::put_value_head(self.body(), bytes.len(), names);
+        self.tail = Some(Arc::clone(bytes));
+    }
+
+    /// Takes back what was written since the last reply.
+    fn undo(&mut self) {
+        self.bytes.truncate(self.body_start);
+        self.tail = None;
     }
 
     /// Adds a reply that the core does not know of.
     pub(crate) fn reply(&mut self, to: ClientId, reply: Reply, body: &[u8]) {
-        self.bytes.extend_from_slice(body);
+        self.body().extend_from_slice(body);
         self.end_reply(Caller { client: to, call: reply.call }, reply.status, reply.number);
     }
 
@@ -152,11 +215,12 @@ impl Actions {
         let takes = std::mem::take(&mut self.takes);
         debug_assert!(!takes || to.call != CallId::NONE, "what is noted has a reply");
         if to.call == CallId::NONE {
-            return self.bytes.truncate(self.body_start);
+            return self.undo();
         }
-        let range = self.body_start..self.bytes.len();
-        let reply = Reply { call: to.call, status, number, len: range.len() as u64 };
-        self.replies.push((to.client, reply, range, takes));
+        let (front, tail) = (self.body_start..self.bytes.len(), self.tail.take());
+        let len = front.len() + tail.as_ref().map_or(0, |tail| tail.len());
+        let reply = Reply { call: to.call, status, number, len: len as u64 };
+        self.replies.push(Written { to: to.client, reply, front, tail, takes });
         self.body_start = self.bytes.len();
     }
 
@@ -165,7 +229,7 @@ impl Actions {
         match outcome {
             Ok(number) => self.end_reply(to, Status::Done, number),
             Err(refusal) => {
-                self.bytes.truncate(self.body_start);
+                self.undo();
                 if !refusal.text.is_empty() {
                     protocol::put_bytes(&mut self.bytes, refusal.text.as_bytes());
                 }

@@ -34,11 +34,13 @@ impl Cell {
                 turn.write(&self.value);
                 Ok(0)
             }
-            Operation::CellSwap => {
+            Operation::CellSet | Operation::CellSwap => {
                 let value = turn.value(&mut fields)?;
                 fields.end()?;
                 let value = turn.keep(value);
-                turn.write(&self.value);
+                if operation == Operation::CellSwap {
+                    turn.write(&self.value);
+                }
                 self.updated(value, turn);
                 Ok(0)
             }
@@ -91,6 +93,8 @@ mod tests {
     fn a_value_is_exchanged_if_its_bytes_are_as_expected() {
         let (mut desk, a, _) = Desk::with_two();
         let cell = desk.create(a, Kind::Cell, Body::new().value("1"));
+        assert!(desk.ask(a, O::CellSet, cell, Body::new().value("0")).body.is_empty());
+        assert_eq!(desk.ask(a, O::CellSwap, cell, Body::new().value("1")).texts(), ["0"]);
         assert_eq!(desk.ask(a, O::CellSwap, cell, Body::new().value("2")).texts(), ["1"]);
         let exchange = Body::new().value("1").value("3");
         let there = desk.ask(a, O::CellCompareExchange, cell, exchange);

@@ -361,7 +361,7 @@ impl Core {
         let (clients, changes) = (&mut self.clients, &mut self.changes);
         let mut turn = Turn { caller: to, object, clients, changes, out };
         // Neither a method nor a task can return a handle, so the result names no object.
-        turn.write_to(to, bytes, &Names::default());
+        turn.write_result_to(to, bytes, &Names::default());
         Ok(0)
     }
 

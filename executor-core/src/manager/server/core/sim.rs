@@ -127,7 +127,7 @@ impl World {
     fn collect(&mut self, busy: ObjectId) {
         let out = std::mem::take(&mut self.out);
         for (client, reply, body, takes) in out.replies() {
-            self.replied(client, reply, body, takes);
+            self.replied(client, reply, &body.to_bytes(), takes);
         }
         self.out = out;
         for job in self.out.take_jobs() {
@@ -383,7 +383,7 @@ impl World {
             let (operation, object, _) = self.calls[&(client, reply.call)];
             if operation == Operation::QueueGet && reply.status == Status::Done {
                 let item = expected.get_mut(&object).and_then(VecDeque::pop_front);
-                assert_eq!(item.as_deref(), Some(body), "items are given in order");
+                assert_eq!(item.as_deref(), Some(&*body.to_bytes()), "items are given in order");
                 self.count("an unread item goes to another client");
             }
             if operation == Operation::LockAcquire && reply.status == Status::Done {
@@ -728,7 +728,7 @@ impl World {
             O::SetInsert => self.value(body, client, object),
             O::SetRemove | O::SetContains => body.value("a"),
             O::SetSubtract | O::SetIntersect | O::SetCount => body.value("a").value("b"),
-            O::CellSwap => self.value(body, client, object),
+            O::CellSet | O::CellSwap => self.value(body, client, object),
             O::CellCompareExchange => self.value(body.value("a"), client, object),
             O::CellUpdate => body.number(7).bytes("arguments"),
             O::OwnCall => {
@@ -844,7 +844,7 @@ fn operations(kind: Kind) -> &'static [Operation] {
             O::SetToggle,
             O::SetCount,
         ],
-        Kind::Cell => &[O::CellGet, O::CellSwap, O::CellCompareExchange, O::CellUpdate],
+        Kind::Cell => &[O::CellGet, O::CellSet, O::CellSwap, O::CellCompareExchange, O::CellUpdate],
         Kind::Queue => &[
             O::Len,
             O::QueueIsFull,

@@ -119,7 +119,8 @@ impl Desk {
     #[track_caller]
     fn collect(&mut self) {
         for (client, reply, body, _) in self.out.replies() {
-            let answer = Answer { status: reply.status, number: reply.number, body: body.to_vec() };
+            let answer =
+                Answer { status: reply.status, number: reply.number, body: body.to_bytes().into() };
             assert_eq!(reply.len, body.len() as u64);
             let previous = self.answers.insert((client, reply.call), answer);
             assert_eq!(previous, None, "call {:?} is answered twice", reply.call);

@@ -109,8 +109,16 @@ impl Turn<'_> {
     }
 
     /// Appends a value to the reply to another call.
-    pub(super) fn write_to(&mut self, to: Caller, bytes: &[u8], names: &Names) {
+    pub(super) fn write_to(&mut self, to: Caller, bytes: &Arc<[u8]>, names: &Names) {
         // A client that gets no reply could not give back the references.
+        if to.call != CallId::NONE {
+            self.out.write(bytes, names.as_slice());
+            self.changes.give(to.client, names);
+        }
+    }
+
+    /// Appends a value that is in no object to the reply to another call.
+    pub(super) fn write_result_to(&mut self, to: Caller, bytes: &[u8], names: &Names) {
         if to.call != CallId::NONE {
             protocol::put_value(self.out.body(), bytes, names.as_slice());
             self.changes.give(to.client, names);
