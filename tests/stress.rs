@@ -1,7 +1,7 @@
 //! Random use of executors from eight threads and from tokio: tasks of every kind are submitted,
-//! cancelled, killed, limited, retried and mapped, and the executor is shut down at any moment.
-//! Each future ends exactly once, with its value or with an error that has a reason, and nothing is
-//! left: no process, no thread, no descriptor, no mapping.
+//! cancelled, killed, limited, retried and mapped, the number of workers changes, and the executor
+//! is shut down at any moment. Each future ends exactly once, with its value or with an error that
+//! has a reason, and nothing is left: no process, no thread, no descriptor, no mapping.
 //!
 //! `cargo xtask stress 600` runs it for ten minutes. `EXECUTOR_SEED=…` begins with the round of
 //! that seed.
@@ -284,6 +284,7 @@ impl Player {
                 assert_eq!(as_completed(some).count(), count);
             }
             37 => self.kill_a_worker(),
+            38 => self.pool.resize(1 + self.random.below(5) as usize).expect("above 0"),
             _ => thread::yield_now(),
         }
     }
@@ -374,6 +375,15 @@ fn builder(random: &mut Random, limited: &mut bool) -> ProcessPoolBuilder {
         builder = builder.max_tasks_per_worker(1 + random.below(20) as usize);
     }
     if random.one_in(3) {
+        builder = builder.idle_timeout(Duration::from_micros(1 + random.below(3_000)));
+    }
+    if random.one_in(3) {
+        builder = builder.max_lifetime(Duration::from_micros(1 + random.below(20_000)));
+    }
+    if random.one_in(3) {
+        builder = builder.min_workers(1);
+    }
+    if random.one_in(3) {
         builder = builder.max_pending(1 + random.below(50) as usize);
     }
     if random.one_in(3) {
@@ -445,6 +455,8 @@ fn round(seed: u64) -> (u64, u64) {
     });
     ledger.shut_down.store(true, Ordering::SeqCst);
     pool.shutdown(true);
+    let stats = pool.stats();
+    assert_eq!((stats.queued, stats.running, stats.workers), (0, 0, 0), "{stats:?}");
     drop(pool);
     let calls = ledger.calls.lock().unwrap();
     assert_eq!(calls.len() as u64, ledger.submitted.load(Ordering::Relaxed), "of every future");
