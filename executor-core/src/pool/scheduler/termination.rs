@@ -138,6 +138,8 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         if self.is_wanted(id) {
             self.kill(now, id, Reason::ProtocolViolation, out);
+            // There may be too few workers now.
+            self.dispatch(now, out);
         }
     }
 
@@ -151,6 +153,7 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         if self.is_wanted(id) {
             self.kill(now, id, Reason::Refused, out);
+            self.dispatch(now, out);
         }
     }
 
