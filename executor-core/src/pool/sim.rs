@@ -2530,7 +2530,7 @@ impl World {
 fn run_changing_seed(seed: u64) -> World {
     let mut dice = Dice(seed ^ 0xc4a_9e50);
     let workers_max = dice.pick(&[1, 2, 3, 4, 8, 16, 64]);
-    let config = Config {
+    let mut config = Config {
         workers_max,
         workers_min: dice.pick(&[0, 0, 1, workers_max]),
         initializer: None,
@@ -2540,6 +2540,11 @@ fn run_changing_seed(seed: u64) -> World {
         processors: dice.pick(&[1, 2, 4, 64]),
         start_timeout: Duration::from_secs(10),
     };
+    if config.workers_min > 0 {
+        // Workers that are replaced all the time would make this take minutes.
+        let lifetime = &mut config.lifespan.lifetime_max;
+        *lifetime = lifetime.filter(|lifetime| *lifetime >= Duration::from_millis(100));
+    }
     let climate = Climate { initializer: dice.permille(200), ..Climate::calm() };
     let mut world = World::new(dice.roll(), config, climate);
     world.start_takes = START_COST;
