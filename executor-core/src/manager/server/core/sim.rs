@@ -662,7 +662,7 @@ impl World {
 
     /// Sends a request for an object.
     fn ask(&mut self) {
-        let Some(client) = self.client() else { return };
+        let Some(mut client) = self.client() else { return };
         let held = self
             .known
             .iter()
@@ -677,6 +677,13 @@ impl World {
         };
         let kind = if self.dice.percent(3) { self.dice.pick(Kind::ALL) } else { kind };
         let operation = self.dice.pick(operations(kind));
+        // Others are refused.
+        if let Operation::ConditionWait | Operation::ConditionNotify = operation
+            && let Some(owner) = self.lock_owner(object)
+            && self.references.contains_key(&(owner.client, object))
+        {
+            client = owner.client;
+        }
         let mut body = self.body(client, operation, object).0;
         if self.dice.percent(2) {
             let len = self.dice.below(body.len() as u64 + 1) as usize;
@@ -746,7 +753,7 @@ impl World {
             O::LockRelease | O::LockReleaseOwn => body.number(index / 3),
             O::SemaphoreRelease => body.number(index),
             O::ConditionWait | O::ConditionNotify => {
-                let number = self.owner_number(object).unwrap_or(index / 3);
+                let number = self.lock_owner(object).map_or(index / 3, |owner| owner.number);
                 let body = body.number(number);
                 if operation == O::ConditionWait { body } else { body.number(index) }
             }
@@ -754,13 +761,13 @@ impl World {
         }
     }
 
-    /// Returns which thread holds the lock of a condition.
-    fn owner_number(&self, condition: ObjectId) -> Option<u64> {
+    /// Returns who holds the lock of a condition.
+    fn lock_owner(&self, condition: ObjectId) -> Option<super::lock::Owner> {
         let State::Condition(condition) = &self.core.objects.get(condition)?.state else {
             return None;
         };
         let State::Lock(lock) = &self.core.objects.get(condition.lock)?.state else { return None };
-        lock.owner().map(|owner| owner.number)
+        lock.owner()
     }
 
     /// Everything ends: nothing is left.
