@@ -85,8 +85,9 @@
 //!   [`Barrier`].
 //! - Shared memory: [`Value`], [`Array`], [`SharedBytes`], [`SharedMemory`], [`ShareableList`].
 //! - Maps, lists and other objects in a server process: [`manager`].
-//! - Longer guides: [`guide`]; which object to share is in [`guide::shared_state`], and how long
-//!   workers live in [`guide::worker_life`].
+//! - Longer guides: [`guide`]; which object to share is in [`guide::shared_state`], how long workers
+//!   live in [`guide::worker_life`], and what guards against tasks that run or grow too long in
+//!   [`guide::limits_and_retries`].
 //! - An executor for the whole program: [`reusable`]. What it is doing:
 //!   [`stats`](ProcessPoolExecutor::stats), [`worker_stats`](ProcessPoolExecutor::worker_stats).
 //!
@@ -597,6 +598,9 @@ pub mod guide {
 
     #[doc = include_str!("guide/coming_from_python.md")]
     pub mod coming_from_python {}
+
+    #[doc = include_str!("guide/limits_and_retries.md")]
+    pub mod limits_and_retries {}
 
     #[doc = include_str!("guide/shared_state.md")]
     pub mod shared_state {}

@@ -1,7 +1,7 @@
 //! A subscriber of `tracing` that asks the executor whose messages it gets.
 
 use std::{
-    sync::{Mutex, OnceLock},
+    sync::{Mutex, Once, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -43,13 +43,17 @@ impl Subscriber for Asks {
     fn event(&self, event: &Event<'_>) {
         let mut message = Message(String::new());
         event.record(&mut message);
-        if let Some(pool) = POOL.get() {
-            let workers = pool.stats().workers;
-            TOLD.lock().unwrap().push((message.0, workers));
-        }
+        let workers = POOL.get().map_or(0, |pool| pool.stats().workers);
+        TOLD.lock().unwrap().push((message.0, workers));
     }
     fn enter(&self, _: &span::Id) {}
     fn exit(&self, _: &span::Id) {}
+}
+
+/// Makes it the subscriber of this process, which has two tests.
+fn subscribe() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing::subscriber::set_global_default(Asks).unwrap());
 }
 
 #[task]
@@ -68,7 +72,7 @@ fn a_subscriber_may_ask_the_executor_about_a_worker_that_is_stopped() {
         ProcessPoolExecutor::builder().max_workers(1).build().expect("an executor")
     });
     let pid = pool.submit(own_pid::task()).result().unwrap();
-    tracing::subscriber::set_global_default(Asks).unwrap();
+    subscribe();
     let asleep = pool.submit(sleep::task(100));
     let signal = |signal| {
         // SAFETY: sends a signal to a worker, which is alive.
@@ -90,4 +94,29 @@ fn a_subscriber_may_ask_the_executor_about_a_worker_that_is_stopped() {
     }
     signal(libc::SIGCONT);
     asleep.result().unwrap();
+}
+
+#[task]
+fn leak(bytes: usize) {
+    std::mem::forget(std::hint::black_box(vec![1_u8; bytes]));
+}
+
+#[test]
+fn re13_the_replacement_of_a_worker_that_has_grown_is_logged() {
+    subscribe();
+    let builder = ProcessPoolExecutor::builder().max_workers(1);
+    let pool = builder.max_rss_growth(4 << 20).worker_memory_limit(64 << 20).build().unwrap();
+    let told = |begin: &str| {
+        let told = TOLD.lock().unwrap();
+        told.iter().filter(|(message, _)| message.starts_with(begin)).count()
+    };
+    pool.submit(leak::task(1000)).result().unwrap();
+    assert_eq!(told("the memory of a worker has grown"), 0);
+    pool.submit(leak::task(8 << 20)).result().unwrap();
+    let lost = pool.submit(leak::task(400 << 20)).result().unwrap_err();
+    assert!(matches!(lost, TaskError::MemoryLimit { .. }), "{lost}");
+    // The end of the pool comes after everything that is logged.
+    pool.shutdown(true);
+    assert_eq!(told("the memory of a worker has grown"), 1);
+    assert_eq!(told("a worker had too much memory, and has ended"), 1);
 }

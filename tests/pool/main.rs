@@ -8,6 +8,7 @@ mod executor_trait;
 mod future;
 mod life;
 mod limits;
+mod memory;
 mod methods;
 mod mischief;
 mod options;

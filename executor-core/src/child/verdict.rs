@@ -15,6 +15,7 @@ use crate::{
     error::{BrokenCause, ExitStatus, Failure, LastPanic, LostDetail, RemoteError, TaskError},
     id::TaskId,
     transport::board::{Board, INITIALIZER, Panic},
+    wire::handshake::Restraints,
 };
 
 /// The end of a child process that has not answered, as its parent knows it.
@@ -32,12 +33,35 @@ pub(crate) struct Ending<'a> {
     pub(crate) broke_protocol: Option<String>,
     /// The signal that had stopped the child, if this program killed it for that.
     pub(crate) stopped_by: Option<i32>,
+    /// The limits of a pool's worker.
+    pub(crate) restraints: Option<&'a Restraints>,
 }
 
 impl Ending<'_> {
+    /// Returns the memory that the child may have and the memory that it had, in bytes, if it has
+    /// ended because of that.
+    pub(crate) fn over_memory(&self) -> Option<(u64, u64)> {
+        let board = self.board.filter(|_| self.broke_protocol.is_none())?;
+        let Restraints { memory, limits, .. } = self.restraints?;
+        let (limit, note) = match self.status.signal() {
+            // It has killed itself.
+            Some(libc::SIGKILL) => (*memory, &board.memory_peak),
+            // It was refused memory.
+            Some(libc::SIGABRT) => {
+                (memory.iter().copied().chain(limits.of_memory()).min(), &board.memory_refused)
+            }
+            _ => return None,
+        };
+        Some((limit?, note.load(Ordering::Acquire))).filter(|(_, had)| *had > 0)
+    }
+
     /// Returns why this task has no result: the child ended while it ran it.
     pub(crate) fn of_task(self, task: TaskId, name: &str) -> TaskError {
-        let Ending { pid, status, board, reached, killed_by_us, broke_protocol, stopped_by } = self;
+        let over_memory = self.over_memory();
+        let Ending {
+            pid, status, board, reached, killed_by_us, broke_protocol, stopped_by, ..
+        } = self;
+        let cpu_time = self.restraints.and_then(|restraints| restraints.limits.of_cpu_time());
         let board = board.filter(|_| broke_protocol.is_none());
         let signal = status.signal();
         // If std's handler knows the stack, it ends the process by SIGABRT. Otherwise it lets the
@@ -57,6 +81,11 @@ impl Ending<'_> {
             // Built with `panic = "abort"`, or panicked where unwinding is not possible.
             return TaskError::Panicked(RemoteError::new(name, failure).ended_by(status));
         }
+        if let Some((limit, peak)) = over_memory
+            && !stack_overflow
+        {
+            return TaskError::MemoryLimit { limit, peak, attempts: 0 };
+        }
         let last_panic = noted.map(|(failure, _, elsewhere)| {
             let note = RemoteError::new(name, failure);
             LastPanic { panic: note, elsewhere }
@@ -70,6 +99,7 @@ impl Ending<'_> {
             last_panic,
             no_entry: !reached && signal.is_none(),
             stopped_by: stopped_by.filter(|_| signal == Some(libc::SIGKILL)),
+            cpu_time: cpu_time.filter(|_| signal == Some(libc::SIGXCPU)),
             attempts: 0,
             is_poison: false,
         };
@@ -106,6 +136,7 @@ mod tests {
             killed_by_us: false,
             broke_protocol: None,
             stopped_by: None,
+            restraints: None,
         }
     }
 
@@ -162,6 +193,40 @@ mod tests {
         let exited =
             Ending { stopped_by: Some(libc::SIGTTIN), ..ending(ExitStatus::Exited(3), None) };
         assert_eq!(lost(exited.of_task(TASK, "work")).stopped_by, None);
+    }
+
+    #[test]
+    fn a_note_of_memory_is_the_cause_only_of_the_end_that_it_leads_to() {
+        let (board, _fd) = board::create().unwrap();
+        let restraints = Restraints { memory: Some(100), ..Restraints::default() };
+        let ended = |signal| Ending {
+            restraints: Some(&restraints),
+            ..ending(ExitStatus::Signaled(signal), Some(&board))
+        };
+        let of = |signal| ended(signal).of_task(TASK, "work");
+        assert!(of(libc::SIGKILL).is_worker_lost() && of(libc::SIGABRT).is_worker_lost());
+        board.memory_peak.store(130, Ordering::Release);
+        assert!(
+            matches!(of(libc::SIGKILL), TaskError::MemoryLimit { limit: 100, peak: 130, .. }),
+            "{}",
+            of(libc::SIGKILL)
+        );
+        assert!(of(libc::SIGABRT).is_worker_lost() && of(libc::SIGSEGV).is_worker_lost());
+        board.memory_refused.store(70, Ordering::Release);
+        assert!(matches!(of(libc::SIGABRT), TaskError::MemoryLimit { limit: 100, peak: 70, .. }));
+        // What a worker notes that has no limit, or has broken the protocol, is not believed.
+        let unlimited = Ending { restraints: None, ..ended(libc::SIGKILL) };
+        assert!(unlimited.of_task(TASK, "work").is_worker_lost());
+        let broken = Ending { broke_protocol: Some("garbage".into()), ..ended(libc::SIGKILL) };
+        assert!(broken.of_task(TASK, "work").is_worker_lost());
+        // A panic that ended the process is the cause of an abort.
+        board.note_panic(TASK, "src/x.rs:1:2", "boom", true);
+        assert!(of(libc::SIGABRT).is_panic());
+        let cause = ended(libc::SIGKILL).before_ready(true, Some("load"));
+        assert!(matches!(
+            cause,
+            BrokenCause::Initializer(error) if matches!(*error, TaskError::MemoryLimit { .. })
+        ));
     }
 
     #[test]

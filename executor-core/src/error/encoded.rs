@@ -30,6 +30,7 @@ struct Lost {
     stopped_by: Option<i32>,
     attempts: u32,
     is_poison: bool,
+    cpu_time: Option<std::time::Duration>,
 }
 
 /// A [`TaskError`], as it is encoded.
@@ -114,6 +115,7 @@ fn from_lost(detail: &LostDetail) -> Lost {
         stopped_by: detail.stopped_by,
         attempts: detail.attempts,
         is_poison: detail.is_poison,
+        cpu_time: detail.cpu_time,
     }
 }
 
@@ -130,6 +132,7 @@ fn to_lost(lost: Lost) -> LostDetail {
         stopped_by: lost.stopped_by,
         attempts: lost.attempts,
         is_poison: lost.is_poison,
+        cpu_time: lost.cpu_time,
     }
 }
 

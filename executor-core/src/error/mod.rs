@@ -92,12 +92,15 @@ pub enum TaskError {
         detail: Arc<TimedOutDetail>,
     },
 
-    /// The worker used more memory than it may. Only executors that limit memory report this error.
+    /// The worker used more memory than it may while it ran this task, and has ended and was
+    /// replaced. Only executors with a limit on memory report this error: see
+    /// [`worker_memory_limit`](crate::ProcessPoolBuilder::worker_memory_limit).
     #[non_exhaustive]
     MemoryLimit {
         /// Allowed memory, in bytes.
         limit: u64,
-        /// Used memory, in bytes.
+        /// Private memory that the worker had when it ended, in bytes. It is below the limit if the
+        /// worker ended because it was refused an allocation that would have gone far beyond.
         peak: u64,
         /// How often the task was tried: see [`attempts`](TaskError::attempts).
         attempts: u32,
@@ -159,7 +162,11 @@ impl TaskError {
                 write!(f, "task `{task}` timed out: {} of {limit:?} has passed", phase.describe())
             }
             TaskError::MemoryLimit { limit, peak, .. } => {
-                write!(f, "memory limit exceeded: {peak} bytes used, {limit} allowed")
+                write!(f, "memory limit exceeded: {peak} bytes used, {limit} allowed")?;
+                match peak < limit {
+                    true => f.write_str("; an allocation was refused that would have needed more"),
+                    false => Ok(()),
+                }
             }
             TaskError::Cancelled => f.write_str("the task was cancelled"),
             TaskError::Encode(failure) | TaskError::Decode(failure) => {
@@ -437,6 +444,9 @@ pub struct LostDetail {
     /// The signal that had stopped the worker, if the worker was killed because nobody continued
     /// it.
     pub stopped_by: Option<i32>,
+    /// The processor time that a task may use ([`Limits::cpu_time`](crate::Limits::cpu_time)), if
+    /// the worker has ended because the task used more.
+    pub cpu_time: Option<Duration>,
     /// How often the task was tried. 0 and 1 mean that it was not tried again.
     pub attempts: u32,
     /// Whether the task was to be tried again, but has ended as many workers as a task may end
@@ -471,6 +481,8 @@ impl LostDetail {
             format!(" and never reached executor's entry point; {ADD_THE_ENTRY}")
         } else if self.stack_overflow {
             " (stack overflow)".into()
+        } else if let Some(limit) = self.cpu_time {
+            format!(" (the task used more processor time than {limit:?}, see `Limits::cpu_time`)")
         } else if let Some(signal @ (libc::SIGTTOU | libc::SIGTTIN)) = self.stopped_by {
             let (name, why) = match signal {
                 libc::SIGTTIN => ("SIGTTIN", "reads from it"),

@@ -280,8 +280,14 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 let args = (0..args).map(|at| vec![b'a'; at * 9].into()).collect();
                 let directory = (transport == Transport::Ipc).then(|| b"/tmp/x".to_vec().into());
                 let (stack_bytes, depth) = (Some(1 << 20), 1);
-                let worker =
-                    WorkerSetup { nonce: 1, stack_bytes, several_cpus: true, transport, directory };
+                let worker = WorkerSetup {
+                    nonce: 1,
+                    stack_bytes,
+                    several_cpus: true,
+                    transport,
+                    directory,
+                    restraints: Default::default(),
+                };
                 let identity = Identity {
                     depth,
                     args,

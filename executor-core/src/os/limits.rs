@@ -5,13 +5,14 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-/// Resource limits for a [`Process`](crate::Process). The system refuses what exceeds a limit, or
+/// Resource limits for a [`Process`](crate::Process), or for each worker of an executor
+/// ([`limits`](crate::ProcessPoolBuilder::limits)). The system refuses what exceeds a limit, or
 /// ends the process.
 ///
-/// The limits are those of the kernel (`setrlimit`). They are set in the child before its body
-/// begins, and processes that the body starts inherit them. A limit that is not set stays as it is
-/// in the parent. Limits can only be lowered. Memory and processor time are hard limits; the body
-/// can raise the other two again, up to the parent's limit.
+/// The limits are those of the kernel (`setrlimit`). They are set in the child before its body or
+/// its first task begins, and processes that it starts inherit them. A limit that is not set stays
+/// as it is in the parent. Limits can only be lowered. Memory is a hard limit, as is the processor
+/// time of a `Process`; the child can raise the others again, up to the parent's limit.
 ///
 /// ```
 /// use executor::Limits;
@@ -38,6 +39,10 @@ impl Limits {
 
     /// Maximum processor time, rounded up to whole seconds (`RLIMIT_CPU`). `SIGXCPU` ends a process
     /// that uses more.
+    ///
+    /// In a worker of an executor, the limit is one for each task, and for the initializer: time
+    /// that earlier tasks have used does not count. All threads of the worker count. The system
+    /// counts in whole seconds, so a task may get up to one second more.
     pub fn cpu_time(mut self, time: Duration) -> Self {
         self.cpu_time = Some(time);
         self
@@ -57,6 +62,37 @@ impl Limits {
         self
     }
 
+    /// Returns what is wrong with these limits for a worker, if anything is.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        if self.memory == Some(0) {
+            return Err("the limit `memory` must be above 0");
+        }
+        if self.cpu_time == Some(Duration::ZERO) {
+            return Err("the limit `cpu_time` must be above 0");
+        }
+        if self.open_files == Some(0) {
+            return Err("the limit `open_files` must be above 0");
+        }
+        Ok(())
+    }
+
+    /// Returns the limit of memory, in bytes.
+    pub(crate) fn of_memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Returns the limit of processor time.
+    pub(crate) fn of_cpu_time(&self) -> Option<Duration> {
+        self.cpu_time
+    }
+
+    /// Applies the limits to this process, which is a worker. Returns the limit that has to be set
+    /// for each task.
+    pub(crate) fn adopt_in_worker(&self) -> Result<Option<CpuTime>, String> {
+        Limits { cpu_time: None, ..self.clone() }.adopt()?;
+        Ok(self.cpu_time.map(|limit| CpuTime { seconds: whole_seconds(limit) }))
+    }
+
     /// Removes the limits that could stop a large result from being sent. Such a result is sent in
     /// an anonymous file, which needs a descriptor and has a size.
     pub(crate) fn lift(&self) {
@@ -73,7 +109,7 @@ impl Limits {
 
     /// Applies the limits to this process.
     pub(crate) fn adopt(&self) -> Result<(), String> {
-        let seconds = self.cpu_time.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
+        let seconds = self.cpu_time.map(whole_seconds);
         for (resource, what, limit) in [
             (Resource::Data, "memory", self.memory),
             (Resource::Cpu, "cpu_time", seconds),
@@ -98,5 +134,48 @@ impl Limits {
                 .map_err(|error| format!("the limit `{what}` of {limit} was refused: {error}"))?;
         }
         Ok(())
+    }
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
+}
+
+/// The processor time that each task of a worker may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuTime {
+    seconds: u64,
+}
+
+impl CpuTime {
+    /// Allows this process as much processor time from now on. Only the limit at which SIGXCPU is
+    /// sent moves: one at which the system kills the process could not be raised again.
+    pub(crate) fn begin(self) {
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        // The second that has begun counts as used up.
+        let used = used.tv_sec.max(0).unsigned_abs() + 1;
+        let maximum = getrlimit(Resource::Cpu).maximum;
+        let allowed = used.saturating_add(self.seconds);
+        let current = Some(maximum.map_or(allowed, |maximum| maximum.min(allowed)));
+        // If this is refused, the limit of an earlier task stays, which is lower.
+        let _ = setrlimit(Resource::Cpu, Rlimit { current, maximum });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_nothing_can_keep_are_told_apart() {
+        let limits = Limits::default;
+        assert_eq!(limits().check(), Ok(()));
+        assert_eq!(limits().file_size(0).memory(1).open_files(1).check(), Ok(()));
+        assert!(limits().memory(0).check().is_err());
+        assert!(limits().cpu_time(Duration::ZERO).check().is_err());
+        assert!(limits().open_files(0).check().is_err());
+        assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
+        assert_eq!(whole_seconds(Duration::from_secs(3)), 3);
+        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
     }
 }

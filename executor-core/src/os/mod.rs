@@ -17,6 +17,8 @@
 //! asked        adds to an error what the system was asked for
 //! available_memory
 //!              whether this much memory is available
+//! private_memory
+//!              how much memory belongs to this process alone
 //! setting      settings from environment variables
 //! sealed       bytes in an anonymous file of their own, sealed against writing
 //! ready        sleeps until a descriptor is ready
@@ -58,6 +60,7 @@ pub(crate) mod local;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
 pub(crate) mod orphans;
+pub(crate) mod private_memory;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod ready;

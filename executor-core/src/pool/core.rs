@@ -37,7 +37,10 @@ use crate::{
     id::WorkerId,
     transport::Link,
     unwind::catch,
-    wire::frame::{Order, ToWorker},
+    wire::{
+        frame::{Order, ToWorker},
+        handshake::Restraints,
+    },
 };
 
 /// Maximum number of chunks that wait in the intake although a worker could take them: see
@@ -162,6 +165,8 @@ pub(super) struct Core {
     /// What is to be logged when the lock is free.
     pub(super) log: Vec<LogRecord>,
     pub(super) counts: Counts,
+    /// What a worker may not exceed.
+    restraints: Restraints,
     /// Empty between two events, except after a panic. Kept to reuse the allocation.
     actions: Actions,
     absorbed: Vec<Chunk>,
@@ -628,9 +633,10 @@ impl std::ops::DerefMut for Locked<'_> {
 }
 
 impl Core {
-    pub(super) fn new(scheduler: Scheduler<Chunk>) -> Self {
+    pub(super) fn new(scheduler: Scheduler<Chunk>, restraints: Restraints) -> Self {
         Core {
             scheduler,
+            restraints,
             workers: BTreeMap::new(),
             threads: Threads::NotStarted,
             armed: None,
@@ -678,7 +684,7 @@ impl Core {
             End::Lost(worker) => self.workers.get(&worker),
         };
         match lost {
-            Some(worker) => worker.ending().of_task(chunk.first_id(), chunk.name()),
+            Some(worker) => worker.ending(&self.restraints).of_task(chunk.first_id(), chunk.name()),
             None => TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
         }
     }
@@ -721,6 +727,7 @@ mod tests {
             exit_timeout: None,
             defaults: TaskDefaults::default(),
             pressure: None,
+            restraints: Restraints::default(),
         };
         Pool::new(options).unwrap()
     }

@@ -584,14 +584,17 @@ impl Driver {
         self.pool.rings.remove(id);
         self.pool.doorbell.0.ring();
         self.pool.lock().some_event(|core, now, out| {
-            let Core { scheduler, workers, .. } = core;
+            let Core { scheduler, workers, log, .. } = core;
             if let Some(cause) = workers.get(&id).and_then(|worker| worker.refused.clone()) {
                 return scheduler.on_start_refused(now, id, cause, out);
             }
             let initializer =
                 self.pool.options.initializer.as_ref().map(|initializer| &*initializer.name);
             let unknown = Worker::default();
-            let ending = workers.get(&id).unwrap_or(&unknown).ending();
+            let ending = workers.get(&id).unwrap_or(&unknown).ending(&self.pool.options.restraints);
+            if let Some((limit, peak)) = ending.over_memory() {
+                log.push(LogRecord::OverMemory { pid: ending.pid, peak, limit });
+            }
             let cause = |said_hello: bool| ending.before_ready(said_hello, initializer);
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
         });

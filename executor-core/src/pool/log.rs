@@ -18,6 +18,18 @@ pub(super) enum LogRecord {
         signal: i32,
         pid: u32,
     },
+    /// A worker leaves because its memory has grown by this many bytes.
+    Grown {
+        pid: u32,
+        bytes: u64,
+        max: u64,
+    },
+    /// A worker has ended itself, because it had too much memory.
+    OverMemory {
+        pid: u32,
+        peak: u64,
+        limit: u64,
+    },
     NotStopping {
         worker: u32,
         timeout: Duration,
@@ -50,6 +62,22 @@ impl LogRecord {
                     workers_max,
                     busy,
                     "workers that are not needed any more leave after the tasks that they run"
+                );
+            }
+            LogRecord::Grown { pid, bytes, max } => {
+                tracing::warn!(
+                    pid,
+                    bytes,
+                    max,
+                    "the memory of a worker has grown, and the worker is replaced (`max_rss_growth`)"
+                );
+            }
+            LogRecord::OverMemory { pid, peak, limit } => {
+                tracing::warn!(
+                    pid,
+                    peak,
+                    limit,
+                    "a worker had too much memory, and has ended (`worker_memory_limit`)"
                 );
             }
             LogRecord::NotStopping { worker, timeout } => {

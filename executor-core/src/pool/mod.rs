@@ -90,7 +90,10 @@ use crate::{
     registry::TaskEntry,
     segment::Store,
     transport::{ipc, ring::doorbell::Doorbell},
-    wire::{handshake::Transport, payload::Payload},
+    wire::{
+        handshake::{Restraints, Transport},
+        payload::Payload,
+    },
 };
 
 /// A call that each worker runs before any task.
@@ -141,6 +144,8 @@ pub(crate) struct PoolOptions {
     pub(crate) defaults: TaskDefaults,
     /// The limits on pending tasks, if there are any.
     pub(crate) pressure: Option<Arc<Pressure>>,
+    /// What a worker may not exceed.
+    pub(crate) restraints: Restraints,
 }
 
 pub(crate) struct Pool {
@@ -226,7 +231,7 @@ impl Pool {
         let bell = EventFd::new().asked("an eventfd")?;
         let pool = Arc::new_cyclic(|me| Pool {
             me: Weak::clone(me),
-            core: Mutex::new(Core::new(Scheduler::new(config))),
+            core: Mutex::new(Core::new(Scheduler::new(config), options.restraints.clone())),
             intake: Intake::default(),
             rings: reader::Rings::default(),
             doorbell: (Arc::new(doorbell), doorbell_fd),

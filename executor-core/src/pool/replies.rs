@@ -18,7 +18,7 @@ use crate::{
     error::{BrokenCause, reply},
     future::cell::Wakers,
     id::{TaskId, WorkerId},
-    wire::frame::{Frame, FromWorker, Reply, WireError},
+    wire::frame::{Frame, FromWorker, Reply, WireError, flag},
 };
 
 impl Pool {
@@ -88,8 +88,10 @@ impl Pool {
         out: &mut Actions,
         replies: &mut Outcomes,
     ) -> Obeys {
-        let Core { scheduler, workers, counts, .. } = core;
+        let Core { scheduler, workers, counts, log, .. } = core;
         let claims = Boards(workers);
+        let has_grown = frame.header.flags & flag::GROWN != 0;
+        frame.header.flags &= !flag::GROWN;
         if frame.header.flags != 0 {
             let opened = workers
                 .get(&id)
@@ -103,6 +105,10 @@ impl Pool {
         }
         // Ids of tasks begin at 1. The initializer's reply has id 0.
         let initializer = frame.header.task.as_u64() == 0;
+        let max = self.options.restraints.growth;
+        if has_grown && (max.is_none() || initializer) {
+            return Obeys::No;
+        }
         match frame.header.reply {
             // A worker's ring shows its free space by itself. If credit frames were allowed as
             // well, a worker could send them without end.
@@ -164,6 +170,15 @@ impl Pool {
                     left -= count;
                 }
             }
+        }
+        if has_grown && scheduler.on_grown(id, &Boards(workers)) {
+            let worker = workers.get(&id);
+            let board = worker.and_then(|worker| worker.link.as_ref()).map(|link| link.board());
+            log.push(LogRecord::Grown {
+                pid: worker.map_or(0, Worker::pid),
+                bytes: board.map_or(0, |board| board.memory_grown.load(Ordering::Acquire)),
+                max: max.unwrap_or(0),
+            });
         }
         Obeys::Yes
     }

@@ -115,6 +115,8 @@ const KINDS: &[&str] = &[
     "resize: grows",
     "resize: shrinks",
     "resize: one that was about to leave stays",
+    "has grown",
+    "leaves because it has grown",
     "exits as asked",
     "ignores stop",
     "ignores SIGTERM",
@@ -410,6 +412,8 @@ struct Process {
     // Reasons to end the worker.
     caught: bool,
     lied: bool,
+    /// Whether its memory has grown so much that it leaves.
+    grown: bool,
     stop_sent: Option<Instant>,
     terminated: Option<Instant>,
     killed: Option<Instant>,
@@ -546,6 +550,8 @@ struct Climate {
     timeouts: u64,
     ends: u64,
     resizes: u64,
+    /// How often the memory of a worker has grown too much after a task.
+    grows: u64,
 }
 
 impl Climate {
@@ -561,6 +567,7 @@ impl Climate {
             timeouts: dice.pick(&[0, 100, 500, 1_000]),
             ends: dice.pick(&[0, 1, 3, 10]),
             resizes: dice.pick(&[0, 0, 300, 1_000]),
+            grows: dice.pick(&[0, 0, 0, 20, 300]),
         }
     }
 
@@ -576,6 +583,7 @@ impl Climate {
             timeouts: 0,
             ends: 0,
             resizes: 0,
+            grows: 0,
         }
     }
 }
@@ -812,6 +820,7 @@ impl World {
                     refused: false,
                     caught: false,
                     lied: false,
+                    grown: false,
                     stop_sent: None,
                     terminated: None,
                     killed: None,
@@ -842,7 +851,7 @@ impl World {
                 // The worker may be dead: the scheduler learns that after the worker's last reply.
                 assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
                 assert!(
-                    process.killed.is_none() && process.stop_sent.is_none(),
+                    process.killed.is_none() && process.stop_sent.is_none() && !process.grown,
                     "{worker:?} is leaving"
                 );
                 let mut words = process.words.borrow_mut();
@@ -871,9 +880,11 @@ impl World {
                 // A worker that lied may have run fewer tasks than its replies say.
                 let retires =
                     spent.is_some_and(|spent| process.begun.len() == spent || process.lied);
+                let grown = process.grown;
                 let doomed = self.shut_down || self.killed || self.broken;
                 match self.why_leaves(id) {
                     _ if doomed => {}
+                    _ if grown => self.note("leaves because it has grown", Some(id), None),
                     _ if retires => self.note("leaves by its limit", Some(id), None),
                     Some(why) => self.note(why, Some(id), None),
                     None => panic!("{id:?} is stopped in an open pool"),
@@ -1706,9 +1717,11 @@ impl World {
                 story.is_some_and(|story| story.conduct == Conduct::Fails)
             })
             .collect();
+        let grows: Vec<bool> =
+            batch.iter().map(|_| self.dice.permille(self.climate.grows)).collect();
         self.event_then(
             |scheduler, now, claims, out| {
-                let decide = |(message, nanos)| match message {
+                let mut decide = |scheduler: &mut Scheduler<Ticket>, message, nanos| match message {
                     FromWorker::Ready => {
                         scheduler.on_ready(now, id, claims, out);
                         ("ready", None)
@@ -1752,13 +1765,21 @@ impl World {
                     }
                     FromWorker::Garbage => unreachable!("cut off above"),
                 };
-                let answers: Vec<_> = batch.into_iter().zip(takes).map(decide).collect();
+                let mut answers = Vec::new();
+                for ((message, nanos), grows) in batch.into_iter().zip(takes).zip(grows) {
+                    let answer = decide(scheduler, message, nanos);
+                    answers.push(answer);
+                    if grows && answer.0.starts_with("reply: ") && scheduler.on_grown(id, claims) {
+                        answers.push(("has grown", None));
+                    }
+                }
                 scheduler.after_replies(now, id, claims, out);
                 answers
             },
             |world, answers| {
                 for &(what, task) in answers {
                     world.note(what, Some(id), task);
+                    world.process(id).grown |= what == "has grown";
                     if let ("reply: value", Some(task)) = (what, task) {
                         let just = world.begun_on(task, id) || world.processes[&id].lied;
                         assert!(just, "{task:?} is answered by {id:?}, which did not run it");

@@ -80,6 +80,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         several_cpus: cpu::several_usable(),
         transport: pool.options.transport,
         directory: path.map(Into::into),
+        restraints: pool.options.restraints.clone(),
     });
     let mut descriptors = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
     // A worker without arenas works too: all bytes then go through the transport.

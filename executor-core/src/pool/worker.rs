@@ -32,6 +32,7 @@ use crate::{
     transport::{Link, board::Begun},
     wire::{
         frame::{ToWorker, WireError, flag},
+        handshake::Restraints,
         payload::Payload,
     },
 };
@@ -141,7 +142,7 @@ impl Worker {
     }
 
     /// Returns what is known about the worker's end.
-    pub(super) fn ending(&self) -> Ending<'_> {
+    pub(super) fn ending<'a>(&'a self, restraints: &'a Restraints) -> Ending<'a> {
         Ending {
             pid: self.pid(),
             status: self
@@ -154,6 +155,7 @@ impl Worker {
             killed_by_us: self.killed_by_us,
             broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
             stopped_by: self.killed_as_stopped_by,
+            restraints: Some(restraints),
         }
     }
 }

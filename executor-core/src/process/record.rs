@@ -239,6 +239,7 @@ impl Record {
             killed_by_us: killed,
             broke_protocol: None,
             stopped_by: None,
+            restraints: None,
         }
     }
 

@@ -71,6 +71,15 @@ pub(crate) struct Board {
     /// Whether the process has reached its entry point and knows what it is to run.
     reached: AtomicU8,
     pub(crate) stack_overflow: AtomicU8,
+    /// The private memory of a worker that kills itself because it has more than it may have, in
+    /// bytes. Otherwise 0.
+    pub(crate) memory_peak: AtomicU64,
+    /// The private memory of a worker that aborts because it was refused memory, in bytes.
+    /// Otherwise 0.
+    pub(crate) memory_refused: AtomicU64,
+    /// How much private memory a worker has more than when it was ready, in bytes. Written before a
+    /// reply that says so.
+    pub(crate) memory_grown: AtomicU64,
     panic_text: [AtomicU8; TEXT_BYTES],
 }
 

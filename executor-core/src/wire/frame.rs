@@ -91,7 +91,10 @@ pub(crate) mod flag {
     pub(crate) const SEGMENT: u8 = 8;
     /// For any kind: a message with the frame's descriptors is in the control socket.
     pub(crate) const ATTACHED: u8 = 16;
-    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED;
+    /// From the worker: its memory has grown so much that it should get no more tasks. The board
+    /// says how much.
+    pub(crate) const GROWN: u8 = 32;
+    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | GROWN;
 }
 
 /// The header of a frame to a worker.

@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// Version of the protocol. It changes whenever a message of the wire changes.
-pub(crate) const VERSION: u32 = 5;
+pub(crate) const VERSION: u32 = 6;
 /// A value in the place of the version: a [`Refusal`] follows. All versions encode it in the same
 /// way.
 const REFUSED: u32 = u32::MAX;
@@ -115,6 +115,18 @@ pub(crate) struct WorkerSetup {
     /// Over ipc-channel: the directory for the worker's server. No other user may look into it, and
     /// the parent removes it.
     pub(crate) directory: Option<serde_bytes::ByteBuf>,
+    pub(crate) restraints: Restraints,
+}
+
+/// What the worker of a pool may not exceed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Restraints {
+    /// Private memory in bytes. With more, the worker ends itself.
+    pub(crate) memory: Option<u64>,
+    /// How much private memory, in bytes, the worker may have more than when it was ready. With
+    /// more, it is replaced after the task.
+    pub(crate) growth: Option<u64>,
+    pub(crate) limits: crate::os::limits::Limits,
 }
 
 /// What a process with one task needs.

@@ -168,7 +168,7 @@ fn prepare(
         .map_err(|error| format!("its environment or working directory was refused: {error}"))?;
     }
     if !setup.outlives_parent {
-        watcher::start(parent, socket, None)
+        watcher::start(parent, socket, None, None)
             .map_err(|error| format!("it cannot watch its parent: {error}"))?;
     }
     // Set the limits last, because the steps above need descriptors.

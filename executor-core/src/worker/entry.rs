@@ -13,7 +13,7 @@ use std::{
 
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::{ancillary::Arguments, body, fork_server, serve, watcher};
+use super::{ancillary::Arguments, body, fork_server, guard::Guard, serve, watcher};
 use crate::{
     child::{
         self,
@@ -288,7 +288,7 @@ fn work(
     let socket: &'static OwnedFd = Box::leak(Box::new(socket));
     cpu::adopt_several(setup.several_cpus);
     let ready = prepare(parent, &setup, socket, descriptors, own_thread);
-    let Ready { segment, doorbell, arenas, server } = match ready {
+    let Ready { segment, doorbell, arenas, guard, server } = match ready {
         Ok(ready) => ready,
         Err(refusal) => refuse(socket, &refusal),
     };
@@ -298,8 +298,8 @@ fn work(
     socket::send(socket, &handshake::to_bytes(&hello), &[])?;
     kill_point!(HelloSaid);
     match server {
-        Some(server) => serve::serve(server.accept(&segment.board)?, socket, arenas),
-        None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket, arenas),
+        Some(server) => serve::serve(server.accept(&segment.board)?, socket, arenas, guard),
+        None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket, arenas, guard),
     }
 }
 
@@ -308,6 +308,7 @@ struct Ready {
     segment: &'static Segment,
     doorbell: &'static Doorbell,
     arenas: serve::Arenas,
+    guard: Guard,
     /// The server and its name. Only for the transport over ipc-channel.
     server: Option<(ipc::Server, String)>,
 }
@@ -333,15 +334,12 @@ fn prepare(
         ),
         _ => None,
     };
+    let segment: &'static Segment = Box::leak(Box::new(segment));
+    let guard = Guard::start(&setup.restraints, &segment.board)?;
     // Start this before anything that waits for the parent.
-    watcher::start(parent, socket, directory)
+    watcher::start(parent, socket, directory, guard.gauge())
         .map_err(|error| Refusal::of("to watch its parent", &error))?;
-    Ok(Ready {
-        segment: Box::leak(Box::new(segment)),
-        doorbell: Box::leak(Box::new(doorbell)),
-        arenas,
-        server,
-    })
+    Ok(Ready { segment, doorbell: Box::leak(Box::new(doorbell)), arenas, guard, server })
 }
 
 fn open(

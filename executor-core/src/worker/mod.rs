@@ -14,6 +14,9 @@
 //! same way and reports how it ended. The fork server (`fork_server`) makes other children, and
 //! never has a second thread.
 //!
+//! The watcher thread also looks at the memory of a worker that may only have so much (`gauge`).
+//! What else a pool's limits mean for each task is in `guard`.
+//!
 //! When the parent dies, the watcher thread kills the worker's whole process group, even while a
 //! task computes. When a task panics, the panic hook first writes the message and the location to
 //! the board, so that they survive an abort. Then the panic is caught around the call. When the
@@ -25,6 +28,8 @@ mod body;
 mod call;
 pub(crate) mod entry;
 mod fork_server;
+mod gauge;
+mod guard;
 mod panics;
 mod serve;
 pub mod state;

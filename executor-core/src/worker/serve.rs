@@ -5,6 +5,7 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 use super::{
     ancillary::{self, Arguments, Arrived, Control},
     call::Caller,
+    guard::Guard,
     panics, watcher,
 };
 use crate::{
@@ -30,6 +31,7 @@ pub(super) fn serve(
     mut end: impl WorkerEnd + 'static,
     control: &'static OwnedFd,
     arenas: Arenas,
+    mut guard: Guard,
 ) -> io::Result<()> {
     let control = Control::new(control);
     let (mut arguments, results) = arenas.unzip();
@@ -69,6 +71,7 @@ pub(super) fn serve(
             end: &mut end,
             caller: &mut caller,
             stopwatch: &mut stopwatch,
+            guard: &mut guard,
             control: &control,
             header,
             arguments: located.map(|bytes| Arrived { bytes, attachments }),
@@ -102,6 +105,7 @@ struct Job<'a, E> {
     end: &'a mut E,
     caller: &'a mut Caller,
     stopwatch: &'a mut Stopwatch,
+    guard: &'a mut Guard,
     control: &'a Control,
     header: ToWorker,
     /// The arguments. They must not be read before they are claimed.
@@ -112,7 +116,7 @@ impl<E: WorkerEnd> Job<'_, E> {
     /// Runs the initializer, and reports whether it has succeeded.
     fn initialize(mut self) -> Result<(), Ended> {
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
-        let Job { end, caller, control, header, .. } = self;
+        let Job { end, caller, guard, control, header, .. } = self;
         kill_point!(InitBegins);
         let mut arguments = match arguments {
             Ok(arguments) => arguments,
@@ -121,7 +125,9 @@ impl<E: WorkerEnd> Job<'_, E> {
                 return Ok(());
             }
         };
+        guard.task_begins();
         caller.call(header.task, header.function, &mut arguments, |kind, contents, attachments| {
+            guard.initializer_ends();
             match kind {
                 // The value of the initializer is not sent. `Ready` says that it has run.
                 Reply::Done => {
@@ -145,8 +151,10 @@ impl<E: WorkerEnd> Job<'_, E> {
         let Items { first, count } = self.header.items;
         let board = self.end.board();
         kill_point!(BeforeClaim);
+        self.guard.task_begins();
         if !board.claim(self.header.seq, first, self.header.flags & flag::TIMED != 0) {
             kill_point!(ClaimRefused);
+            self.guard.task_left();
             return Ok(());
         }
         kill_point!(Claimed);
@@ -163,9 +171,11 @@ impl<E: WorkerEnd> Job<'_, E> {
         for item in first..count {
             if item > first {
                 kill_point!(BeforeClaimNext);
+                self.guard.task_begins();
                 if !board.claim_next(self.header.seq, item) {
                     // The pool has taken back the remaining items.
                     kill_point!(NextRefused);
+                    self.guard.task_left();
                     return Ok(());
                 }
                 kill_point!(NextClaimed);
@@ -191,15 +201,18 @@ impl<E: WorkerEnd> Job<'_, E> {
     #[cold]
     fn refuse(&mut self, item: u32, error: &io::Error) -> Result<(), Ended> {
         let header = FromWorker { task: self.task(item), ..FromWorker::new(Reply::Refused) };
+        self.guard.task_left();
         Ok(self.end.reply(header, unmapped(error).as_bytes())?)
     }
 
     /// Runs one item and replies.
     fn call(&mut self, item: u32, arguments: &mut Arrived<'_>) -> Result<(), Ended> {
         let task = self.task(item);
-        let Job { end, caller, stopwatch, control, header, .. } = self;
+        let Job { end, caller, stopwatch, guard, control, header, .. } = self;
         caller.call(task, header.function, arguments, |kind, contents, attachments| {
-            let header = FromWorker { task, nanos: stopwatch.lap(), ..FromWorker::new(kind) };
+            let flags = if guard.task_ends() { flag::GROWN } else { 0 };
+            let header =
+                FromWorker { task, nanos: stopwatch.lap(), flags, ..FromWorker::new(kind) };
             reply(*end, control, header, contents, attachments)
         })
     }

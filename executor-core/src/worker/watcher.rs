@@ -4,6 +4,7 @@
 //!  the parent ends          its pidfd is readable, and the kernel assigns another parent
 //!  the parent is replaced   (`exec`) it keeps its pid, but its end of the socket is closed:
 //!                           the new program does not know this process
+//!  a limit on memory        the watcher looks at it now and then, while tasks run: see `gauge`
 //!  this process is stopped  no thread of it runs: the kernel continues it when the parent ends
 //! ```
 
@@ -13,6 +14,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::atomic::{AtomicI32, Ordering},
     thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -23,6 +25,7 @@ use rustix::{
     },
 };
 
+use super::gauge::{Gauge, Looks};
 use crate::os::{arena::inode, ready, signals, socket::is_hung_up};
 
 /// How often to check the parent when no pidfd can be opened.
@@ -42,7 +45,7 @@ pub(super) fn outlive_no_stop() {
 
 /// Watches `parent` on a new thread, and also `socket`, whose other end the parent has. The watcher
 /// removes `directory`, which the parent has made for this process, because no other process does
-/// so when the parent is gone.
+/// so when the parent is gone. It also looks at what `gauge` measures.
 ///
 /// The socket stays open as long as this process lives, unless a task closes it although it does
 /// not own it. Then the descriptor number may belong to another file.
@@ -50,6 +53,7 @@ pub(super) fn start(
     parent: u32,
     socket: &'static OwnedFd,
     directory: Option<OsString>,
+    gauge: Option<&'static Gauge>,
 ) -> io::Result<()> {
     let end_group = move || {
         if let Some(directory) = &directory {
@@ -73,13 +77,29 @@ pub(super) fn start(
     let watch = move || {
         let mut watched = Some(pidfd);
         let mut lifeline = Some(socket);
+        let mut looks = gauge.map(Looks::new);
         loop {
+            let look_in = looks.as_mut().and_then(Looks::look);
+            let timeout = match (look_in, watched.is_none()) {
+                (Some(wait), _) => Some(timespec(wait)),
+                (None, true) => Some(WITHOUT_DESCRIPTOR),
+                (None, false) => None,
+            };
             // For the socket, no events are requested: the kernel always reports its hang-up.
             let ends = lifeline.iter().map(|socket| PollFd::new(*socket, PollFlags::empty()));
             let starts = watched.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN));
-            let mut fds: Vec<_> = ends.chain(starts).collect();
-            ready::doze(&mut fds, watched.is_none().then_some(&WITHOUT_DESCRIPTOR));
+            let bell = looks.as_mut().and_then(Looks::bell);
+            let bells = bell.iter().map(|bell| PollFd::new(*bell, PollFlags::IN));
+            let mut fds: Vec<_> = ends.chain(starts).chain(bells).collect();
+            ready::doze(&mut fds, timeout.as_ref());
+            let rings = bell.and_then(|_| fds.pop()).map(|bell| bell.revents());
+            let nothing_else = fds.iter().all(|fd| fd.revents().is_empty());
             drop(fds);
+            if let (Some(looks), Some(rings)) = (&mut looks, rings)
+                && !rings.is_empty()
+            {
+                looks.on_bell(rings != PollFlags::IN);
+            }
             // The kernel assigns another parent before it lets the poll return.
             if getppid() != pid {
                 end_group();
@@ -88,6 +108,9 @@ pub(super) fn start(
             lifeline = lifeline.filter(is_ours);
             if lifeline.is_some_and(|socket| is_hung_up(socket.as_fd())) {
                 end_group();
+            }
+            if looks.is_some() && nothing_else && watched.is_some() {
+                continue;
             }
             // The poll has returned for another reason: a task has closed a descriptor that it does
             // not own. Open another pidfd. The old one is not closed, because its number may belong
@@ -103,6 +126,10 @@ pub(super) fn start(
     })?;
     WATCHED.store(getpid().as_raw_nonzero().get(), Ordering::Relaxed);
     Ok(())
+}
+
+fn timespec(wait: Duration) -> Timespec {
+    Timespec { tv_sec: wait.as_secs() as _, tv_nsec: wait.subsec_nanos() as _ }
 }
 
 /// The id of the process that has a watcher thread. A forked copy of the process has none.

@@ -2,6 +2,8 @@
 
 use std::{ffi::OsString, sync::Arc, time::Duration};
 
+mod restraints;
+
 use super::{Handle, OnDrop, ProcessPoolExecutor};
 use crate::{
     child::birth::{self, Barren},
@@ -9,7 +11,12 @@ use crate::{
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
     pool::{AtEnd, Initializer, Lifespan, Pool, PoolOptions, TaskDefaults, pressure::Pressure},
     task::{IntoTask, TaskArgs, TaskFn},
-    wire::{attachment, buffer::Buffer, handshake::Transport, payload::Payload},
+    wire::{
+        attachment,
+        buffer::Buffer,
+        handshake::{Restraints, Transport},
+        payload::Payload,
+    },
 };
 
 /// Default for the longest time from the start of a worker process to its first message. A start
@@ -58,6 +65,7 @@ pub struct ProcessPoolBuilder {
     defaults: TaskDefaults,
     max_pending: Option<usize>,
     max_pending_bytes: Option<usize>,
+    restraints: Restraints,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
@@ -476,6 +484,7 @@ impl ProcessPoolBuilder {
             defaults,
             max_pending,
             max_pending_bytes,
+            restraints,
         } = self;
         let same_initializer = match (initializer, &other.initializer) {
             (None, None) => true,
@@ -497,6 +506,7 @@ impl ProcessPoolBuilder {
             && *defaults == other.defaults
             && *max_pending == other.max_pending
             && *max_pending_bytes == other.max_pending_bytes
+            && *restraints == other.restraints
     }
 
     /// Builds the executor. No process is started yet, unless
@@ -553,6 +563,7 @@ impl ProcessPoolBuilder {
                 "an environment variable's name is empty or has a `=` or a zero byte, or its value has one",
             );
         }
+        restraints::check(&self.restraints)?;
         ready::check().map_err(|error| BuildError::Os {
             what: "to wait for descriptors (`poll`)",
             error: Arc::new(error),
@@ -608,6 +619,7 @@ impl ProcessPoolBuilder {
             defaults: self.defaults,
             pressure: (self.max_pending.is_some() || self.max_pending_bytes.is_some())
                 .then(|| Pressure::new(self.max_pending, self.max_pending_bytes)),
+            restraints: self.restraints,
         })
         .map_err(|error| BuildError::Os {
             what: "the descriptors of an executor",

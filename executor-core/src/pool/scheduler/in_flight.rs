@@ -24,6 +24,8 @@ pub(super) struct InFlight {
     load: u64,
     /// How many more tasks the worker may get, if there is a limit.
     budget: Option<u32>,
+    /// Whether it gets no more tasks for another reason.
+    spent: bool,
     /// When the first sending became the first. It cannot have begun earlier.
     front_since: Instant,
     /// Whether the worker is counted among those with waiting tasks.
@@ -108,6 +110,7 @@ impl InFlight {
             next_seq: 1,
             load: 0,
             budget,
+            spent: false,
             front_since: now,
             counted: false,
             taken_in: None,
@@ -172,7 +175,7 @@ impl InFlight {
     /// Returns whether the worker has had all the tasks that it may have.
     #[inline]
     pub(super) fn is_spent(&self) -> bool {
-        self.budget == Some(0)
+        self.spent || self.budget == Some(0)
     }
 
     #[inline]
@@ -308,6 +311,11 @@ impl InFlight {
         }
         self.count(waiting);
         left
+    }
+
+    /// Records that the worker gets no more tasks.
+    pub(super) fn spend(&mut self) {
+        self.spent = true;
     }
 
     /// Removes the sending of a chunk that was taken back. Returns the place that it had.

@@ -1,4 +1,5 @@
-//! Events in a worker's lifespan: its hello, ready, stopped by a signal, continued, ended.
+//! Events in a worker's lifespan: its hello, ready, grown too large, stopped by a signal,
+//! continued, ended.
 
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,21 @@ impl<C: Scheduled> Scheduler<C> {
         self.refusals = 0;
         self.no_start_before = None;
         self.after_replies(now, id, claims, out);
+    }
+
+    /// Handles a worker that has more memory than it should go on with. It ends the tasks that it
+    /// has begun and leaves. The others go elsewhere. [`after_replies`](Self::after_replies) must
+    /// be called after this. Returns `false` if the worker was to leave anyway.
+    pub(crate) fn on_grown(&mut self, id: WorkerId, claims: &dyn Claims) -> bool {
+        let Some(worker) = self.workers.get_mut(&id) else { return false };
+        if !worker.is_useful() || worker.in_flight.is_spent() {
+            return false;
+        }
+        worker.in_flight.spend();
+        self.take_back_unbegun(id, usize::MAX, claims);
+        // It may have become idle by that, and then leaves.
+        self.idle.retain(|idle| *idle != id);
+        true
     }
 
     /// Handles a worker that was found stopped by a signal. Tasks that it has not begun go to
