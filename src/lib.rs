@@ -159,7 +159,8 @@ pub use executor_core::{
 #[doc(inline)]
 pub use executor_core::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, Chunked, Map, MapStream,
-    MapStreamWithIndex, MapWithIndex, ReturnWhen, TaskFuture, Unfinished, as_completed, wait,
+    MapStreamWithIndex, MapWithIndex, ReturnWhen, TaskFuture, Unfinished, Usage, UsageHandle,
+    as_completed, wait,
 };
 
 // Errors.

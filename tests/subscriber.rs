@@ -50,7 +50,7 @@ impl Subscriber for Asks {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// Makes it the subscriber of this process, which has two tests.
+/// Makes it the subscriber of this process, which has several tests.
 fn subscribe() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| tracing::subscriber::set_global_default(Asks).unwrap());
@@ -119,4 +119,21 @@ fn re13_the_replacement_of_a_worker_that_has_grown_is_logged() {
     pool.shutdown(true);
     assert_eq!(told("the memory of a worker has grown"), 1);
     assert_eq!(told("a worker had too much memory, and has ended"), 1);
+}
+
+#[test]
+fn the_usage_of_each_measured_item_of_a_map_is_logged() {
+    subscribe();
+    let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    let told = || {
+        let told = TOLD.lock().unwrap();
+        told.iter().filter(|(message, _)| message == "a task has ended").count()
+    };
+    let bytes = |n: usize| leak::task(n);
+    assert_eq!(pool.map(bytes, 0..10).filter(|outcome| outcome.is_ok()).count(), 10);
+    assert_eq!(told(), 0, "they are not measured");
+    let outcomes = pool.map(|n| leak::task(n).measure_usage(), 0..30);
+    assert_eq!(outcomes.filter(|outcome| outcome.is_ok()).count(), 30);
+    pool.shutdown(true);
+    assert_eq!(told(), 30);
 }

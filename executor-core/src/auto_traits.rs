@@ -51,6 +51,8 @@ const _: () = {
         AsCompletedTimeout<u8>,
         AsyncResult<u8>,
         CancelHandle,
+        UsageHandle,
+        Usage,
         IMap<Function, Encoded, std::vec::IntoIter<u8>, fn(u8) -> Task<Function, Encoded>>,
         Map<Function, Encoded, std::vec::IntoIter<u8>, fn(u8) -> Task<Function, Encoded>>,
         MapStream<Function, Encoded, std::vec::IntoIter<u8>, fn(u8) -> Task<Function, Encoded>>,

@@ -95,7 +95,7 @@ pub use executor::{
 };
 pub use future::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, CancelHandle, ReturnWhen, TaskFuture,
-    Unfinished, as_completed, wait,
+    Unfinished, UsageHandle, as_completed, wait,
 };
 pub use id::TaskId;
 pub use ipc::{
@@ -122,5 +122,5 @@ pub use sync::{
     Barrier, BarrierError, BoundedSemaphore, Condition, Event, Lock, LockGuard, LockResult,
     OwnerDied, Permit, RLock, RLockGuard, ReleaseError, Semaphore,
 };
-pub use task::{Encoded, IntoTask, Task, TaskArgs, TaskFn};
+pub use task::{Encoded, IntoTask, Task, TaskArgs, TaskFn, usage::Usage};
 pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};

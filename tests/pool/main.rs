@@ -22,6 +22,7 @@ mod stats;
 mod submit_map;
 #[path = "../support/mod.rs"]
 mod support;
+mod usage;
 mod wait;
 mod wakers;
 

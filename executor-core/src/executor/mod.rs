@@ -334,7 +334,8 @@ where
     E: Executor + ?Sized,
     F: TaskArgs<A>,
 {
-    let (args, options) = task.into_parts();
+    let (args, mut options) = task.into_parts();
+    let usage = options.begin_usage();
     // Each thread reuses one vector for all its submissions.
     let mut buffer = executor.buffer().using(local::take(&SMALL));
     let mut attached = Vec::new();
@@ -350,5 +351,5 @@ where
         }
         Err(error) => Cell::done(next_task_ids(1), Some(control), *error),
     };
-    TaskFuture::new::<F>(cell)
+    TaskFuture::new::<F>(cell, usage)
 }

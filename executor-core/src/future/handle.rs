@@ -15,7 +15,10 @@ use super::cell::{Callback, Cell, DoneCallback, Ended, Outcome};
 use crate::{
     error::{CodecFailure, Side, TaskError},
     id::TaskId,
-    task::TaskFn,
+    task::{
+        TaskFn,
+        usage::{Usage, UsageSlot},
+    },
     unwind::catch,
     wire::{
         attachment,
@@ -52,6 +55,8 @@ use crate::{
 pub struct TaskFuture<T> {
     cell: Arc<Cell>,
     decode: fn(Outcome) -> Result<T, TaskError>,
+    /// Where the usage will be, if it is measured.
+    usage: Option<Arc<UsageSlot>>,
     on_drop: OnDrop,
 }
 
@@ -126,8 +131,11 @@ fn decode_payload<F: TaskFn>(payload: &Payload) -> Result<F::Output, CodecError>
 }
 
 impl<T> TaskFuture<T> {
-    pub(crate) fn new<F: TaskFn<Output = T>>(cell: Arc<Cell>) -> Self {
-        TaskFuture { cell, decode: decode::<F>, on_drop: OnDrop::RunOn }
+    pub(crate) fn new<F: TaskFn<Output = T>>(
+        cell: Arc<Cell>,
+        usage: Option<Arc<UsageSlot>>,
+    ) -> Self {
+        TaskFuture { cell, decode: decode::<F>, usage, on_drop: OnDrop::RunOn }
     }
 
     pub(crate) fn cell(&self) -> &Arc<Cell> {
@@ -234,6 +242,41 @@ impl<T> TaskFuture<T> {
     /// Returns the task's id.
     pub fn id(&self) -> TaskId {
         self.cell.id()
+    }
+
+    /// Returns what the task has cost, if that is
+    /// [measured](crate::Task::measure_usage) and the task has ended.
+    ///
+    /// A worker reports it with its reply. So there is none for an attempt that ended without one,
+    /// because the worker was lost or killed; if an attempt before that was answered, this is the
+    /// usage of that one, and [`Usage::attempt`] says which.
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage_handle().get()
+    }
+
+    /// Returns a handle that gives the usage where the future is not at hand: in a callback, or
+    /// after `.await`.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn square(x: u64) -> u64 { x * x }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let future = pool.submit(square::task(7).measure_usage());
+    ///     let usage = future.usage_handle();
+    ///     future.on_done(move |outcome| {
+    ///         let worker = usage.get().unwrap().worker;
+    ///         assert_ne!(worker, std::process::id());
+    ///         assert_eq!(outcome.unwrap(), 49);
+    ///     });
+    ///     pool.shutdown(true);
+    /// }
+    /// ```
+    pub fn usage_handle(&self) -> UsageHandle {
+        UsageHandle { cell: Arc::clone(&self.cell), usage: self.usage.clone() }
     }
 
     /// Calls `callback` when the task has ended.
@@ -432,5 +475,24 @@ impl CancelHandle {
     /// Like [`TaskFuture::id`].
     pub fn id(&self) -> TaskId {
         self.cell.id()
+    }
+}
+
+/// A handle that gives the usage of a task: see [`TaskFuture::usage_handle`].
+#[derive(Clone, Debug)]
+pub struct UsageHandle {
+    cell: Arc<Cell>,
+    usage: Option<Arc<UsageSlot>>,
+}
+
+impl UsageHandle {
+    /// Like [`TaskFuture::usage`].
+    pub fn get(&self) -> Option<Usage> {
+        let usage = self.usage.as_ref()?;
+        // In a fork of this process the lock may be held for ever.
+        if self.cell.forked() || !self.cell.is_done() {
+            return None;
+        }
+        usage.get()
     }
 }

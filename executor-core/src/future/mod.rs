@@ -32,6 +32,6 @@ pub(crate) mod wait;
 pub use as_completed::{
     AsCompleted, AsCompletedStream, AsCompletedTimeout, Unfinished, as_completed,
 };
-pub use handle::{CancelHandle, TaskFuture};
+pub use handle::{CancelHandle, TaskFuture, UsageHandle};
 pub(crate) use handle::{decode, decode_bytes};
 pub use wait::{ReturnWhen, wait};

@@ -17,6 +17,7 @@
 //! asked        adds to an error what the system was asked for
 //! available_memory
 //!              whether this much memory is available
+//! meter        what this process uses between two moments
 //! private_memory
 //!              how much memory belongs to this process alone
 //! setting      settings from environment variables
@@ -59,6 +60,7 @@ pub(crate) mod liveness;
 pub(crate) mod local;
 #[cfg_attr(all(test, any(executor_loom, executor_shuttle)), path = "model/memory.rs")]
 pub(crate) mod memory;
+pub(crate) mod meter;
 pub(crate) mod orphans;
 pub(crate) mod private_memory;
 pub(crate) mod process;

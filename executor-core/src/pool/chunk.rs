@@ -37,9 +37,10 @@ use crate::{
     },
     id::{FnId, TaskId},
     registry::TaskEntry,
-    task::{Retry, TaskOptions},
+    task::{Retry, TaskOptions, usage::Usage},
     wire::{
         frame::{Items, Order, Reply, ToWorker, flag},
+        measured::Measured,
         payload::Payload,
         values::Values,
     },
@@ -233,6 +234,38 @@ impl Chunk {
         single.then(|| Scheduled::function(self)).filter(|function| function.0 != 0)
     }
 
+    /// Returns whether the worker measures what this task uses. Then it is a single call.
+    #[inline]
+    pub(super) fn measures(&self) -> bool {
+        self.options.measures()
+    }
+
+    /// Records what an attempt has cost. Returns the usage and the name of the task.
+    /// Returns `None` if it was not to be measured.
+    pub(super) fn used(
+        &self,
+        attempt: u32,
+        worker: u32,
+        measured: &Measured,
+        bytes_out: usize,
+    ) -> Option<(Usage, Box<str>)> {
+        if !self.options.measures() {
+            return None;
+        }
+        let slot = self.options.usage();
+        let usage = Usage {
+            bytes_in: self.arguments.size() as u64,
+            bytes_out: bytes_out as u64,
+            worker,
+            attempt,
+            ..Usage::new(slot.map(|slot| slot.submitted_nanos()), measured)
+        };
+        if let Some(slot) = slot {
+            slot.put(usage);
+        }
+        Some((usage, self.name().into()))
+    }
+
     /// Converts a worker's reply for one item.
     pub(super) fn answer(&self, reply: Reply, payload: Payload, attempts: u32) -> Answer {
         match reply {
@@ -300,6 +333,9 @@ impl Scheduled for Chunk {
         }
         if self.several {
             flags |= flag::CHUNK;
+        }
+        if self.options.measures() {
+            flags |= flag::MEASURED;
         }
         let header = ToWorker {
             flags,

@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-use crate::{debug::Chain, error::BrokenCause, wire::frame::FromWorker};
+use crate::{debug::Chain, error::BrokenCause, task::usage::Usage, wire::frame::FromWorker};
 
 pub(super) enum LogRecord {
     Broken(BrokenCause),
@@ -29,6 +29,11 @@ pub(super) enum LogRecord {
         pid: u32,
         peak: u64,
         limit: u64,
+    },
+    /// A task has ended whose usage was measured.
+    Used {
+        task: Box<str>,
+        usage: Box<Usage>,
     },
     NotStopping {
         worker: u32,
@@ -78,6 +83,25 @@ impl LogRecord {
                     peak,
                     limit,
                     "a worker had too much memory, and has ended (`worker_memory_limit`)"
+                );
+            }
+            LogRecord::Used { task, usage } => {
+                let Usage { queued, running, cpu_user, cpu_system, .. } = *usage;
+                tracing::debug!(
+                    task = &*task,
+                    attempt = usage.attempt,
+                    worker = usage.worker,
+                    ?queued,
+                    ?running,
+                    ?cpu_user,
+                    ?cpu_system,
+                    peak_memory = usage.peak_memory,
+                    private_memory = usage.private_memory,
+                    minor_faults = usage.minor_faults,
+                    major_faults = usage.major_faults,
+                    bytes_in = usage.bytes_in,
+                    bytes_out = usage.bytes_out,
+                    "a task has ended"
                 );
             }
             LogRecord::NotStopping { worker, timeout } => {

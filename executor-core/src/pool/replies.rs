@@ -7,18 +7,22 @@ use std::{
 
 use super::{
     Initializer, Pool, ancillary,
-    chunk::{Outcomes, Payloads},
+    chunk::{Chunk, Outcomes, Payloads},
     core::{Actions, Core},
     ending::Batch,
     log::LogRecord,
-    scheduler::{self, Replied},
+    scheduler::{self, Replied, Scheduled},
     worker::{Boards, Worker},
 };
 use crate::{
     error::{BrokenCause, reply},
     future::cell::Wakers,
     id::{TaskId, WorkerId},
-    wire::frame::{Frame, FromWorker, Reply, WireError, flag},
+    wire::{
+        frame::{Frame, FromWorker, Reply, WireError, flag},
+        measured::Measured,
+        payload::Payload,
+    },
 };
 
 impl Pool {
@@ -114,6 +118,17 @@ impl Pool {
             // well, a worker could send them without end.
             Reply::Credit if self.rings.of(id).is_some() => return Obeys::No,
             Reply::Credit => {}
+            // There is one for each task that is measured, and its reply comes next.
+            Reply::Usage => {
+                let measured = Measured::from_bytes(&frame.payload).map(Box::new);
+                let (Some(measured), Some(worker)) = (measured, workers.get_mut(&id)) else {
+                    return Obeys::No;
+                };
+                if initializer || has_grown || !frame.more.is_empty() || worker.measured.is_some() {
+                    return Obeys::No;
+                }
+                worker.measured = Some((frame.header.task, measured));
+            }
             Reply::Ready if scheduler.is_initializing(id) => {
                 scheduler.on_ready(now, id, &claims, out)
             }
@@ -145,6 +160,10 @@ impl Pool {
                     let count = match scheduler.on_reply(now, id, task, left, nanos, failed) {
                         Ok(Replied::Last(chunk, at, count)) => {
                             counts.answered(reply, count);
+                            if chunk.measures() {
+                                let worker = workers.get_mut(&id);
+                                log.extend(used(&chunk, chunk.attempts(), worker, &payloads));
+                            }
                             replies.answer_last(chunk, (at, count), reply, &mut payloads);
                             count
                         }
@@ -155,6 +174,14 @@ impl Pool {
                             count
                         }
                         Ok(Replied::Undecided(task)) => {
+                            if let Some(chunk) =
+                                scheduler.undecided(task).filter(|chunk| chunk.measures())
+                            {
+                                // The failure is counted already.
+                                let attempt = chunk.attempts() - 1;
+                                let worker = workers.get_mut(&id);
+                                log.extend(used(chunk, attempt, worker, &payloads));
+                            }
                             if let (Some(payload), Some(chunk)) =
                                 (payloads.next(), scheduler.undecided(task))
                             {
@@ -182,6 +209,25 @@ impl Pool {
         }
         Obeys::Yes
     }
+}
+
+/// Records what an attempt has cost, if its worker has reported that. Returns the log record.
+#[cold]
+fn used(
+    chunk: &Chunk,
+    attempt: u32,
+    worker: Option<&mut Worker>,
+    payloads: &Payloads,
+) -> Option<LogRecord> {
+    let worker = worker?;
+    let (task, measured) = worker.measured.take()?;
+    if task != Scheduled::base(chunk) {
+        // The report of another task, whose reply never came.
+        return None;
+    }
+    let bytes_out = payloads.first.as_ref().map_or(0, Payload::size);
+    let (usage, task) = chunk.used(attempt, worker.pid(), &measured, bytes_out)?;
+    Some(LogRecord::Used { task, usage: Box::new(usage) })
 }
 
 /// Whether a worker keeps to the protocol.

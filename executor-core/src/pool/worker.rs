@@ -27,12 +27,13 @@ use super::{ancillary::Ancillary, scheduler::Claims};
 use crate::{
     child::verdict::Ending,
     error::{BrokenCause, ExitStatus},
-    id::WorkerId,
+    id::{TaskId, WorkerId},
     os::process::Child,
     transport::{Link, board::Begun},
     wire::{
         frame::{ToWorker, WireError, flag},
         handshake::Restraints,
+        measured::Measured,
         payload::Payload,
     },
 };
@@ -60,6 +61,8 @@ pub(super) struct Worker {
     /// Why the worker cannot take tasks although its process was started: the system has refused
     /// something that it needs.
     pub(super) refused: Option<BrokenCause>,
+    /// What the worker has reported about the task whose reply comes next.
+    pub(super) measured: Option<(TaskId, Box<Measured>)>,
     /// When the pool stops waiting for the rest of the worker's replies, once it has ended.
     pub(super) drained_by: Option<Instant>,
 }

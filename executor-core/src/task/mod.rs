@@ -8,9 +8,11 @@
 //! ```
 
 pub(crate) mod encode;
+pub(crate) mod usage;
 
 use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
+use self::usage::UsageSlot;
 use crate::{
     error::TaskError,
     registry::TaskEntry,
@@ -202,6 +204,37 @@ impl<F: TaskFn, A> Task<F, A> {
     /// ```
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.options.set().name = Some(name.into().into_boxed_str());
+        self
+    }
+
+    /// Measures what the task costs: time, processor time, memory, bytes. See
+    /// [`TaskFuture::usage`](crate::TaskFuture::usage), which returns it when the task has ended.
+    ///
+    /// Each measured task is also logged at the level `DEBUG` of `tracing`, with all figures. For
+    /// the items of a [`map`](crate::ProcessPoolExecutor::map), which have no futures, that is the
+    /// only report.
+    ///
+    /// Measuring takes some ten microseconds for each task, in its worker. Tasks without this
+    /// option are not affected. `Process::new`, `initializer` and `preload` refuse it.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn fill(bytes: usize) -> usize { vec![1_u8; bytes].iter().map(|byte| *byte as usize).sum() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let future = pool.submit(fill::task(32 << 20).measure_usage());
+    ///     future.wait();
+    ///     let usage = future.usage().unwrap();
+    ///     assert!(usage.running >= usage.cpu_user / 2);
+    ///     assert!(usage.peak_memory.is_none_or(|bytes| bytes >= 32 << 20));
+    ///     assert_eq!(future.result().unwrap(), 32 << 20);
+    /// }
+    /// ```
+    pub fn measure_usage(mut self) -> Self {
+        self.options.set().measures = true;
         self
     }
 
@@ -428,6 +461,10 @@ pub(crate) struct SetOptions {
     pub(crate) retry: Option<Retry>,
     /// The number of workers that the task may end before it is not tried again. Set by the pool.
     pub(crate) poison_limit: u32,
+    /// Whether the worker measures what the task uses.
+    pub(crate) measures: bool,
+    /// Where the usage of this submission is put. Set when the task is submitted.
+    pub(crate) usage: Option<Arc<UsageSlot>>,
 }
 
 impl Default for SetOptions {
@@ -438,6 +475,8 @@ impl Default for SetOptions {
             name: None,
             retry: None,
             poison_limit: POISON_LIMIT,
+            measures: false,
+            usage: None,
         }
     }
 }
@@ -511,6 +550,24 @@ impl TaskOptions {
         self.0.as_ref().map_or(POISON_LIMIT, |set| set.poison_limit)
     }
 
+    /// Returns whether the worker measures what the task uses.
+    #[inline]
+    pub(crate) fn measures(&self) -> bool {
+        self.0.as_ref().is_some_and(|set| set.measures)
+    }
+
+    /// Returns the place for the usage of the task that is submitted now, if it is measured.
+    #[inline]
+    pub(crate) fn begin_usage(&mut self) -> Option<Arc<UsageSlot>> {
+        let set = self.0.as_mut().filter(|set| set.measures)?;
+        set.usage = Some(UsageSlot::new());
+        set.usage.clone()
+    }
+
+    pub(crate) fn usage(&self) -> Option<&Arc<UsageSlot>> {
+        self.0.as_ref()?.usage.as_ref()
+    }
+
     /// Returns what is wrong with the options of a task, if they contradict each other.
     pub(crate) fn invalid(&self) -> Option<&'static str> {
         let is_useless = self.retry()?.retries.is_none();
@@ -538,6 +595,10 @@ impl TaskOptions {
             SetOptions { retry: Some(_), .. } => Some(
                 "`retries`, but is tried only once here: they are for tasks that are submitted to \
                  an executor",
+            ),
+            SetOptions { measures: true, .. } => Some(
+                "`measure_usage`, but nothing reports it here: it is for tasks that are submitted \
+                 to an executor",
             ),
             _ => None,
         }

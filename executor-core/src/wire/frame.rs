@@ -69,12 +69,14 @@ pub(crate) enum Reply {
     Credit = 11,
     /// From the worker: the operating system refused it a resource that the call needs.
     Refused = 12,
+    /// From the worker: what it has measured while it ran the task whose reply comes next.
+    Usage = 13,
 }
 
 impl Reply {
     pub(crate) fn from_u8(byte: u8) -> Option<Reply> {
         use Reply::*;
-        [Ready, Done, Failed, Panicked, DecodeError, EncodeError, Unsuited, Credit, Refused]
+        [Ready, Done, Failed, Panicked, DecodeError, EncodeError, Unsuited, Credit, Refused, Usage]
             .into_iter()
             .find(|reply| *reply as u8 == byte)
     }
@@ -94,7 +96,9 @@ pub(crate) mod flag {
     /// From the worker: its memory has grown so much that it should get no more tasks. The board
     /// says how much.
     pub(crate) const GROWN: u8 = 32;
-    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | GROWN;
+    /// The worker measures what the task uses, and reports it in front of the reply.
+    pub(crate) const MEASURED: u8 = 64;
+    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | GROWN | MEASURED;
 }
 
 /// The header of a frame to a worker.
@@ -428,7 +432,7 @@ mod tests {
             let (to_worker, from_worker) =
                 (ToWorker::from_bytes(&bytes), FromWorker::from_bytes(&bytes));
             let known = (to_worker.is_ok(), from_worker.is_ok());
-            assert_eq!(known, ((1..=3).contains(&kind), (4..=12).contains(&kind)), "one way only");
+            assert_eq!(known, ((1..=3).contains(&kind), (4..=13).contains(&kind)), "one way only");
             assert!(to_worker.is_ok() || to_worker == Err(WireError::Kind(kind)));
             assert!(from_worker.is_ok() || from_worker == Err(WireError::Kind(kind)));
         }

@@ -134,18 +134,19 @@ impl Payload {
         }
     }
 
-    /// Returns whether the bytes are in a segment.
     /// Returns the number of bytes, wherever they are.
     pub(crate) fn size(&self) -> usize {
         match self {
             Payload::Large(large) => match &large.body {
                 Body::Segment(_, len) => *len,
+                Body::Received(received) => received.len(),
                 _ => self.len(),
             },
             _ => self.len(),
         }
     }
 
+    /// Returns whether the bytes are in a segment.
     pub(crate) fn is_in_segment(&self) -> bool {
         matches!(self, Payload::Large(large) if matches!(large.body, Body::Segment(..) | Body::Received(_)))
     }

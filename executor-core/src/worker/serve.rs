@@ -10,13 +10,14 @@ use super::{
 };
 use crate::{
     id::TaskId,
-    os::{available_memory::has_memory_for, clock, fault},
+    os::{available_memory::has_memory_for, clock, fault, meter::Meter},
     segment::Store,
     transport::{Closed, WorkerEnd},
     wire::{
         attachment::Attachment,
         buffer::Contents,
         frame::{FromWorker, Items, Order, Reply, ToWorker, flag, item_of},
+        measured::Measured,
         payload::Reference,
     },
 };
@@ -209,12 +210,32 @@ impl<E: WorkerEnd> Job<'_, E> {
     fn call(&mut self, item: u32, arguments: &mut Arrived<'_>) -> Result<(), Ended> {
         let task = self.task(item);
         let Job { end, caller, stopwatch, guard, control, header, .. } = self;
+        let meter = (header.flags & flag::MEASURED != 0).then(Meter::begin);
         caller.call(task, header.function, arguments, |kind, contents, attachments| {
+            if let Some(meter) = meter {
+                let header = FromWorker { task, ..FromWorker::new(Reply::Usage) };
+                end.reply(header, &measured(&meter).to_bytes())?;
+            }
             let flags = if guard.task_ends() { flag::GROWN } else { 0 };
             let header =
                 FromWorker { task, nanos: stopwatch.lap(), flags, ..FromWorker::new(kind) };
             reply(*end, control, header, contents, attachments)
         })
+    }
+}
+
+/// Returns what this worker has used.
+fn measured(meter: &Meter) -> Measured {
+    let used = meter.end();
+    Measured {
+        began_nanos: used.began_nanos,
+        ended_nanos: used.ended_nanos,
+        user_micros: used.user_micros,
+        system_micros: used.system_micros,
+        peak_memory: used.peak_memory,
+        minor_faults: used.minor_faults,
+        major_faults: used.major_faults,
+        private_memory: used.private_memory,
     }
 }
 

@@ -242,7 +242,10 @@ impl Pool {
             return self.shared.executor.submit(task);
         }
         let control = None;
-        TaskFuture::new::<T::Function>(Cell::done(next_task_ids(1), control, TaskError::Shutdown))
+        TaskFuture::new::<T::Function>(
+            Cell::done(next_task_ids(1), control, TaskError::Shutdown),
+            None,
+        )
     }
 
     /// Runs a task for each item and waits for all of them. Returns the values in the order of the
