@@ -46,6 +46,9 @@ mod layout {
 
 const DONE: u8 = 5;
 const CREDIT: u8 = 11;
+const USAGE: u8 = 13;
+/// The flag of a reply that says that the worker's memory has grown.
+const GROWN: u8 = 32;
 const HEADER_BYTES: usize = 40;
 
 /// A mapping of this process that other processes write to as well.
@@ -195,13 +198,16 @@ enum Deed {
     FloodOfNothing,
     FloodOfCredit,
     FloodOfReplies,
+    UsageTwice,
+    UsageOfNothing,
+    GrownWithoutALimit,
     EverythingRandom,
 }
 
 use Deed::*;
 
 /// Violations after which the worker is cut off, whatever it does next.
-const DEEDS: [Deed; 15] = [
+const DEEDS: [Deed; 18] = [
     WildHead,
     HeadBack,
     WildLength,
@@ -216,6 +222,9 @@ const DEEDS: [Deed; 15] = [
     FloodOfNothing,
     FloodOfCredit,
     FloodOfReplies,
+    UsageTwice,
+    UsageOfNothing,
+    GrownWithoutALimit,
     EverythingRandom,
 ];
 
@@ -266,6 +275,17 @@ fn misbehave(deed: Deed, seed: u64) {
         FloodOfReplies => loop {
             shared.publish(&header(DONE, seed, 0).repeat(300));
         },
+        UsageTwice => {
+            let usage = [header(USAGE, 1, 64), vec![1; 64]].concat();
+            shared.publish(&usage);
+            shared.publish(&usage);
+        }
+        UsageOfNothing => shared.publish(&[header(USAGE, 1, 5), vec![1; 5]].concat()),
+        GrownWithoutALimit => {
+            let mut message = header(DONE, 1, 0);
+            message[1] = GROWN;
+            shared.publish(&message);
+        }
         EverythingRandom => {
             let mut dice = Dice(seed | 1);
             for at in (0..layout::END).step_by(8) {
