@@ -103,6 +103,8 @@ mod hook {
         SegmentTaken,
         /// The result is encoded.
         Encoded,
+        /// It has reported what the task has cost, and has not answered.
+        UsageSent,
         /// It has sent the descriptors that belong to a result, and has not sent the result.
         AttachmentsSent,
         /// It has written the words of a message into the ring, beyond the head. They are not

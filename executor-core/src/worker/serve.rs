@@ -215,6 +215,7 @@ impl<E: WorkerEnd> Job<'_, E> {
             if let Some(meter) = meter {
                 let header = FromWorker { task, ..FromWorker::new(Reply::Usage) };
                 end.reply(header, &measured(&meter).to_bytes())?;
+                kill_point!(UsageSent);
             }
             let flags = if guard.task_ends() { flag::GROWN } else { 0 };
             let header =

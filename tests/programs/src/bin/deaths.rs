@@ -70,7 +70,8 @@ struct Life {
     stands: AtomicU32,
     /// Whether it has claimed something and has not come back for more since.
     inside: AtomicU32,
-    /// Messages that it has published since then.
+    /// Messages that it has published since then, not counting one about the usage: see
+    /// [`answers`](Life::answers).
     published: AtomicU32,
     /// Length in bytes of the result of its last task, once that task has begun.
     result_len: AtomicU32,
@@ -129,6 +130,14 @@ impl Record {
 impl Life {
     fn died_at(&self) -> Option<Step> {
         Step::ALL.get((self.died.load(SeqCst) as usize).checked_sub(1)?).copied()
+    }
+
+    /// Returns the number of messages of an answer that it has published.
+    fn answers(&self) -> u32 {
+        match self.published.load(SeqCst) {
+            u32::MAX => 0,
+            answers => answers,
+        }
     }
 
     fn manner(&self) -> Manner {
@@ -272,6 +281,17 @@ fn tiny(number: u32) -> u64 {
     value(number)
 }
 
+/// Is measured: a message that is no answer comes before the answer.
+#[task]
+fn weighed(number: u32) -> u64 {
+    begin(number, 0);
+    if let Some((_, life)) = own_life() {
+        // The next message makes it 0.
+        life.published.store(u32::MAX, SeqCst);
+    }
+    value(number)
+}
+
 /// Computes for a while, so that other processes go to sleep meanwhile.
 #[task]
 fn busy(number: u32, micros: u64) -> u64 {
@@ -409,7 +429,7 @@ impl Plan {
                 nth: match step {
                     step if is_single(*step) => 1,
                     // These steps are rarely reached.
-                    Step::ClaimRefused | Step::NextRefused => 1,
+                    Step::ClaimRefused | Step::NextRefused | Step::UsageSent => 1,
                     step if goes_in_parts(*step) => dice.pick(&[1, 1, 2, 5]),
                     _ => dice.pick(&[1, 1, 1, 2, 3, 5, 9]),
                 },
@@ -621,7 +641,11 @@ impl Round<'_> {
             Work::Tiny(wait) => {
                 let number = self.number();
                 let right = move |came: &u64| *came == value(number);
-                self.wait(number, self.pool.submit(tiny::task(number)), right, wait, threads);
+                let future = match number % 5 {
+                    0 => self.pool.submit(weighed::task(number).measure_usage()),
+                    _ => self.pool.submit(tiny::task(number)),
+                };
+                self.wait(number, future, right, wait, threads);
             }
             Work::Busy(micros, wait) => {
                 let number = self.number();
@@ -953,7 +977,7 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
                 let inside = life.inside.load(SeqCst) == 1;
                 // A task that was first in line with several dead workers did not fail because of
                 // what this worker had claimed.
-                let claimed = ran == 1 || (inside && life.published.load(SeqCst) == 0);
+                let claimed = ran == 1 || (inside && life.answers() == 0);
                 victims[at] += u32::from(claimed);
                 bystanders[at] += u32::from(!claimed);
                 // An unstarted task is lost only if it was first in line with three workers that
@@ -993,7 +1017,7 @@ fn check(record: &Record, plan: &Plan, outcomes: &[Outcome], killed: &[u32]) {
         if killed.contains(&life.pid.load(SeqCst)) || life.died_at().is_none() {
             continue;
         }
-        let (inside, published) = (life.inside.load(SeqCst) == 1, life.published.load(SeqCst));
+        let (inside, published) = (life.inside.load(SeqCst) == 1, life.answers());
         // The worker died with a claimed task and no answer, so exactly this task must have failed.
         if inside && published == 0 && broken == 0 {
             let dropped = outcomes.iter().enumerate().any(|(number, outcome)| {
