@@ -210,7 +210,7 @@ impl Counts {
             Reply::EncodeError | Reply::Unsuited => encode,
             Reply::Refused => refused,
             // These answer no task.
-            Reply::Ready | Reply::Credit => return,
+            Reply::Ready | Reply::Credit | Reply::Usage => return,
         } += u64::from(tasks);
     }
 
