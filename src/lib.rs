@@ -151,7 +151,7 @@ pub use executor_core::{Encoded, IntoTask, MakeTask, MapTask, Task, TaskArgs, Ta
 // Executors, and what they are asked.
 #[doc(inline)]
 pub use executor_core::{
-    Executor, ExecutorExt, Failures, Full, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor,
+    Executor, ExecutorExt, Failures, Full, OnDrop, Pin, ProcessPoolBuilder, ProcessPoolExecutor,
     RunningTask, ShutdownOptions, Stats, SubmitAsync, WorkerStats, WorkerStatus, reusable,
 };
 
@@ -173,8 +173,8 @@ pub use executor_core::{
 // Workers, and the beginning and the end of a program.
 #[doc(inline)]
 pub use executor_core::{
-    ExitGuard, ExitHook, LoggerAlreadySet, at_exit, init, log_level, log_to_stderr, spawn_thread,
-    with_worker_state, worker_state,
+    ExitGuard, ExitHook, LoggerAlreadySet, at_exit, init, log_level, log_to_stderr, slot,
+    spawn_thread, with_worker_state, worker_index, worker_state,
 };
 
 // Locks: `sync`.
@@ -206,7 +206,7 @@ pub use process::{
     Child, ChildHandle, Context, CurrentProcess, Fork, IntoBody, Limits, ParentProcess, Process,
     Run, StartError, StartMethod, StartMethodAlreadySet, Stdio, active_children, args, cpu_count,
     current_process, force_start_method, fork, fork_with, getpid, getppid, parent_process,
-    set_start_method, start_method, thread_count, usable_cpus,
+    physical_cpus, set_start_method, start_method, thread_count, usable_cpus,
 };
 
 // Python's `Pool`.
@@ -258,7 +258,7 @@ pub mod process {
         Child, ChildHandle, Context, CurrentProcess, Fork, IntoBody, Limits, ParentProcess,
         Process, Run, StartError, StartMethod, StartMethodAlreadySet, Stdio, active_children, args,
         cpu_count, current_process, force_start_method, fork, fork_with, getpid, getppid,
-        parent_process, set_start_method, start_method, thread_count, usable_cpus,
+        parent_process, physical_cpus, set_start_method, start_method, thread_count, usable_cpus,
     };
 }
 
@@ -283,7 +283,8 @@ pub mod multiprocessing {
         SimpleQueue, StartError, StartMethod, StartMethodAlreadySet, Stdio, TaskDoneError,
         TooLarge, Transfer, UnfinishedItem, Value, ValueGuard, active_children, args, channel,
         cpu_count, current_process, force_start_method, fork, fork_with, getpid, getppid,
-        parent_process, pipe, set_start_method, start_method, thread_count, usable_cpus, wait_any,
+        parent_process, physical_cpus, pipe, set_start_method, start_method, thread_count,
+        usable_cpus, wait_any,
     };
     #[doc(no_inline)]
     pub use executor_core::{

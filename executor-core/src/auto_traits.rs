@@ -28,6 +28,7 @@ const _: () = {
         Encoded,
         Full<Task<Function, (u8,)>>,
         OnDrop,
+        Pin,
         Pool,
         PoolBuilder,
         PoolError,

@@ -104,8 +104,11 @@ pub use ipc::{
     Receiver, RecvError, SendError, Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem,
     channel, pipe, wait_any,
 };
-pub use os::{cpu::usable_cpus, limits::Limits};
-pub use pool::stats::{Failures, RunningTask, Stats, WorkerStats, WorkerStatus};
+pub use os::{affinity::physical_cpus, cpu::usable_cpus, limits::Limits};
+pub use pool::{
+    place::Pin,
+    stats::{Failures, RunningTask, Stats, WorkerStats, WorkerStatus},
+};
 pub use process::{
     Child, ChildHandle, Context, IntoBody, Process, Run, StartError, Stdio,
     current::{
@@ -123,4 +126,9 @@ pub use sync::{
     OwnerDied, Permit, RLock, RLockGuard, ReleaseError, Semaphore,
 };
 pub use task::{Encoded, IntoTask, Task, TaskArgs, TaskFn, usage::Usage};
-pub use worker::{entry::init, state as worker_state, state::with as with_worker_state};
+pub use worker::{
+    entry::init,
+    place::{slot, worker_index},
+    state as worker_state,
+    state::with as with_worker_state,
+};

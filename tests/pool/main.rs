@@ -12,6 +12,7 @@ mod memory;
 mod methods;
 mod mischief;
 mod options;
+mod place;
 mod pressure;
 #[path = "../programs/builder.rs"]
 mod programs;

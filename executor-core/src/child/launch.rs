@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use super::birth::MARKER;
+use super::{birth::MARKER, title};
 use crate::{
     os::{
         asked::Asked,
@@ -116,10 +116,11 @@ impl Launch<'_> {
         };
         match way {
             Way::Program(start) => {
+                let line = title::line(&setup.identity, &setup.role);
                 // Send the setup first, so that it is there when the child looks. It fits into an
                 // empty socket.
                 let (child, socket) =
-                    Child::start(start, MARKER, tell).map_err(Step::Start.refused())?;
+                    Child::start(start, line, MARKER, tell).map_err(Step::Start.refused())?;
                 Ok(Launched { child, socket })
             }
             Way::Copied(ServerCopy { pid, socket }) => {

@@ -6,6 +6,7 @@
 //!    start_method: how it is created                 birth: whether this process is a child at all
 //!    identity ─► what it is told ─┐                  identity: which process of the program it is
 //!    a tenant's role, descriptors ┴► launch ──────►  log: logs as its parent does
+//!                                                    title: its name for `ps` and `top`
 //!    watch: reaps it once, and its leftovers ◄─────  its end
 //!    verdict: why it has not answered ◄────────────  its board, its exit status
 //!
@@ -21,5 +22,6 @@ pub(crate) mod identity;
 pub(crate) mod launch;
 pub(crate) mod log;
 pub(crate) mod start_method;
+pub(crate) mod title;
 pub(crate) mod verdict;
 pub(crate) mod watch;

@@ -1,6 +1,7 @@
 //! The executor that runs tasks in child processes: [`ProcessPoolExecutor`] and its builder.
 
 mod builder;
+mod place;
 mod reusable;
 
 use std::{
@@ -321,14 +322,16 @@ impl ProcessPoolExecutor {
     /// work for them. If there may be fewer, those leave that have the least to do, and no task is
     /// lost: a worker first ends the task that it runs, which is also logged as a warning, and
     /// tasks that were sent ahead to it are run by others. If the number grows again before that,
-    /// the worker stays.
+    /// the worker stays. Workers keep their [index](crate::worker_index), also one above the new
+    /// number.
     ///
     /// Where fewer workers are allowed than
     /// [`min_workers`](ProcessPoolBuilder::min_workers), all of them are kept. On an executor that
     /// has ended, it has no effect.
     ///
     /// # Errors
-    /// [`BuildError::Invalid`] if the number is 0. Nothing changes then.
+    /// [`BuildError::Invalid`] if the number is 0, or above the number of
+    /// [`slots`](ProcessPoolBuilder::slots). Nothing changes then.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -351,6 +354,13 @@ impl ProcessPoolExecutor {
     pub fn resize(&self, max_workers: usize) -> Result<(), BuildError> {
         if max_workers == 0 {
             return Err(BuildError::Invalid("max_workers must be above 0".into()));
+        }
+        if let Some(slots) = self.handle.pool.slots()
+            && max_workers > slots
+        {
+            return Err(BuildError::Invalid(format!(
+                "max_workers is {max_workers}, but there are only {slots} slots: each worker needs one"
+            )));
         }
         self.handle.pool.resize(max_workers);
         Ok(())

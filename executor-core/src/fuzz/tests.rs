@@ -25,7 +25,7 @@ use crate::{
     wire::{
         codec::Codec,
         frame::{FromWorker, Header, Order, Reply, ToWorker},
-        handshake::{self, Hello, Identity, Role, Setup, Transport, WorkerSetup},
+        handshake::{self, Hello, Identity, Role, Setup, Transport, WorkerPlace, WorkerSetup},
     },
 };
 
@@ -280,12 +280,21 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                 let args = (0..args).map(|at| vec![b'a'; at * 9].into()).collect();
                 let directory = (transport == Transport::Ipc).then(|| b"/tmp/x".to_vec().into());
                 let (stack_bytes, depth) = (Some(1 << 20), 1);
+                let place = WorkerPlace {
+                    index: 3,
+                    pool: Some("tiles".into()),
+                    slot: directory.is_some().then(|| "cuda:0".into()),
+                    cpus: directory.is_some().then(|| vec![0, 1]),
+                    nice: Some(-5),
+                };
+                let several_cpus = true;
                 let worker = WorkerSetup {
                     nonce: 1,
                     stack_bytes,
-                    several_cpus: true,
+                    several_cpus,
                     transport,
                     directory,
+                    place,
                     restraints: Default::default(),
                 };
                 let identity = Identity {

@@ -1,6 +1,7 @@
 //! Everything that this library asks of the operating system.
 //!
 //! ```text
+//! affinity     on which CPUs a process runs, and how urgently
 //! socket       a SOCK_SEQPACKET pair: sends and receives whole messages, with descriptors
 //! image        what was loaded as this program: its constructors, its file
 //! spawn        starts a program that inherits its standard streams only
@@ -41,6 +42,7 @@
 //! values (`shm`, `segment`, `sync`, the board), where arguments are borrowed from it (`worker`,
 //! `task`), in `fork`, and in the entry. Each block says why it is sound.
 
+pub(crate) mod affinity;
 pub(crate) mod arena;
 pub(crate) mod asked;
 pub(crate) mod available_memory;

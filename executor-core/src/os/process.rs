@@ -191,16 +191,11 @@ pub(crate) fn fill_stdio() {
     }
 }
 
-/// Gives this process the name that it would have without being started from [`OWN_EXECUTABLE`],
-/// for `ps`, `top` and `pgrep`.
-pub(crate) fn take_programs_name() {
-    let Some(own) = std::env::args_os().next() else { return };
-    if let Some(name) = Path::new(&own).file_name()
-        && let Ok(name) = std::ffi::CString::new(name.as_bytes())
-    {
-        // The system shortens the name if needed, as for any program.
-        let _ = rustix::thread::set_name(&name);
-    }
+/// Sets the name of this thread. That of the main thread is the name of the process for `ps`, `top`
+/// and `pgrep`.
+pub(crate) fn set_short_name(name: &std::ffi::CStr) {
+    // The system shortens the name if needed.
+    let _ = rustix::thread::set_name(name);
 }
 
 /// Replaces descriptor 0 by an empty input.
@@ -262,8 +257,7 @@ fn would_be_privileged() -> io::Result<Option<&'static str>> {
 }
 
 /// Returns the arguments of the program to be started: its name, and the marker of a child.
-fn arguments(start: &Start<'_>, marker: &str) -> io::Result<Vec<OsString>> {
-    let name = std::env::args_os().next().unwrap_or_else(|| OsString::from("executor-worker"));
+fn arguments(start: &Start<'_>, name: OsString, marker: &str) -> io::Result<Vec<OsString>> {
     let mut arguments = vec![name];
     if start.executable.is_none()
         && let Some(by_loader) = image::by_loader()
@@ -315,16 +309,19 @@ impl Child {
     /// Starts a program. Its descriptor 0 is one end of a [pair of sockets](socket::pair). It has
     /// standard output and error, and no other descriptor. Returns the child and the other end.
     ///
+    /// `name` is its first argument, which `ps` shows.
+    ///
     /// `say` sends what the child finds in its socket at the start. It [must not
     /// wait](signals::as_one_user) for anything. A message that finds no room is an error, because
     /// the child does not read yet.
     pub(crate) fn start(
         start: Start<'_>,
+        name: OsString,
         marker: &str,
         say: impl FnOnce(&OwnedFd) -> io::Result<()>,
     ) -> io::Result<(Child, OwnedFd)> {
         spawn::prepare();
-        let arguments = arguments(&start, marker)?;
+        let arguments = arguments(&start, name, marker)?;
         // The child only trusts a socket that was created by the user as which the child runs. A
         // `setuid` by another thread, which changes this thread as well, happens before all of this
         // or after it.

@@ -28,6 +28,7 @@ use super::{
     driver,
     log::LogRecord,
     scheduler::{Action, End, Scheduled, Scheduler},
+    starter,
     stats::Counts,
     worker::Worker,
 };
@@ -176,7 +177,7 @@ pub(super) struct Core {
 
 pub(super) enum Threads {
     NotStarted,
-    Running { starter: mpsc::Sender<WorkerId> },
+    Running { starter: mpsc::Sender<starter::Order> },
     Ended,
 }
 
@@ -364,12 +365,12 @@ impl Pool {
                     }
                     continue;
                 }
-                Action::Start(id) => {
+                Action::Start(id, index) => {
                     core.workers.insert(id, Worker::default());
                     if let Threads::Running { starter } = &core.threads {
                         // The starter lives until the driver has ended, which is after the end of
                         // the last worker.
-                        let _ = starter.send(id);
+                        let _ = starter.send((id, index));
                     }
                 }
                 Action::Stop(id) => {
@@ -721,6 +722,7 @@ mod tests {
             initializer_timeout: std::time::Duration::from_secs(60),
             initializer: None,
             envs: Vec::new(),
+            places: Default::default(),
             stack_bytes: None,
             transport: Transport::Ring,
             at_end: AtEnd::default(),

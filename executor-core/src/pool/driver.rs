@@ -92,7 +92,7 @@ impl Pool {
 /// Starts the driver, the reader and the starter. The driver joins the other two.
 pub(super) fn start(
     pool: Arc<Pool>,
-    orders: mpsc::Receiver<WorkerId>,
+    orders: mpsc::Receiver<starter::Order>,
 ) -> io::Result<JoinHandle<()>> {
     let starter = {
         let pool = Arc::clone(&pool);

@@ -40,6 +40,7 @@ mod log;
 mod memory;
 #[cfg(all(test, any(executor_loom, executor_shuttle)))]
 mod models;
+pub(crate) mod place;
 pub(crate) mod pressure;
 mod reader;
 mod replies;
@@ -53,7 +54,6 @@ mod task_table;
 mod worker;
 
 use std::{
-    ffi::OsString,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -135,7 +135,8 @@ pub(crate) struct PoolOptions {
     pub(crate) start_timeout: Duration,
     pub(crate) initializer_timeout: Duration,
     pub(crate) initializer: Option<Initializer<Payload>>,
-    pub(crate) envs: Vec<(OsString, Option<OsString>)>,
+    pub(crate) envs: Vec<place::Variable>,
+    pub(crate) places: place::Places,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
     /// What happens to accepted work when the program ends, and how long that may take.
@@ -280,6 +281,12 @@ impl Pool {
                 log.push(LogRecord::Shrinks { workers_max, busy });
             }
         });
+    }
+
+    /// Returns the number of slots, if the workers have slots.
+    pub(crate) fn slots(&self) -> Option<usize> {
+        let slots = self.options.places.slots.len();
+        (slots > 0).then_some(slots)
     }
 
     pub(crate) fn forked(&self) -> bool {

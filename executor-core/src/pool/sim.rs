@@ -791,7 +791,7 @@ impl World {
     fn perform(&mut self, action: Action<Ticket>) {
         assert!(!self.closed, "after the end: {action:?}");
         match action {
-            Action::Start(id) => {
+            Action::Start(id, _) => {
                 let never_starts = self.dice.permille(self.climate.start_trouble / 20);
                 let process = Process {
                     life: Life::Ordered,

@@ -48,11 +48,14 @@ pub(super) struct Started {
     pub(super) directory: Option<TempDir>,
 }
 
+/// A worker to be started, and its index.
+pub(super) type Order = (WorkerId, u32);
+
 /// The starter thread's loop. It ends when no thread can request a worker any more.
-pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
-    while let Ok(id) = orders.recv() {
+pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<Order>) {
+    while let Ok((id, index)) = orders.recv() {
         // Whoever waits for the worker must be notified in any case, so catch panics.
-        let start = || start(pool, u64::from(id.0) << 32 | u64::from(std::process::id()));
+        let start = || start(pool, index, u64::from(id.0) << 32 | u64::from(std::process::id()));
         let started = catch(start).unwrap_or_else(|message| {
             Err(io::Error::other(format!("the pool's starter panicked: {message}")))
         });
@@ -60,7 +63,7 @@ pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<WorkerId>) {
     }
 }
 
-fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
+fn start(pool: &Pool, index: u32, nonce: u64) -> io::Result<Started> {
     let (segment, segment_fd) = ring::create().asked("to make shared memory (memfd_create)")?;
     let directory = match pool.options.transport {
         Transport::Ring => None,
@@ -81,6 +84,7 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
         transport: pool.options.transport,
         directory: path.map(Into::into),
         restraints: pool.options.restraints.clone(),
+        place: pool.options.places.of(index),
     });
     let mut descriptors = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
     // A worker without arenas works too: all bytes then go through the transport.
@@ -91,7 +95,8 @@ fn start(pool: &Pool, nonce: u64) -> io::Result<Started> {
     if let (Some((_, arguments)), Some(results)) = (&pool.arguments, &results) {
         descriptors.extend([arguments.as_fd(), results.descriptor()]);
     }
-    let program = Way::Program(Start { environment: &pool.options.envs, ..Start::default() });
+    let environment = pool.options.places.environment(&pool.options.envs, index);
+    let program = Way::Program(Start { environment: &environment, ..Start::default() });
     let Launched { child, socket } =
         Launch { identity, role, descriptors: &descriptors, attachments: &[] }
             .by(program)

@@ -116,6 +116,7 @@ pub(crate) struct WorkerSetup {
     /// the parent removes it.
     pub(crate) directory: Option<serde_bytes::ByteBuf>,
     pub(crate) restraints: Restraints,
+    pub(crate) place: WorkerPlace,
 }
 
 /// What the worker of a pool may not exceed.
@@ -127,6 +128,19 @@ pub(crate) struct Restraints {
     /// more, it is replaced after the task.
     pub(crate) growth: Option<u64>,
     pub(crate) limits: crate::os::limits::Limits,
+}
+
+/// Which of the pool's workers it is, and what belongs to that one.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WorkerPlace {
+    /// A number below the number of workers. No other worker of the pool has it.
+    pub(crate) index: u32,
+    /// The pool's name.
+    pub(crate) pool: Option<String>,
+    pub(crate) slot: Option<String>,
+    /// The CPUs on which it may run.
+    pub(crate) cpus: Option<Vec<usize>>,
+    pub(crate) nice: Option<i32>,
 }
 
 /// What a process with one task needs.

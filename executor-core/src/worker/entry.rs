@@ -13,12 +13,12 @@ use std::{
 
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::{ancillary::Arguments, body, fork_server, guard::Guard, serve, watcher};
+use super::{ancillary::Arguments, body, fork_server, guard::Guard, place, serve, watcher};
 use crate::{
     child::{
         self,
         birth::{self, Birth},
-        identity,
+        identity, title,
     },
     os::{
         cpu,
@@ -160,7 +160,6 @@ fn adopt() -> Option<OwnedFd> {
         Birth::Neither { why, has_socket: false } => end_unasked(&why),
     }
     ADOPTED.store(true, Ordering::Release);
-    process::take_programs_name();
     let socket = match fcntl_dupfd_cloexec(stdin, 3) {
         Ok(socket) => socket,
         Err(error) => {
@@ -204,10 +203,15 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
         kill_point!(SetupRead);
         let Setup { parent, identity, signals, role } = setup;
         signals.adopt();
+        title::show(&identity, &role);
         identity::become_child(identity);
         child::log::adopt();
         let code = match role {
-            Role::Worker(setup) => {
+            Role::Worker(mut setup) => {
+                // Before any other thread is started, because each thread has its own CPUs.
+                if let Err(refusal) = place::adopt(std::mem::take(&mut setup.place)) {
+                    refuse(&socket, &refusal)
+                }
                 let stack_bytes = setup.stack_bytes;
                 let work = move || work(parent, setup, socket, descriptors, own_thread);
                 let ended = if own_thread { on_thread(stack_bytes, work) } else { work() };
@@ -244,6 +248,7 @@ pub(crate) fn forked(socket: OwnedFd) -> i32 {
         Ok(received) => received,
         Err(error) => return refuse(&Refusal::of("to read its setup", &error)),
     };
+    title::show(&setup.identity, &setup.role);
     let Role::Body(body) = setup.role else {
         return refuse(&"a copy can only be a process".to_owned().into());
     };

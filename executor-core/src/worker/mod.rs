@@ -31,6 +31,7 @@ mod fork_server;
 mod gauge;
 mod guard;
 mod panics;
+pub(crate) mod place;
 mod serve;
 pub mod state;
 pub(crate) mod watcher;

@@ -4,7 +4,7 @@ use std::{ffi::OsString, sync::Arc, time::Duration};
 
 mod restraints;
 
-use super::{Handle, OnDrop, ProcessPoolExecutor};
+use super::{Handle, OnDrop, ProcessPoolExecutor, place::PlaceOptions};
 use crate::{
     child::birth::{self, Barren},
     error::BuildError,
@@ -66,6 +66,7 @@ pub struct ProcessPoolBuilder {
     max_pending: Option<usize>,
     max_pending_bytes: Option<usize>,
     restraints: Restraints,
+    pub(super) place: PlaceOptions,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
@@ -92,12 +93,14 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("poison_limit", &self.defaults.poison_limit)
             .field("max_pending", &self.max_pending)
             .field("max_pending_bytes", &self.max_pending_bytes)
+            .field("place", &self.place)
             .finish_non_exhaustive()
     }
 }
 
 impl ProcessPoolBuilder {
-    /// Sets the maximum number of workers. The default is [`usable_cpus`](crate::usable_cpus).
+    /// Sets the maximum number of workers. The default is the number of [`slots`](Self::slots), if
+    /// there are any, and [`usable_cpus`](crate::usable_cpus) otherwise.
     /// Workers start on demand.
     pub fn max_workers(mut self, max_workers: usize) -> Self {
         self.max_workers = Some(max_workers);
@@ -485,6 +488,7 @@ impl ProcessPoolBuilder {
             max_pending,
             max_pending_bytes,
             restraints,
+            place,
         } = self;
         let same_initializer = match (initializer, &other.initializer) {
             (None, None) => true,
@@ -507,6 +511,7 @@ impl ProcessPoolBuilder {
             && *max_pending == other.max_pending
             && *max_pending_bytes == other.max_pending_bytes
             && *restraints == other.restraints
+            && place.is_same(&other.place)
     }
 
     /// Builds the executor. No process is started yet, unless
@@ -584,8 +589,9 @@ impl ProcessPoolBuilder {
             .or_else(|| initializer.as_ref()?.timeout)
             .or(self.start_timeout)
             .unwrap_or(INITIALIZER_TIMEOUT);
+        let workers_max = self.max_workers.or_else(|| self.place.slots());
         let workers_max =
-            self.max_workers.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;
+            workers_max.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;
         let workers_min = match self.min_workers {
             _ if self.start_at_once => workers_max,
             Some(min) if min > workers_max => {
@@ -595,6 +601,9 @@ impl ProcessPoolBuilder {
             }
             min => min.unwrap_or(0),
         };
+        let mut envs = self.place.thread_variables();
+        envs.extend(self.envs.into_iter().map(|(key, value)| (key, Some(value))));
+        let places = self.place.checked(workers_max)?;
         // Use shared memory, unless the environment selects the fallback.
         let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
         let pool = Pool::new(PoolOptions {
@@ -606,7 +615,8 @@ impl ProcessPoolBuilder {
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
             initializer_timeout,
             initializer,
-            envs: self.envs.into_iter().map(|(key, value)| (key, Some(value))).collect(),
+            envs,
+            places,
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport,
             at_end: match self.on_drop {
@@ -651,7 +661,7 @@ static TRANSPORT: Setting<Transport> =
         _ => None,
     });
 
-fn is_env(key: &OsString, value: &OsString) -> bool {
+pub(super) fn is_env(key: &OsString, value: &OsString) -> bool {
     let (key, value) = (key.as_encoded_bytes(), value.as_encoded_bytes());
     !key.is_empty() && !key.contains(&b'=') && !key.contains(&0) && !value.contains(&0)
 }

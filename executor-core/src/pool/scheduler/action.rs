@@ -16,8 +16,8 @@ use crate::{
 /// An action that the pool must perform. `C` is the pool's chunk.
 #[derive(Debug)]
 pub(crate) enum Action<C: Scheduled> {
-    /// Start a process for this worker.
-    Start(WorkerId),
+    /// Start a process for this worker, which has this index.
+    Start(WorkerId, u32),
     /// Send this to the worker.
     Send(WorkerId, C::Sending),
     /// Ask the worker to leave.

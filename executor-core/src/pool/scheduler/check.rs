@@ -1,5 +1,7 @@
 //! What must be true between any two events. The simulation checks it after each.
 
+use std::collections::BTreeSet;
+
 use super::{
     Scheduler, placement::START_COST, queue::QUEUE_SLACK, task::Scheduled, worker::Worker,
 };
@@ -78,6 +80,8 @@ impl<C: Scheduled> Scheduler<C> {
                 "{id:?} is not asked to leave"
             );
         }
+        let indices: BTreeSet<_> = self.workers.values().map(Worker::index).collect();
+        assert_eq!(indices.len(), self.workers.len(), "two workers have one index");
         assert!(
             !self.lacks_workers() || self.no_start_before.is_some() || self.next_worker == 0,
             "too few workers"

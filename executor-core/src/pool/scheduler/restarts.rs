@@ -1,6 +1,9 @@
 //! When workers are started, and what a failed start means: back-off, or a broken pool.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use super::{
     Scheduler,
@@ -29,8 +32,16 @@ impl<C: Scheduled> Scheduler<C> {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         self.counted.started();
-        self.workers.insert(id, Worker::new(now, self.config.tasks_max));
-        out.push(Action::Start(id));
+        let index = self.free_index();
+        self.workers.insert(id, Worker::new(now, index, self.config.tasks_max));
+        out.push(Action::Start(id, index));
+    }
+
+    /// Returns the lowest index that no worker has. So a worker that replaces another inherits its
+    /// index, and an index is below the number of workers.
+    fn free_index(&self) -> u32 {
+        let taken: BTreeSet<u32> = self.workers.values().map(Worker::index).collect();
+        (0..).find(|index| !taken.contains(index)).expect("there are fewer workers than numbers")
     }
 
     /// Returns whether to start another worker: there is more work than for the workers that are

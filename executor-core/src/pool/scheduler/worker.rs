@@ -6,6 +6,8 @@ use super::{in_flight::InFlight, termination::Termination};
 
 /// The state of one worker.
 pub(super) struct Worker {
+    /// Which of the pool's workers it is. No other worker has this number.
+    index: u32,
     state: WorkerState,
     pub(super) in_flight: InFlight,
     /// Since when the worker has been seen stopped by a signal. A stopped worker gets no tasks.
@@ -30,8 +32,9 @@ pub(super) enum WorkerState {
 }
 
 impl Worker {
-    pub(super) fn new(now: Instant, budget: Option<u32>) -> Self {
+    pub(super) fn new(now: Instant, index: u32, budget: Option<u32>) -> Self {
         Worker {
+            index,
             state: WorkerState::Starting { since: now },
             in_flight: InFlight::new(now, budget),
             stopped: None,
@@ -41,6 +44,11 @@ impl Worker {
             answered: 0,
             termination: None,
         }
+    }
+
+    #[inline]
+    pub(super) fn index(&self) -> u32 {
+        self.index
     }
 
     #[inline]
