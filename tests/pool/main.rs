@@ -14,6 +14,7 @@ mod mischief;
 mod options;
 mod place;
 mod pressure;
+mod priority;
 #[path = "../programs/builder.rs"]
 mod programs;
 mod recycle;

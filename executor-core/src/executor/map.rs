@@ -202,6 +202,12 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// Sets the maximum number of items that are submitted and not yet yielded. The default is 32
     /// items or four chunks for each worker, whichever is more.
     ///
+    /// It is also the map's share of the executor. Items wait in one queue with all other tasks,
+    /// and a map has at most this many there. So several maps take turns: as long as each of them
+    /// is read, they get workers in proportion to their buffers. A map that comes later waits for
+    /// what the others have submitted, and not for the rest of their inputs. With
+    /// [`priority`](crate::Task::priority), the items of one map go before those of others.
+    ///
     /// With 0, the map yields one [`TaskError::Invalid`].
     pub fn buffer_size(mut self, items: usize) -> Self {
         self.buffer_size = Some(items);

@@ -298,6 +298,11 @@ impl Scheduled for Chunk {
     }
 
     #[inline]
+    fn priority(&self) -> i32 {
+        self.options.priority().unwrap_or(0)
+    }
+
+    #[inline]
     fn base(&self) -> TaskId {
         self.base
     }

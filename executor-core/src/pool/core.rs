@@ -195,6 +195,13 @@ impl Pool {
             // once.
             self.event(|core, now, out| self.ensure_threads(core, now, out));
         }
+        if chunk.priority() != 0 {
+            // Nor may it wait in the intake behind tasks that it is to overtake.
+            self.lock().some_event(|core, now, out| core.scheduler.on_submit(now, [chunk], out));
+            return if warms {
+                self.warm_up()
+            };
+        }
         if chunk.queue_until().is_some() {
             // It must not wait in the intake, which keeps no time. The event first takes in
             // everything that was submitted before.

@@ -55,6 +55,7 @@ const KINDS: &[&str] = &[
     "submit: with a timeout",
     "submit: with a limit on waiting",
     "submit: with retries",
+    "submit: with a priority",
     "submit: a chunk of several",
     "submit: refused",
     "cancel: withdrawn",
@@ -173,6 +174,7 @@ struct Ticket {
     function: FnId,
     timeout: Option<Duration>,
     wait: Option<(Instant, Duration)>,
+    priority: i32,
     /// How often it may be tried again.
     retries: u32,
     /// The number of workers that may still be lost with it.
@@ -200,6 +202,10 @@ impl Scheduled for Ticket {
 
     fn queue_timeout(&self) -> Duration {
         self.wait.map_or(Duration::ZERO, |(_, timeout)| timeout)
+    }
+
+    fn priority(&self) -> i32 {
+        self.priority
     }
 
     fn base(&self) -> TaskId {
@@ -283,6 +289,7 @@ struct Story {
     chunk: (TaskId, u32),
     timeout: Option<Duration>,
     queue_timeout: Option<Duration>,
+    priority: i32,
     conduct: Conduct,
     takes: Duration,
     /// How often it may be tried again, and how many workers it may lose.
@@ -548,6 +555,7 @@ struct Climate {
     stops: u64,
     initializer: bool,
     timeouts: u64,
+    priorities: u64,
     ends: u64,
     resizes: u64,
     /// How often the memory of a worker has grown too much after a task.
@@ -561,10 +569,11 @@ impl Climate {
             hangs: dice.pick(&[0, 0, 10, 50]),
             poison: dice.pick(&[0, 0, 0, 20]),
             lies: dice.pick(&[0, 0, 0, 5, 30]),
-            start_trouble: dice.pick(&[0, 0, 0, 50, 300]),
+            start_trouble: dice.pick(&[0, 0, 0, 50, 300, 300]),
             stops: dice.pick(&[0, 0, 2, 10]),
             initializer: dice.permille(300),
             timeouts: dice.pick(&[0, 100, 500, 1_000]),
+            priorities: dice.pick(&[0, 0, 300, 1_000]),
             ends: dice.pick(&[0, 1, 3, 10]),
             resizes: dice.pick(&[0, 0, 300, 1_000]),
             grows: dice.pick(&[0, 0, 0, 20, 300]),
@@ -581,6 +590,7 @@ impl Climate {
             stops: 0,
             initializer: false,
             timeouts: 0,
+            priorities: 0,
             ends: 0,
             resizes: 0,
             grows: 0,
@@ -625,7 +635,8 @@ struct World {
     scheduler: Scheduler<Ticket>,
     processes: BTreeMap<WorkerId, Process>,
     stories: Vec<Story>,
-    last_begun: TaskId,
+    /// The last task of each priority that has begun.
+    last_begun: BTreeMap<i32, TaskId>,
     shut_down: bool,
     cancelled_pending: bool,
     deadline: Option<Instant>,
@@ -640,6 +651,8 @@ struct World {
     start_takes: Duration,
     /// How long tasks that are submitted from now on may wait for a worker.
     queue_timeout: Option<Duration>,
+    /// The priority of tasks that are submitted from now on.
+    priority: i32,
     /// How often tasks that are submitted from now on may be tried again.
     retries: u32,
     /// Tasks whose next attempt is to be decided.
@@ -669,7 +682,7 @@ impl World {
             config,
             processes: BTreeMap::new(),
             stories: Vec::new(),
-            last_begun: TaskId::from_raw(0),
+            last_begun: BTreeMap::new(),
             shut_down: false,
             cancelled_pending: false,
             deadline: None,
@@ -681,6 +694,7 @@ impl World {
             closed: false,
             start_takes: Duration::ZERO,
             queue_timeout: None,
+            priority: 0,
             retries: 0,
             undecided: Vec::new(),
             later: Vec::new(),
@@ -1270,6 +1284,7 @@ impl World {
                 chunk,
                 timeout,
                 queue_timeout: self.queue_timeout,
+                priority: self.priority,
                 retries: self.retries,
                 losses: LOSSES,
                 failed: 0,
@@ -1307,8 +1322,13 @@ impl World {
         if self.retries > 0 {
             self.note("submit: with retries", None, Some(task));
         }
-        let (retries, losses) = (self.retries, LOSSES);
-        let ticket = Ticket { function, timeout, wait, retries, losses, base: task, items, left };
+        let (retries, losses, priority) = (self.retries, LOSSES, self.priority);
+        if priority != 0 {
+            self.note("submit: with a priority", None, Some(task));
+        }
+        let base = task;
+        let ticket =
+            Ticket { function, timeout, wait, priority, retries, losses, base, items, left };
         self.event(|scheduler, now, _, out| scheduler.on_submit(now, [ticket], out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
@@ -1341,8 +1361,17 @@ impl World {
             let timeout = self.any_timeout();
             self.queue_timeout = self.any_timeout();
             self.retries = self.dice.pick(&[0, 0, 1, 2, 5]);
+            self.priority = self.any_priority();
             self.submit(function, timeout, conduct);
-            (self.queue_timeout, self.retries) = (None, 0);
+            (self.queue_timeout, self.retries, self.priority) = (None, 0, 0);
+        }
+    }
+
+    fn any_priority(&mut self) -> i32 {
+        if self.dice.permille(self.climate.priorities) {
+            self.dice.pick(&[-1, 1, 1, 2, 7, i32::MIN, i32::MAX])
+        } else {
+            0
         }
     }
 
@@ -1985,10 +2014,12 @@ impl World {
                     killed_for, None,
                     "{task:?} begins behind a task that {id:?} is killed for"
                 );
-                let again = self.story(task).failed > 0;
-                let in_order = self.workers_most > 1 || lied || again || task > self.last_begun;
-                assert!(in_order, "{task:?} begins after {:?}", self.last_begun);
-                self.last_begun = self.last_begun.max(task);
+                let Story { failed, priority, .. } = *self.story(task);
+                let again = failed > 0;
+                let last = self.last_begun.entry(priority).or_insert(TaskId::from_raw(0));
+                let in_order = self.workers_most > 1 || lied || again || task > *last;
+                assert!(in_order, "{task:?} begins after {last:?}");
+                *last = task.max(*last);
                 let story = self.story(task);
                 assert!(story.ending.is_none() || lied, "{task:?} begins after its end");
                 assert!(story.begun.is_none(), "{task:?} runs twice");
@@ -3165,4 +3196,145 @@ fn a_shrinking_pool_loses_no_task_and_keeps_the_workers_with_the_most_to_do() {
     world.until_all_end();
     assert!(world.all_return(&long) && world.all_return(&next));
     assert_eq!(world.ids(), busy);
+}
+
+// ---- priorities, and several who share a pool ---------------------------------------------------
+
+/// The scheduler's limit, repeated here so that a change there is noticed.
+const OVERTAKES_MAX: u32 = 16;
+
+/// A function that takes too long for a task to be sent ahead.
+const SLOW: u64 = 4;
+
+impl World {
+    fn urgent(&mut self, priority: i32) -> TaskId {
+        self.priority = priority;
+        let task = self.submit(SLOW, None, Conduct::Returns);
+        self.priority = 0;
+        task
+    }
+
+    /// Lets the only worker go on until it has begun the next task, which is returned.
+    fn begin_next(&mut self) -> Option<TaskId> {
+        let begun = |world: &Self| world.processes[&WorkerId(0)].begun.len();
+        let before = begun(self);
+        while begun(self) == before {
+            if !self.any_turn() && !self.wait() {
+                return None;
+            }
+            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+                self.tick();
+            }
+        }
+        self.processes[&WorkerId(0)].begun.last().copied()
+    }
+}
+
+#[test]
+fn the_highest_priority_begins_first_and_the_oldest_task_after_many_overtakes() {
+    for seed in 0..100 {
+        let mut world = World::ready_for(1, SLOW);
+        world.dice = Dice(seed);
+        let most = world.dice.pick(&[2, 3, 6]);
+        // The waiting tasks, in the order in which they came.
+        let mut line: Vec<(i32, TaskId)> = Vec::new();
+        let mut overtakes = 0;
+        // This one runs while the first ones come.
+        world.urgent(0);
+        world.begin_next().unwrap();
+        for round in 0..200 {
+            for _ in 0..world.dice.below(if round < 150 { most } else { 1 }) {
+                let priority = world.dice.pick(&[0, 0, 1, 1, 9, i32::MIN, i32::MAX]);
+                line.push((priority, world.urgent(priority)));
+            }
+            let (mut next, oldest) = (0, 0);
+            for (at, (priority, _)) in line.iter().enumerate() {
+                if *priority > line[next].0 {
+                    next = at;
+                }
+            }
+            if overtakes == OVERTAKES_MAX {
+                next = oldest;
+            }
+            overtakes = if next == oldest { 0 } else { overtakes + 1 };
+            let expected = (!line.is_empty()).then(|| line.remove(next).1);
+            assert_eq!(world.begin_next(), expected, "seed {seed}, round {round}");
+            if expected.is_none() {
+                world.urgent(0);
+                world.begin_next().unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flood_of_urgent_tasks_leaves_a_share_to_all_others() {
+    let mut world = World::ready_for(1, SLOW);
+    world.urgent(0);
+    world.begin_next().unwrap();
+    let batch: Vec<_> = (0..20).map(|_| world.urgent(-5)).collect();
+    let mut begun = Vec::new();
+    for _ in 0..20 * (OVERTAKES_MAX as usize + 1) {
+        // An urgent task waits at any time.
+        world.urgent(i32::MAX);
+        begun.extend(world.begin_next());
+    }
+    let turns: Vec<_> = (0..begun.len()).filter(|at| batch.contains(&begun[*at])).collect();
+    let every = OVERTAKES_MAX as usize + 1;
+    assert_eq!(turns, (1..=20).map(|turn| turn * every - 1).collect::<Vec<_>>());
+    assert!(begun.iter().filter(|task| batch.contains(task)).eq(&batch), "in their order");
+}
+
+#[test]
+fn an_urgent_task_that_is_given_back_is_the_first_of_its_priority() {
+    let mut world = World::ready_for(1, SLOW);
+    world.urgent(0);
+    world.begin_next().unwrap();
+    let usual = world.urgent(0);
+    let urgent = [(); 3].map(|()| world.urgent(2));
+    // The worker is given the first one, and dies before it begins it.
+    let process = world.process(WorkerId(0));
+    process.frames.clear();
+    world.settle_until_sent(urgent[0]);
+    world.process(WorkerId(0)).die();
+    world.settle();
+    let mut ends: Vec<_> = [usual, urgent[0], urgent[1], urgent[2]].into();
+    ends.sort_by_key(|task| world.stories[task.as_u64() as usize - 1].begun.map(|(_, at)| at));
+    assert_eq!(ends, [urgent[0], urgent[1], urgent[2], usual]);
+    assert!(world.all_return(&[urgent[0], urgent[1], urgent[2], usual]));
+}
+
+impl World {
+    /// Goes on until the only worker has been sent this task.
+    fn settle_until_sent(&mut self, task: TaskId) {
+        while !self.processes[&WorkerId(0)].words.borrow().holding.contains(&task) {
+            assert!(self.any_turn() || self.wait(), "nothing happens");
+        }
+    }
+}
+
+#[test]
+fn several_maps_share_the_workers_by_the_items_that_each_has_submitted() {
+    // Each keeps this many items submitted, as maps do.
+    for sizes in [[8, 8, 8], [4, 8, 16]] {
+        let mut world = World::ready_for(1, SLOW);
+        world.urgent(0);
+        world.begin_next().unwrap();
+        let mut owner = BTreeMap::new();
+        for (map, size) in sizes.into_iter().enumerate() {
+            for _ in 0..size {
+                owner.insert(world.urgent(0), map);
+            }
+        }
+        let mut begun = [0; 3];
+        let rounds: usize = 20 * sizes.iter().sum::<usize>();
+        for _ in 0..rounds {
+            let task = world.begin_next().expect("there is always one");
+            let map = owner[&task];
+            begun[map] += 1;
+            // Its result is read at once, and the map submits its next item.
+            owner.insert(world.urgent(0), map);
+        }
+        assert_eq!(begun, sizes.map(|size| size * 20), "of {sizes:?}");
+    }
 }

@@ -144,13 +144,14 @@ impl<C: Scheduled> Scheduler<C> {
         self.close_if_drained(now, out);
     }
 
-    /// Puts tasks whose next attempt is due at the end of the queue. Returns whether any was.
+    /// Puts tasks whose next attempt is due at the end of the queue, or behind the others of their
+    /// priority. Returns whether any was.
     pub(super) fn queue_due(&mut self, now: Instant) -> bool {
         let mut any = false;
         while let Some(task) = self.held.pop_due(now) {
             let entry = self.tasks.get_mut(task).expect("what is held is in the table");
             let until = entry.transition_to_queued_again(now);
-            self.queue.push_back(task);
+            self.queue.push_back(task, entry.chunk().priority());
             self.queued += 1;
             self.add_wait(task, until);
             any = true;

@@ -77,7 +77,7 @@ impl<C: Scheduled> Scheduler<C> {
                 // But such ids must not pile up behind a first task that waits for long.
                 if self.queue.len() > 2 * self.queued + QUEUE_SLACK {
                     let tasks = &self.tasks;
-                    self.queue.retain(|queued| *queued != chunk && tasks.get(*queued).is_some());
+                    self.queue.retain(|queued| queued != chunk && tasks.get(queued).is_some());
                 }
             }
             Some(id) => {

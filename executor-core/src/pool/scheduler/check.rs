@@ -15,7 +15,7 @@ impl<C: Scheduled> Scheduler<C> {
         let waiting = self
             .queue
             .iter()
-            .filter(|chunk| self.tasks.get(**chunk).is_some_and(|entry| entry.is_queued()));
+            .filter(|chunk| self.tasks.get(*chunk).is_some_and(|entry| entry.is_queued()));
         assert_eq!(waiting.count(), queued, "each queued chunk waits in the queue once");
         assert!(
             self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS,

@@ -30,7 +30,7 @@
 //!  events in     replies, cancel, lifecycle, life, shutdown, attempts, deadlines (time);
 //!                `on_submit` in queue
 //!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
-//!  records       task, worker, in_flight, termination, state, estimate, queue, waits
+//!  records       task, worker, in_flight, termination, state, estimate, queue, line, waits
 //!  asked         claims, and `Scheduled` in task
 //!  tells         rows
 //!  actions out   action
@@ -56,6 +56,7 @@ mod estimate;
 mod in_flight;
 mod life;
 mod lifecycle;
+mod line;
 mod placement;
 mod queue;
 mod rebalance;
@@ -81,6 +82,7 @@ pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
 pub(crate) use life::Lifespan;
+use line::Line;
 use rows::Counted;
 use state::PoolState;
 use task::Entry;
@@ -119,9 +121,9 @@ pub(crate) struct Scheduler<C> {
     /// When the first task was submitted.
     first: Option<Instant>,
     tasks: TaskTable<Entry<C>>,
-    /// Ids of queued chunks, oldest first. The id of a cancelled chunk stays here, and is skipped
-    /// when its turn comes.
-    queue: VecDeque<TaskId>,
+    /// Ids of queued chunks, in the order of their turns. The id of a cancelled chunk stays here,
+    /// and is skipped when its turn comes.
+    queue: Line,
     queued: usize,
     workers: BTreeMap<WorkerId, Worker>,
     /// Ready workers with nothing to do. The worker that was busy last is at the end, because its
@@ -170,7 +172,7 @@ impl<C: Scheduled> Scheduler<C> {
             config,
             first: None,
             tasks: TaskTable::default(),
-            queue: VecDeque::new(),
+            queue: Line::default(),
             queued: 0,
             workers: BTreeMap::new(),
             idle: Vec::new(),

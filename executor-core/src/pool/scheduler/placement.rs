@@ -202,7 +202,7 @@ impl<C: Scheduled> Scheduler<C> {
         let mut of: Option<(FnId, Estimate)> = None;
         let mut sent = 0;
         while sent < most {
-            let Some(&chunk) = self.queue.front() else { return };
+            let Some(chunk) = self.queue.front() else { return };
             let worker = self.workers.get_mut(&id).expect("chosen among the workers");
             // A cancelled chunk has no entry. `next_queued` skips it.
             let Some(entry) = self.tasks.get_mut(chunk).filter(|entry| entry.is_queued()) else {
@@ -228,7 +228,7 @@ impl<C: Scheduled> Scheduler<C> {
                     // The tasks beyond the worker's limit come next in the queue.
                     let beyond = entry.chunk().items().first + budget;
                     let rest = self.split_off(chunk, beyond);
-                    self.queue.insert(1, rest);
+                    self.queue.push_second(rest);
                     self.queued += 1;
                     continue;
                 }
@@ -250,8 +250,12 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Returns whether the queue is so short that the next events may need more than is in it.
+    ///
+    /// What waits elsewhere has no priority. So chunks with a priority do not count, as theirs may
+    /// be lower.
     pub(crate) fn takes_more(&self) -> bool {
-        self.queued < QUEUE_ENOUGH.max(self.config.workers_max.saturating_mul(SHARE_MAX))
+        self.queued.saturating_sub(self.queue.ranked_len())
+            < QUEUE_ENOUGH.max(self.config.workers_max.saturating_mul(SHARE_MAX))
             || !self.state.is_open()
     }
 

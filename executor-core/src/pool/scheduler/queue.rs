@@ -38,10 +38,10 @@ impl<C: Scheduled> Scheduler<C> {
             let first = *self.first.get_or_insert(now);
             let at = now.saturating_duration_since(first).as_nanos() as u64;
             let id = chunk.base();
-            let until = chunk.queue_until();
+            let (until, priority) = (chunk.queue_until(), chunk.priority());
             let new = self.tasks.insert(id, Entry::new(chunk, at));
             debug_assert!(new, "a task id is used once");
-            self.queue.push_back(id);
+            self.queue.push_back(id, priority);
             self.queued += 1;
             self.add_wait(id, until);
         }
@@ -56,19 +56,20 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns the first chunk in the queue that was not cancelled. It stays in the queue.
     pub(super) fn next_queued(&mut self) -> Option<TaskId> {
-        while let Some(&chunk) = self.queue.front() {
+        while let Some(chunk) = self.queue.front() {
             if self.tasks.get(chunk).is_some_and(Entry::is_queued) {
                 return Some(chunk);
             }
-            self.queue.pop_front();
+            self.queue.discard_front();
         }
         None
     }
 
-    /// Puts a chunk that is neither queued nor sent at the front of the queue.
+    /// Puts a chunk that is neither queued nor sent in front of all others of its priority.
     pub(super) fn requeue(&mut self, chunk: TaskId) {
-        debug_assert!(self.tasks[chunk].is_queued());
-        self.queue.push_front(chunk);
+        let entry = &self.tasks[chunk];
+        debug_assert!(entry.is_queued());
+        self.queue.push_front(chunk, entry.chunk().priority());
         self.queued += 1;
     }
 
@@ -106,9 +107,9 @@ impl<C: Scheduled> Scheduler<C> {
         // unless no worker can be started at this moment.
         let chunks = self
             .queue
-            .iter()
+            .iter_plain()
             .take(self.config.workers_max)
-            .filter_map(|chunk| self.tasks.get(*chunk));
+            .filter_map(|chunk| self.tasks.get(chunk));
         let several = chunks.filter(|entry| entry.is_queued() && entry.chunk().left() > 1);
         several.filter_map(|entry| self.waits_until(entry)).min()
     }
@@ -122,7 +123,7 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     pub(super) fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<C>) {
-        for task in std::mem::take(&mut self.queue) {
+        for task in std::mem::take(&mut self.queue).iter() {
             if self.tasks.get(task).is_some_and(Entry::is_queued) {
                 let entry = self.tasks.remove(task).expect("looked at above");
                 out.push(resolve(entry.into_chunk(), error.clone()));

@@ -108,7 +108,7 @@ impl<C: Scheduled> Scheduler<C> {
             }
         }
         if self.queue_waits_until().is_some_and(|until| until <= now) {
-            for chunk in std::mem::take(&mut self.queue) {
+            for chunk in std::mem::take(self.queue.plain()) {
                 match self.tasks.get(chunk).filter(|entry| entry.is_queued()) {
                     Some(entry)
                         if entry.chunk().left() > 1
@@ -118,9 +118,9 @@ impl<C: Scheduled> Scheduler<C> {
                         // One worker is already coming up for this chunk.
                         let parts = self.parts(chunk, self.takers() + 1);
                         self.queued += parts.len();
-                        self.queue.extend(parts);
+                        self.queue.plain().extend(parts);
                     }
-                    _ => self.queue.push_back(chunk),
+                    _ => self.queue.plain().push_back(chunk),
                 }
             }
         }

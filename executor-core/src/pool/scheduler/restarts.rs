@@ -56,7 +56,7 @@ impl<C: Scheduled> Scheduler<C> {
         let coming = self.workers.values().filter(comes).count();
         // With a limit on tasks per worker, a worker may take only a part of a chunk.
         let too_many = |tasks_max: u32| {
-            let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(*chunk));
+            let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(chunk));
             let waiting = chunks
                 .filter(|entry| entry.is_queued())
                 .map(|entry| u64::from(entry.chunk().left()));
