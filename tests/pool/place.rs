@@ -349,3 +349,93 @@ fn indices_stay_unique_while_workers_die_under_many_submitters() {
     });
     assert_eq!(indices(&pool, &Gate::new()), [0, 1, 2]);
 }
+
+#[task]
+fn index_for(_item: u32) -> usize {
+    worker_index().unwrap()
+}
+
+/// Returns the worker of each item of a map in round-robin order.
+fn in_turn(pool: &ProcessPoolExecutor, items: u32, chunk: usize) -> Vec<usize> {
+    let map = pool.map(index_for::task, 0..items).round_robin().chunk_size(chunk);
+    map.map(Result::unwrap).collect()
+}
+
+#[test]
+fn to23_chunk_i_goes_to_worker_i_mod_n_in_each_map() {
+    let pool = pool(3);
+    for chunk in [1, 2, 5] {
+        let expected: Vec<_> = (0..48).map(|item| item / chunk % 3).collect();
+        for _ in 0..2 {
+            assert_eq!(in_turn(&pool, 48, chunk), expected, "chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
+fn to23_an_idle_worker_does_not_take_over_what_is_for_another() {
+    let (pool, gate) = (pool(2), Gate::new());
+    // The first item keeps worker 0. All others come to be in line behind it, or run at worker 1.
+    let make = |item: u32| index_or_hold::task(item, gate.path());
+    let map = pool.map(make, 0..20).round_robin().chunk_size(1).unordered();
+    let mut results = map.with_index();
+    for _ in 0..10 {
+        let (item, index) = results.next().unwrap();
+        assert_eq!((item % 2, index.unwrap()), (1, 1), "only those of worker 1 come");
+    }
+    gate.open();
+    let rest: Vec<_> = results.map(|(item, index)| (item % 2, index.unwrap())).collect();
+    assert_eq!(rest, [(0, 0); 10]);
+}
+
+#[task]
+fn index_or_hold(item: u32, gate: &std::path::Path) -> usize {
+    if item == 0 {
+        come_to(gate);
+    }
+    worker_index().unwrap()
+}
+
+#[test]
+fn to23_the_order_survives_deaths_recycling_and_other_tasks() {
+    let pool = builder().max_workers(3).max_tasks_per_worker(4).build().unwrap();
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            (0..60).map(|_| pool.submit(index::task()).result().unwrap()).collect::<Vec<_>>()
+        });
+        for _ in 0..2 {
+            let make = |item: u32| index_or_abort::task(item);
+            let map = pool.map(make, 0..30).round_robin().chunk_size(1);
+            for (item, result) in map.enumerate() {
+                match result {
+                    Ok(index) => assert_eq!(index, item % 3),
+                    Err(error) => assert!(error.is_worker_lost() && item % 10 == 4, "{error}"),
+                }
+            }
+        }
+        assert!(others.join().unwrap().into_iter().all(|index| index.is_some()));
+    });
+}
+
+#[task]
+fn index_or_abort(item: u32) -> usize {
+    if item % 10 == 4 {
+        std::process::abort();
+    }
+    worker_index().unwrap()
+}
+
+#[test]
+fn to23_a_map_in_round_robin_order_can_be_cancelled_and_shut_down() {
+    let (pool, gate) = (pool(2), Gate::new());
+    let make = |item: u32| index_or_hold::task(item, gate.path());
+    let mut map = pool.map(make, 0..100).round_robin().chunk_size(1).buffer_size(100).unordered();
+    assert_eq!(map.next().unwrap().unwrap(), 1);
+    drop(map);
+    gate.open();
+    assert_eq!(in_turn(&pool, 4, 1), [0, 1, 0, 1]);
+    let mut map = pool.map(index_for::task, 0..100).round_robin().chunk_size(1).buffer_size(100);
+    assert_eq!(map.next().unwrap().unwrap(), 0);
+    pool.shutdown(true);
+    assert_eq!(map.count(), 99, "the accepted items are finished");
+}

@@ -74,6 +74,8 @@ pub struct Map<F: TaskArgs<A>, A, I, M> {
     /// The input, or `None` once it has ended.
     input: Option<I>,
     unordered: bool,
+    /// The index of the worker for the next chunk, in round-robin order.
+    next_worker: Option<u16>,
     chunk_size: Option<usize>,
     buffer_size: Option<usize>,
     timeout: Option<Duration>,
@@ -157,6 +159,7 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
             make,
             input: Some(input),
             unordered: false,
+            next_worker: None,
             chunk_size: None,
             buffer_size: None,
             timeout: None,
@@ -178,6 +181,37 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// Yields results in the order in which they arrive, not in the order of the items.
     pub fn unordered(mut self) -> Self {
         self.unordered = true;
+        self
+    }
+
+    /// Gives the chunks to the workers in turn: chunk `i` runs in the worker with
+    /// [index](crate::worker_index) `i` modulo
+    /// [`max_workers`](crate::ProcessPoolExecutor::max_workers), in every map anew. So with the
+    /// same input and a [`chunk_size`](Self::chunk_size), each worker gets the same items each
+    /// time, and may keep what it has loaded for them.
+    ///
+    /// The price is that no other worker takes a chunk over, however long its own worker is busy.
+    /// If that worker dies, the chunk waits for the one that replaces it. Priorities of tasks count
+    /// among the chunks of one worker. By default a chunk goes to whichever worker is free.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    ///
+    /// #[task]
+    /// fn worker(_shard: u32) -> Option<usize> { executor::worker_index() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     for _ in 0..2 {
+    ///         let map = pool.map(worker::task, 0..6).round_robin().chunk_size(1);
+    ///         let workers: Vec<_> = map.map(|index| index.unwrap().unwrap()).collect();
+    ///         assert_eq!(workers, [0, 1, 0, 1, 0, 1]);
+    ///     }
+    /// }
+    /// ```
+    pub fn round_robin(mut self) -> Self {
+        self.next_worker = Some(0);
         self
     }
 
@@ -368,9 +402,22 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         count: u32,
         options: TaskOptions,
     ) {
+        let worker = self.next_worker;
+        if let Some(next) = &mut self.next_worker {
+            // With more workers than numbers, the last workers get none.
+            let workers = u16::try_from(self.executor.max_workers()).unwrap_or(u16::MAX);
+            *next = (*next + 1) % workers;
+        }
         let control = || self.executor.control().0;
-        let chunk =
-            Chunk::of_map(F::entry(), arguments, count, options, (results, number), control);
+        let chunk = Chunk::of_map(
+            F::entry(),
+            arguments,
+            count,
+            options,
+            (results, number),
+            worker,
+            control,
+        );
         let place = self.places.as_mut().map(|places| places.split(count));
         self.executor.submit_chunk(chunk.at(place));
     }

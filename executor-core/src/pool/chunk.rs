@@ -14,6 +14,7 @@
 //! workers, and the errors that the scheduler decides on.
 
 use std::{
+    num::NonZeroU16,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
@@ -78,6 +79,8 @@ pub struct Chunk {
     failed: u16,
     /// Number of workers that were lost with attempts.
     lost: u16,
+    /// The index of the only worker that may run it.
+    bound_to: Option<NonMax>,
     /// The place among the pending tasks, if these are limited. The parts of a chunk share it.
     place: Option<Arc<Place>>,
     sink: Sink,
@@ -86,6 +89,20 @@ pub struct Chunk {
 /// A larger chunk would make the entries of the scheduler's table too large: see
 /// `scheduler::Entry`.
 const _: () = assert!(size_of::<Chunk>() <= size_of::<[u64; 13]>());
+
+/// A number below `u16::MAX`. With an `Option` of it, a chunk is no larger than without.
+#[derive(Clone, Copy)]
+struct NonMax(NonZeroU16);
+
+impl NonMax {
+    fn new(number: u16) -> Option<Self> {
+        number.checked_add(1).and_then(NonZeroU16::new).map(NonMax)
+    }
+
+    fn get(self) -> u32 {
+        u32::from(self.0.get()) - 1
+    }
+}
 
 /// Where the results of a chunk go.
 enum Sink {
@@ -113,6 +130,7 @@ impl Chunk {
         let base = next_task_ids(1);
         let (cell, completer) = Cell::pending(base, control);
         let sink = Sink::Cell(completer);
+        let bound_to = None;
         let chunk = Chunk {
             entry,
             options,
@@ -123,6 +141,7 @@ impl Chunk {
             items: Items::ONE,
             failed: 0,
             lost: 0,
+            bound_to,
             place: None,
             sink,
         };
@@ -130,13 +149,15 @@ impl Chunk {
     }
 
     /// Makes a chunk of `count` calls of a map. Its first item has the number `number` in the map.
-    /// `control` is called only for the first chunk of the map.
+    /// `control` is called only for the first chunk of the map. `bound_to` is the index of the only
+    /// worker that may run it.
     pub(crate) fn of_map(
         entry: &'static TaskEntry,
         arguments: Payload,
         count: u32,
         options: TaskOptions,
         (results, number): (&Arc<MapResults>, u64),
+        bound_to: Option<u16>,
         control: impl FnOnce() -> Arc<dyn Control>,
     ) -> Chunk {
         let base = next_task_ids(count);
@@ -146,6 +167,7 @@ impl Chunk {
         debug_assert!(!several || options.is_none(), "a task with options is sent alone");
         let (queue_until, place) = (None, None);
         let (failed, lost) = (0, 0);
+        let bound_to = bound_to.and_then(NonMax::new);
         Chunk {
             entry,
             options,
@@ -156,6 +178,7 @@ impl Chunk {
             items,
             failed,
             lost,
+            bound_to,
             place,
             sink,
         }
@@ -295,6 +318,11 @@ impl Scheduled for Chunk {
 
     fn queue_timeout(&self) -> Duration {
         self.options.queue_timeout().unwrap_or_default()
+    }
+
+    #[inline]
+    fn bound_to(&self) -> Option<u32> {
+        self.bound_to.map(NonMax::get)
     }
 
     #[inline]

@@ -56,6 +56,7 @@ const KINDS: &[&str] = &[
     "submit: with a limit on waiting",
     "submit: with retries",
     "submit: with a priority",
+    "submit: bound to a worker",
     "submit: a chunk of several",
     "submit: refused",
     "cancel: withdrawn",
@@ -174,6 +175,7 @@ struct Ticket {
     function: FnId,
     timeout: Option<Duration>,
     wait: Option<(Instant, Duration)>,
+    bound_to: Option<u32>,
     priority: i32,
     /// How often it may be tried again.
     retries: u32,
@@ -202,6 +204,10 @@ impl Scheduled for Ticket {
 
     fn queue_timeout(&self) -> Duration {
         self.wait.map_or(Duration::ZERO, |(_, timeout)| timeout)
+    }
+
+    fn bound_to(&self) -> Option<u32> {
+        self.bound_to
     }
 
     fn priority(&self) -> i32 {
@@ -289,6 +295,7 @@ struct Story {
     chunk: (TaskId, u32),
     timeout: Option<Duration>,
     queue_timeout: Option<Duration>,
+    bound_to: Option<u32>,
     priority: i32,
     conduct: Conduct,
     takes: Duration,
@@ -381,6 +388,7 @@ struct Words {
 
 struct Process {
     life: Life,
+    index: u32,
     ordered: Instant,
     /// The starter hangs, so nothing will be heard of this worker.
     never_starts: bool,
@@ -556,6 +564,7 @@ struct Climate {
     initializer: bool,
     timeouts: u64,
     priorities: u64,
+    bound: u64,
     ends: u64,
     resizes: u64,
     /// How often the memory of a worker has grown too much after a task.
@@ -574,6 +583,7 @@ impl Climate {
             initializer: dice.permille(300),
             timeouts: dice.pick(&[0, 100, 500, 1_000]),
             priorities: dice.pick(&[0, 0, 300, 1_000]),
+            bound: dice.pick(&[0, 0, 300, 1_000]),
             ends: dice.pick(&[0, 1, 3, 10]),
             resizes: dice.pick(&[0, 0, 300, 1_000]),
             grows: dice.pick(&[0, 0, 0, 20, 300]),
@@ -591,6 +601,7 @@ impl Climate {
             initializer: false,
             timeouts: 0,
             priorities: 0,
+            bound: 0,
             ends: 0,
             resizes: 0,
             grows: 0,
@@ -635,8 +646,8 @@ struct World {
     scheduler: Scheduler<Ticket>,
     processes: BTreeMap<WorkerId, Process>,
     stories: Vec<Story>,
-    /// The last task of each priority that has begun.
-    last_begun: BTreeMap<i32, TaskId>,
+    /// The last task that has begun, of each worker to which tasks are bound and each priority.
+    last_begun: BTreeMap<(Option<u32>, i32), TaskId>,
     shut_down: bool,
     cancelled_pending: bool,
     deadline: Option<Instant>,
@@ -651,6 +662,8 @@ struct World {
     start_takes: Duration,
     /// How long tasks that are submitted from now on may wait for a worker.
     queue_timeout: Option<Duration>,
+    /// The worker to which tasks are bound that are submitted from now on.
+    bound_to: Option<u32>,
     /// The priority of tasks that are submitted from now on.
     priority: i32,
     /// How often tasks that are submitted from now on may be tried again.
@@ -694,6 +707,7 @@ impl World {
             closed: false,
             start_takes: Duration::ZERO,
             queue_timeout: None,
+            bound_to: None,
             priority: 0,
             retries: 0,
             undecided: Vec::new(),
@@ -805,10 +819,11 @@ impl World {
     fn perform(&mut self, action: Action<Ticket>) {
         assert!(!self.closed, "after the end: {action:?}");
         match action {
-            Action::Start(id, _) => {
+            Action::Start(id, index) => {
                 let never_starts = self.dice.permille(self.climate.start_trouble / 20);
                 let process = Process {
                     life: Life::Ordered,
+                    index,
                     ordered: self.now,
                     never_starts,
                     stopped: false,
@@ -861,7 +876,15 @@ impl World {
                         "{task:?} is sent after its beginning"
                     );
                 }
+                let bound_to = self.story(item(base, items.first)).bound_to;
+                let workers = self.config.workers_max as u32;
+                // In a pool that has become smaller, workers may have indices that are too high.
+                let smaller = self.config.workers_max < self.workers_most;
                 let process = self.process(worker);
+                assert!(
+                    smaller || bound_to.is_none_or(|to| to % workers == process.index),
+                    "{base:?} is bound to another worker"
+                );
                 // The worker may be dead: the scheduler learns that after the worker's last reply.
                 assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
                 assert!(
@@ -1284,6 +1307,7 @@ impl World {
                 chunk,
                 timeout,
                 queue_timeout: self.queue_timeout,
+                bound_to: self.bound_to,
                 priority: self.priority,
                 retries: self.retries,
                 losses: LOSSES,
@@ -1326,9 +1350,23 @@ impl World {
         if priority != 0 {
             self.note("submit: with a priority", None, Some(task));
         }
+        let bound_to = self.bound_to;
+        if bound_to.is_some() {
+            self.note("submit: bound to a worker", None, Some(task));
+        }
         let base = task;
-        let ticket =
-            Ticket { function, timeout, wait, priority, retries, losses, base, items, left };
+        let ticket = Ticket {
+            function,
+            timeout,
+            wait,
+            bound_to,
+            priority,
+            retries,
+            losses,
+            base,
+            items,
+            left,
+        };
         self.event(|scheduler, now, _, out| scheduler.on_submit(now, [ticket], out));
         for task in ids(task, Items { first: 0, count }) {
             assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
@@ -1353,10 +1391,13 @@ impl World {
         let function = if slow { 4 + self.dice.below(2) } else { self.dice.below(4) };
         if count > 1 && self.dice.permille(400) {
             let conducts: Vec<_> = (0..count).map(|_| self.any_conduct()).collect();
+            self.bound_to = self.any_worker();
             self.submit_chunk(function, None, &conducts);
+            self.bound_to = None;
             return;
         }
         for _ in 0..count {
+            self.bound_to = self.any_worker();
             let conduct = self.any_conduct();
             let timeout = self.any_timeout();
             self.queue_timeout = self.any_timeout();
@@ -1364,7 +1405,14 @@ impl World {
             self.priority = self.any_priority();
             self.submit(function, timeout, conduct);
             (self.queue_timeout, self.retries, self.priority) = (None, 0, 0);
+            self.bound_to = None;
         }
+    }
+
+    /// Returns a worker to which a task is bound. It may be one beyond the number of workers.
+    fn any_worker(&mut self) -> Option<u32> {
+        let workers = self.config.workers_max as u64 + 1;
+        self.dice.permille(self.climate.bound).then(|| self.dice.below(workers) as u32)
     }
 
     fn any_priority(&mut self) -> i32 {
@@ -2014,9 +2062,10 @@ impl World {
                     killed_for, None,
                     "{task:?} begins behind a task that {id:?} is killed for"
                 );
-                let Story { failed, priority, .. } = *self.story(task);
+                let Story { failed, priority, bound_to, .. } = *self.story(task);
                 let again = failed > 0;
-                let last = self.last_begun.entry(priority).or_insert(TaskId::from_raw(0));
+                let last =
+                    self.last_begun.entry((bound_to, priority)).or_insert(TaskId::from_raw(0));
                 let in_order = self.workers_most > 1 || lied || again || task > *last;
                 assert!(in_order, "{task:?} begins after {last:?}");
                 *last = task.max(*last);
@@ -3337,4 +3386,25 @@ fn several_maps_share_the_workers_by_the_items_that_each_has_submitted() {
         }
         assert_eq!(begun, sizes.map(|size| size * 20), "of {sizes:?}");
     }
+}
+
+#[test]
+fn what_is_bound_to_a_worker_waits_for_it_and_others_do_not_wait_behind() {
+    // Five microseconds are short, so chunks are sent ahead.
+    let mut world = World::ready_for(2, 1);
+    world.bound_to = Some(0);
+    let bound = world.calls(1, 40);
+    world.bound_to = None;
+    assert!(world.holding(0) > 3, "sent ahead");
+    assert_eq!(world.holding(1), 0);
+    world.process(WorkerId(0)).stopped = true;
+    let others = world.calls(1, 40);
+    world.settle();
+    assert!(world.all_return(&others), "nothing waits behind what is bound");
+    assert!(bound.iter().all(|task| world.ending(*task).is_none()), "nobody else took it over");
+    // The worker is replaced by one with the same index.
+    world.process(WorkerId(0)).die();
+    world.settle();
+    assert!(world.all_return(&bound));
+    assert_eq!(world.processes[&WorkerId(2)].index, 0);
 }

@@ -151,8 +151,8 @@ impl<C: Scheduled> Scheduler<C> {
         while let Some(task) = self.held.pop_due(now) {
             let entry = self.tasks.get_mut(task).expect("what is held is in the table");
             let until = entry.transition_to_queued_again(now);
-            self.queue.push_back(task, entry.chunk().priority());
-            self.queued += 1;
+            let (bound_to, priority) = (entry.chunk().bound_to(), entry.chunk().priority());
+            self.enqueue(task, bound_to, priority);
             self.add_wait(task, until);
             any = true;
         }

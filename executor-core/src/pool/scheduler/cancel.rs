@@ -72,6 +72,10 @@ impl<C: Scheduled> Scheduler<C> {
         match entry.worker() {
             // The id stays in the queue, because searching for it would take long. It is skipped
             // when its turn comes.
+            None if entry.chunk().bound_to().is_some() => {
+                let tasks = &self.tasks;
+                self.bound.ended(chunk, |other| tasks.get(other).is_some_and(Entry::is_queued));
+            }
             None => {
                 self.queued -= 1;
                 // But such ids must not pile up behind a first task that waits for long.

@@ -11,12 +11,18 @@ impl<C: Scheduled> Scheduler<C> {
     /// Checks what must be true between any two events.
     pub(crate) fn check(&self) {
         let queued = self.tasks.values().filter(|entry| entry.is_queued()).count();
-        assert_eq!(queued, self.queued, "the queue's count");
+        assert_eq!(queued, self.waiting(), "the counts of the queue and of the lines");
+        let in_lines = self.bound.iter().filter(|(worker, chunk)| {
+            let entry = self.tasks.get(*chunk).filter(|entry| entry.is_queued());
+            assert!(entry.is_none_or(|entry| entry.chunk().bound_to() == Some(*worker)));
+            entry.is_some()
+        });
+        assert_eq!(in_lines.count(), self.bound.queued(), "each bound chunk is in its line once");
         let waiting = self
             .queue
             .iter()
             .filter(|chunk| self.tasks.get(*chunk).is_some_and(|entry| entry.is_queued()));
-        assert_eq!(waiting.count(), queued, "each queued chunk waits in the queue once");
+        assert_eq!(waiting.count(), self.queued, "each queued chunk waits in the queue once");
         assert!(
             self.queue.len() <= 2 * self.queued + QUEUE_SLACK + SLOTS,
             "ids of cancelled tasks pile up"
@@ -46,6 +52,13 @@ impl<C: Scheduled> Scheduler<C> {
                 "{id:?} is counted"
             );
             assert_eq!(worker.is_idle(), self.idle.contains(id), "{id:?} is idle");
+            let neglects =
+                worker.is_idle() && !worker.in_flight.is_spent() && self.waits_for(worker.index());
+            assert!(!neglects || self.state.is_over(), "{id:?} neglects what only it may run");
+            for sending in worker.in_flight.iter() {
+                let bound_to = self.tasks[sending.chunk()].chunk().bound_to();
+                assert_eq!(bound_to.is_some(), worker.in_flight.is_bound());
+            }
         }
         let held = self.tasks.values().filter(|entry| entry.is_held()).count();
         assert_eq!(held, self.held.len(), "what is held is known as held");
@@ -62,7 +75,9 @@ impl<C: Scheduled> Scheduler<C> {
             "a worker is idle while work is queued"
         );
         let waits = |worker: &Worker| {
-            worker.is_useful() && worker.in_flight.waits_until(START_COST).is_some()
+            worker.is_useful()
+                && !worker.in_flight.is_bound()
+                && worker.in_flight.waits_until(START_COST).is_some()
         };
         assert!(
             !working

@@ -63,7 +63,7 @@ impl<C: Scheduled> Scheduler<C> {
             }
         }
         // The end of the back-off matters only if a worker would be started then.
-        if (self.queued > 0 || self.lacks_workers())
+        if (self.waiting() > 0 || self.lacks_workers())
             && let Some(at) = self.no_start_before
         {
             earliest(at);

@@ -28,6 +28,8 @@ pub(super) struct InFlight {
     spent: bool,
     /// When the first sending became the first. It cannot have begun earlier.
     front_since: Instant,
+    /// Whether the sendings are bound to this worker. Either all of them are, or none.
+    bound: bool,
     /// Whether the worker is counted among those with waiting tasks.
     counted: bool,
     /// The last value of [`taken_in`](super::Claims::taken_in) that was new, and when it was seen.
@@ -112,6 +114,7 @@ impl InFlight {
             budget,
             spent: false,
             front_since: now,
+            bound: false,
             counted: false,
             taken_in: None,
         }
@@ -150,6 +153,12 @@ impl InFlight {
     /// Returns the sending of this chunk.
     pub(super) fn get(&self, chunk: TaskId) -> Option<&Sending> {
         self.iter().find(|sent| sent.chunk == chunk)
+    }
+
+    /// Returns whether there are sendings that no other worker may take over.
+    #[inline]
+    pub(super) fn is_bound(&self) -> bool {
+        self.bound && !self.is_empty()
     }
 
     /// Returns the estimated running time of everything in flight, in nanoseconds.
@@ -260,6 +269,34 @@ impl InFlight {
     /// have so many.
     #[inline]
     pub(super) fn push(
+        &mut self,
+        now: Instant,
+        chunk: TaskId,
+        left: u32,
+        estimate: Estimate,
+        waiting: &mut usize,
+    ) -> Pushed {
+        debug_assert!(!self.is_bound(), "others would wait behind those of this worker");
+        self.bound = false;
+        self.push_any(now, chunk, left, estimate, waiting)
+    }
+
+    /// Does the same for a chunk that only this worker may run.
+    pub(super) fn push_bound(
+        &mut self,
+        now: Instant,
+        chunk: TaskId,
+        left: u32,
+        estimate: Estimate,
+        waiting: &mut usize,
+    ) -> Pushed {
+        debug_assert!(self.is_empty() || self.bound, "others might have to be taken over");
+        self.bound = true;
+        self.push_any(now, chunk, left, estimate, waiting)
+    }
+
+    #[inline]
+    fn push_any(
         &mut self,
         now: Instant,
         chunk: TaskId,

@@ -29,7 +29,7 @@
 //! ```text
 //!  events in     replies, cancel, lifecycle, life, shutdown, attempts, deadlines (time);
 //!                `on_submit` in queue
-//!  decisions     placement, rebalance, restarts, termination, verdict (a worker has ended)
+//!  decisions     placement, bound, rebalance, restarts, termination, verdict (a worker has ended)
 //!  records       task, worker, in_flight, termination, state, estimate, queue, line, waits
 //!  asked         claims, and `Scheduled` in task
 //!  tells         rows
@@ -47,6 +47,7 @@
 
 mod action;
 mod attempts;
+mod bound;
 mod cancel;
 #[cfg(test)]
 mod check;
@@ -78,6 +79,7 @@ use std::{
 
 pub(crate) use action::{Action, End, Replied, ReplyToNobody};
 use attempts::Held;
+use bound::BoundLines;
 pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
@@ -124,7 +126,10 @@ pub(crate) struct Scheduler<C> {
     /// Ids of queued chunks, in the order of their turns. The id of a cancelled chunk stays here,
     /// and is skipped when its turn comes.
     queue: Line,
+    /// Number of chunks in the queue that were not cancelled.
     queued: usize,
+    /// The chunks that wait for one worker. They are not in the queue.
+    bound: BoundLines,
     workers: BTreeMap<WorkerId, Worker>,
     /// Ready workers with nothing to do. The worker that was busy last is at the end, because its
     /// caches are warm.
@@ -174,6 +179,7 @@ impl<C: Scheduled> Scheduler<C> {
             tasks: TaskTable::default(),
             queue: Line::default(),
             queued: 0,
+            bound: BoundLines::default(),
             workers: BTreeMap::new(),
             idle: Vec::new(),
             estimates: HashMap::default(),
@@ -252,6 +258,6 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns the number of queued chunks, and of chunks that are with workers.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.queued, self.tasks.len() - self.queued - self.held.len())
+        (self.waiting(), self.tasks.len() - self.waiting() - self.held.len())
     }
 }

@@ -85,7 +85,9 @@ impl<C: Scheduled> Scheduler<C> {
         if self.state.is_over() {
             return;
         }
+        self.give_out_bound(now, false, out);
         self.give_out(now, waited, out);
+        self.give_out_bound(now, true, out);
         while self.lacks_workers() && self.no_start_before.is_none_or(|at| at <= now) {
             self.start(now, out);
         }
@@ -163,6 +165,7 @@ impl<C: Scheduled> Scheduler<C> {
         let fits = |worker: &Worker| {
             worker.is_useful()
                 && !worker.in_flight.is_empty()
+                && !worker.in_flight.is_bound()
                 && worker.in_flight.ahead() <= most
                 && worker.in_flight.has_room()
                 && worker.in_flight.ends_soon(now, floor)
@@ -188,6 +191,7 @@ impl<C: Scheduled> Scheduler<C> {
             .iter()
             .filter(|(_, worker)| {
                 worker.is_useful()
+                    && !worker.in_flight.is_bound()
                     && worker.in_flight.ahead() <= most
                     && worker.in_flight.has_room()
             })

@@ -28,7 +28,7 @@ impl<C: Scheduled> Scheduler<C> {
         chunks: impl IntoIterator<Item = C>,
         out: &mut Actions<C>,
     ) {
-        let queued = self.queued;
+        let (queued, bound) = (self.queued, self.bound.queued());
         for chunk in chunks {
             self.counted.submitted += u64::from(chunk.left());
             if let Some(refusal) = self.refusal() {
@@ -39,18 +39,30 @@ impl<C: Scheduled> Scheduler<C> {
             let at = now.saturating_duration_since(first).as_nanos() as u64;
             let id = chunk.base();
             let (until, priority) = (chunk.queue_until(), chunk.priority());
+            let bound_to = chunk.bound_to();
             let new = self.tasks.insert(id, Entry::new(chunk, at));
             debug_assert!(new, "a task id is used once");
-            self.queue.push_back(id, priority);
-            self.queued += 1;
+            self.enqueue(id, bound_to, priority);
             self.add_wait(id, until);
         }
         // If other chunks were in the queue before, no worker has room: every event ends by giving
         // out as much as possible.
         let may_go = queued == 0 || self.workers.len() < self.config.workers_max;
-        if self.queued > queued && may_go {
+        if self.queued > queued && may_go || self.bound.queued() > bound {
             self.dispatch(now, out);
             self.watch(now);
+        }
+    }
+
+    /// Puts a chunk behind the others that wait as it does.
+    #[inline]
+    pub(super) fn enqueue(&mut self, chunk: TaskId, bound_to: Option<u32>, priority: i32) {
+        match bound_to {
+            Some(worker) => self.bound.added(worker).push_back(chunk, priority),
+            None => {
+                self.queue.push_back(chunk, priority);
+                self.queued += 1;
+            }
         }
     }
 
@@ -69,7 +81,11 @@ impl<C: Scheduled> Scheduler<C> {
     pub(super) fn requeue(&mut self, chunk: TaskId) {
         let entry = &self.tasks[chunk];
         debug_assert!(entry.is_queued());
-        self.queue.push_front(chunk, entry.chunk().priority());
+        let priority = entry.chunk().priority();
+        if let Some(worker) = entry.chunk().bound_to() {
+            return self.bound.added(worker).push_front(chunk, priority);
+        }
+        self.queue.push_front(chunk, priority);
         self.queued += 1;
     }
 
@@ -123,6 +139,7 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     pub(super) fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<C>) {
+        self.resolve_bound(error, out);
         for task in std::mem::take(&mut self.queue).iter() {
             if self.tasks.get(task).is_some_and(Entry::is_queued) {
                 let entry = self.tasks.remove(task).expect("looked at above");

@@ -68,7 +68,8 @@ impl<C: Scheduled> Scheduler<C> {
             return;
         }
         let floor = self.floor(now);
-        let useful = self.workers.values().filter(|worker| worker.is_useful());
+        let may_move = |worker: &&Worker| worker.is_useful() && !worker.in_flight.is_bound();
+        let useful = self.workers.values().filter(may_move);
         let sent = useful.filter_map(|worker| worker.in_flight.waits_until(floor)).min();
         let Some(at) = sent.into_iter().chain(self.queue_waits_until()).min() else { return };
         // If no worker is idle, nothing can be moved before starts are tried again.
@@ -89,7 +90,8 @@ impl<C: Scheduled> Scheduler<C> {
         let floor = self.floor(now);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let worker = &self.workers[&id];
-            if !worker.is_useful() || worker.in_flight.is_empty() {
+            let in_flight = &worker.in_flight;
+            if !worker.is_useful() || in_flight.is_empty() || in_flight.is_bound() {
                 continue;
             }
             let waits_until = worker.in_flight.waits_until(floor);
@@ -182,6 +184,7 @@ impl<C: Scheduled> Scheduler<C> {
             .workers
             .iter()
             .filter(|(id, worker)| **id != idle && worker.is_wanted())
+            .filter(|(_, worker)| !worker.in_flight.is_bound())
             .filter(|(_, worker)| {
                 worker.in_flight.has_waiting()
                     && (worker.in_flight.ahead() > spare(worker) || worker.in_flight.is_late(now))

@@ -29,10 +29,14 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     pub(super) fn start(&mut self, now: Instant, out: &mut Actions<C>) {
+        self.start_as(now, self.free_index(), out);
+    }
+
+    /// Starts a worker with this index, which no worker has.
+    pub(super) fn start_as(&mut self, now: Instant, index: u32, out: &mut Actions<C>) {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         self.counted.started();
-        let index = self.free_index();
         self.workers.insert(id, Worker::new(now, index, self.config.tasks_max));
         out.push(Action::Start(id, index));
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{
     Scheduler,
     action::{Action, Actions, resolve},
+    bound::BoundLines,
     claims::Claims,
     in_flight::Sending,
     task::Scheduled,
@@ -51,6 +52,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.clear();
         self.idle.clear();
         self.queue.clear();
+        self.bound = BoundLines::default();
         self.waits.clear();
         self.held.clear();
         self.leaving.clear();

@@ -26,6 +26,9 @@ pub(crate) trait Scheduled: Sized {
     /// Returns how long the chunk may wait for a worker, if it may not wait for ever.
     fn queue_timeout(&self) -> Duration;
 
+    /// Returns the index of the only worker that may run the chunk, if it is bound to one.
+    fn bound_to(&self) -> Option<u32>;
+
     /// Returns the priority. A chunk of several tasks has 0.
     fn priority(&self) -> i32;
 
