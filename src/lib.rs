@@ -73,6 +73,9 @@
 //! - Results: [`TaskFuture`], [`wait`], [`as_completed`], [`Map`], [`Map::with_index`];
 //!   [`TaskError`].
 //! - State in workers: [`initializer`](ProcessPoolBuilder::initializer), [`worker_state`].
+//! - Which worker, where and when: [`worker_index`], [`slots`](ProcessPoolBuilder::slots) and
+//!   [`slot`], [`pin`](ProcessPoolBuilder::pin), [`nice`](ProcessPoolBuilder::nice);
+//!   [`Task::priority`], [`Map::round_robin`].
 //! - One process for one call: [`Process`], [`Child`], [`Run`]; [`Context`] and [`StartMethod`];
 //!   [`Limits`].
 //! - This process, its parent and its children: [`current_process`], [`parent_process`],
