@@ -75,7 +75,7 @@ impl<C: Scheduled> Scheduler<C> {
             "a worker is idle while work is queued"
         );
         let waits = |worker: &Worker| {
-            worker.is_useful()
+            worker.is_working()
                 && !worker.in_flight.is_bound()
                 && worker.in_flight.waits_until(START_COST).is_some()
         };

@@ -104,6 +104,8 @@ impl<C: Scheduled> Scheduler<C> {
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             self.tick_worker(now, id, claims, out);
         }
+        // Before anything is sent: what is not on the board yet cannot be taken back.
+        let lives = self.end_lives(now, claims);
         let due = self.rebalance_at.take_if(|at| *at <= now).is_some();
         if due {
             self.relieve(now, claims);
@@ -124,7 +126,11 @@ impl<C: Scheduled> Scheduler<C> {
             self.watch(now);
         }
         self.stop_the_leaving(now, out);
-        self.end_lives(now, claims, out);
+        if lives {
+            self.look_at_lives();
+        }
+        // Otherwise the driver would do nothing else.
+        self.life_at = self.life_at.map(|at| at.max(now + LOOK_AGAIN));
         if any_ended {
             self.close_if_drained(now, out);
         }

@@ -18,7 +18,6 @@ use super::{
     Scheduler,
     action::{Action, Actions},
     claims::Claims,
-    placement::LOOK_AGAIN,
     task::Scheduled,
     worker::Worker,
 };
@@ -136,10 +135,11 @@ impl<C: Scheduled> Scheduler<C> {
         });
     }
 
-    /// Lets workers leave that are too old, or have been idle for too long.
-    pub(super) fn end_lives(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
+    /// Lets workers leave that are too old, or have been idle for too long. Returns whether it was
+    /// time to look.
+    pub(super) fn end_lives(&mut self, now: Instant, claims: &dyn Claims) -> bool {
         if self.life_at.take_if(|at| *at <= now).is_none() || self.state.is_over() {
-            return;
+            return false;
         }
         let stays = self.workers.iter().filter(|(_, worker)| worker.stays());
         let old = stays.filter(|(_, worker)| worker.is_old(now));
@@ -149,17 +149,16 @@ impl<C: Scheduled> Scheduler<C> {
             let keeps = usize::from(self.workers[&id].answered() == 0);
             self.let_go(id, keeps, claims);
         }
-        let mut surplus = self.staying().saturating_sub(self.workers_min());
+        // While tasks wait, one of the idle workers may be about to get them.
+        let surplus = if self.queued > 0 { 0 } else { self.staying() };
+        let mut surplus = surplus.saturating_sub(self.workers_min());
         for id in self.idle.clone() {
             if surplus > 0 && self.idle_until(id).is_some_and(|until| until <= now) {
                 self.let_go(id, 0, claims);
                 surplus -= 1;
             }
         }
-        self.after_changes(now, claims, out);
-        self.look_at_lives();
-        // Otherwise the driver would do nothing else.
-        self.life_at = self.life_at.map(|at| at.max(now + LOOK_AGAIN));
+        true
     }
 
     /// Returns when an idle worker has been idle for too long.

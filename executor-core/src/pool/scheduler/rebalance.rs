@@ -68,9 +68,10 @@ impl<C: Scheduled> Scheduler<C> {
             return;
         }
         let floor = self.floor(now);
-        let may_move = |worker: &&Worker| worker.is_useful() && !worker.in_flight.is_bound();
-        let useful = self.workers.values().filter(may_move);
-        let sent = useful.filter_map(|worker| worker.in_flight.waits_until(floor)).min();
+        // Also those that leave: one that was too old at once has kept its first chunk.
+        let may_move = |worker: &&Worker| worker.is_working() && !worker.in_flight.is_bound();
+        let working = self.workers.values().filter(may_move);
+        let sent = working.filter_map(|worker| worker.in_flight.waits_until(floor)).min();
         let Some(at) = sent.into_iter().chain(self.queue_waits_until()).min() else { return };
         // If no worker is idle, nothing can be moved before starts are tried again.
         let start_at = self.no_start_before.filter(|_| self.idle.is_empty()).unwrap_or(now);
@@ -91,7 +92,7 @@ impl<C: Scheduled> Scheduler<C> {
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let worker = &self.workers[&id];
             let in_flight = &worker.in_flight;
-            if !worker.is_useful() || in_flight.is_empty() || in_flight.is_bound() {
+            if !worker.is_working() || in_flight.is_empty() || in_flight.is_bound() {
                 continue;
             }
             let waits_until = worker.in_flight.waits_until(floor);
