@@ -112,7 +112,8 @@ impl<C: Scheduled> Scheduler<C> {
         let behind = worker.in_flight.len().saturating_sub(keeps);
         self.idle.retain(|idle| *idle != id);
         self.leaving.push(id);
-        self.take_back_unbegun(id, behind, claims);
+        self.take_back_from(id, behind, claims);
+        self.spread_rest(id, claims);
     }
 
     /// Asks those workers to leave that are to leave, and have nothing to do any more.

@@ -86,7 +86,7 @@ impl<C: Scheduled> Scheduler<C> {
         let since = worker.seen_stopped(now, has_run);
         // A stopped worker takes no step, so it keeps only what it has begun.
         self.idle.retain(|idle| *idle != id);
-        self.take_back_unbegun(id, usize::MAX, claims);
+        self.take_back_unbegun(id, claims);
         // A stopped worker without tasks takes the place of a worker that could run the waiting
         // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty()

@@ -151,7 +151,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Takes back the items of its current chunk that a worker has not begun. Puts them at the
     /// front of the queue, in as many parts as there are workers that could take one.
-    fn spread_rest(&mut self, id: WorkerId, claims: &dyn Claims) {
+    pub(super) fn spread_rest(&mut self, id: WorkerId, claims: &dyn Claims) {
         let Some(front) = self.workers[&id].in_flight.front() else { return };
         let Some(rest) = self.take_rest(id, front.chunk(), claims) else { return };
         for part in self.parts(rest, self.takers()).into_iter().rev() {
@@ -239,10 +239,9 @@ impl<C: Scheduled> Scheduler<C> {
         taken
     }
 
-    /// Takes back what a worker has not begun of its last `count` sendings, and the items that it
-    /// has not begun of the one that it has. Puts all of it at the front of the queue.
-    pub(super) fn take_back_unbegun(&mut self, id: WorkerId, count: usize, claims: &dyn Claims) {
-        self.take_back_from(id, count, claims);
+    /// Takes back everything that a worker has not begun, and puts it at the front of the queue.
+    pub(super) fn take_back_unbegun(&mut self, id: WorkerId, claims: &dyn Claims) {
+        self.take_back_from(id, usize::MAX, claims);
         if let Some(front) = self.workers[&id].in_flight.front()
             && let Some(rest) = self.take_rest(id, front.chunk(), claims)
         {
