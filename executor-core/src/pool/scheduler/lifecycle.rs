@@ -61,7 +61,7 @@ impl<C: Scheduled> Scheduler<C> {
             return false;
         }
         worker.in_flight.spend();
-        self.take_back_unbegun(id, usize::MAX, claims);
+        self.take_back_unbegun(id, claims);
         // It may have become idle by that, and then leaves.
         self.idle.retain(|idle| *idle != id);
         true
