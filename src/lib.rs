@@ -89,8 +89,8 @@
 //! - Shared memory: [`Value`], [`Array`], [`SharedBytes`], [`SharedMemory`], [`ShareableList`].
 //! - Maps, lists and other objects in a server process: [`manager`].
 //! - Longer guides: [`guide`]; which object to share is in [`guide::shared_state`], how long
-//!   workers live in [`guide::worker_life`], and what guards against tasks that run or grow too long
-//!   in [`guide::limits_and_retries`].
+//!   workers live in [`guide::worker_life`], and what guards against tasks that run or grow too
+//!   long in [`guide::limits_and_retries`].
 //! - An executor for the whole program: [`reusable`]. What it is doing:
 //!   [`stats`](ProcessPoolExecutor::stats), [`worker_stats`](ProcessPoolExecutor::worker_stats).
 //!
