@@ -72,7 +72,10 @@
 //!   that accepts any executor; [`Pool`], which has the methods of Python's `Pool`.
 //! - Results: [`TaskFuture`], [`wait`], [`as_completed`], [`Map`], [`Map::with_index`];
 //!   [`TaskError`].
-//! - State in workers: [`initializer`](ProcessPoolBuilder::initializer), [`worker_state`].
+//! - State in workers: [`initializer`](ProcessPoolBuilder::initializer),
+//!   [`finalizer`](ProcessPoolBuilder::finalizer), [`worker_state`],
+//!   [`broadcast`](ProcessPoolExecutor::broadcast).
+//! - Tasks that stop when they are asked to: [`is_cancelled`], [`cancelled`], [`cancellation`].
 //! - Which worker, where and when: [`worker_index`], [`slots`](ProcessPoolBuilder::slots) and
 //!   [`slot`], [`pin`](ProcessPoolBuilder::pin), [`nice`](ProcessPoolBuilder::nice);
 //!   [`Task::priority`], [`Map::round_robin`].
@@ -176,8 +179,9 @@ pub use executor_core::{
 // Workers, and the beginning and the end of a program.
 #[doc(inline)]
 pub use executor_core::{
-    ExitGuard, ExitHook, LoggerAlreadySet, at_exit, init, log_level, log_to_stderr, slot,
-    spawn_thread, with_worker_state, worker_index, worker_state,
+    Cancellation, ExitGuard, ExitHook, LoggerAlreadySet, at_exit, cancellation, cancelled, init,
+    is_cancelled, log_level, log_to_stderr, slot, spawn_thread, with_worker_state, worker_index,
+    worker_state,
 };
 
 // Locks: `sync`.

@@ -25,6 +25,7 @@ type Function = tests::Nothing;
 const _: () = {
     // Executors and tasks.
     send_and_sync!(
+        Cancellation,
         Encoded,
         Full<Task<Function, (u8,)>>,
         OnDrop,

@@ -132,6 +132,8 @@ mod hook {
         RoomWoken,
         /// It has received the order to stop.
         StopRead,
+        /// The finalizer has run, and its reply was not sent.
+        Finalized,
         /// It is about to exit.
         Exiting,
         /// ipc-channel: it has received a message, and has not looked at it yet.

@@ -127,6 +127,7 @@ pub use sync::{
 };
 pub use task::{Encoded, IntoTask, Task, TaskArgs, TaskFn, usage::Usage};
 pub use worker::{
+    cancellation::{Cancellation, cancellation, cancelled, is_cancelled},
     entry::init,
     place::{slot, worker_index},
     state as worker_state,

@@ -3,8 +3,11 @@
 
 // Names of tasks, and of the tests that a filter selects, begin with these: `submit_map::ex01_…`.
 mod blame;
+mod broadcast;
 mod broken;
+mod cancelling;
 mod executor_trait;
+mod finalizer;
 mod future;
 mod life;
 mod limits;
@@ -12,6 +15,7 @@ mod memory;
 mod methods;
 mod mischief;
 mod options;
+mod pebble;
 mod place;
 mod pressure;
 mod priority;

@@ -35,7 +35,7 @@ use crate::{
     },
     os::local,
     pool::{
-        self, Chunk, next_task_ids,
+        self, Chunk, Graces, Shutdown, next_task_ids,
         pressure::{Place, Pressure},
     },
     registry::TaskEntry,
@@ -144,15 +144,38 @@ pub struct ShutdownOptions {
     pub wait: bool,
     /// Whether tasks that have not begun are cancelled. Otherwise they are finished first.
     pub cancel_pending: bool,
-    /// When to end the tasks that still run. Their workers get SIGTERM, and SIGKILL half a second
-    /// later. Their futures get [`TaskError::Shutdown`](crate::TaskError::Shutdown).
+    /// When to end the tasks that still run. Tasks that have not begun by then end with
+    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown). Those that run are asked to stop, if
+    /// they have [time](field@Self::cancel_grace) for that, and keep their results if they return.
+    /// The workers that are left get SIGTERM, and [after a time](field@Self::terminate_grace)
+    /// SIGKILL. Their futures get [`TaskError::Shutdown`](crate::TaskError::Shutdown).
     pub deadline: Option<Instant>,
+    /// How long tasks that are asked to stop at the deadline may take. The default is the
+    /// executor's [`cancel_grace`](ProcessPoolBuilder::cancel_grace).
+    pub cancel_grace: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL. The default is the executor's
+    /// [`terminate_grace`](ProcessPoolBuilder::terminate_grace), which is half a second if it is
+    /// not set.
+    pub terminate_grace: Option<Duration>,
+    /// How long the whole shutdown may take. What still exists then gets SIGKILL, and the call
+    /// returns, at the latest a second later, even if callbacks have not returned.
+    ///
+    /// The other times are a part of it: the deadline comes early enough for `cancel_grace` and
+    /// `terminate_grace`, which are shortened if they are longer than the timeout.
+    pub timeout: Option<Duration>,
 }
 
 impl ShutdownOptions {
     /// Returns the options of `shutdown(true)`: it waits, cancels nothing and has no deadline.
     pub const fn new() -> Self {
-        ShutdownOptions { wait: true, cancel_pending: false, deadline: None }
+        ShutdownOptions {
+            wait: true,
+            cancel_pending: false,
+            deadline: None,
+            cancel_grace: None,
+            terminate_grace: None,
+            timeout: None,
+        }
     }
 
     /// Sets [`wait`](field@Self::wait).
@@ -174,6 +197,65 @@ impl ShutdownOptions {
     pub const fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
         self
+    }
+
+    /// Sets [`cancel_grace`](field@Self::cancel_grace).
+    #[must_use]
+    pub const fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.cancel_grace = Some(grace);
+        self
+    }
+
+    /// Sets [`terminate_grace`](field@Self::terminate_grace).
+    #[must_use]
+    pub const fn terminate_grace(mut self, grace: Duration) -> Self {
+        self.terminate_grace = Some(grace);
+        self
+    }
+
+    /// Sets [`timeout`](field@Self::timeout).
+    ///
+    /// ```
+    /// use executor::{ShutdownOptions, prelude::*};
+    /// use std::time::Duration;
+    ///
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let future = pool.submit(forever::task());
+    ///     pool.shutdown_with(ShutdownOptions::new().timeout(Duration::from_millis(100)));
+    ///     assert!(future.result().unwrap_err().is_shutdown());
+    /// }
+    /// ```
+    #[must_use]
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Returns what the pool is to do, which gives its tasks these times otherwise.
+    fn plan(&self, now: Instant, graces: Graces) -> Shutdown {
+        let mut how = Shutdown {
+            cancel_pending: self.cancel_pending,
+            deadline: self.deadline,
+            cancel_grace: self.cancel_grace,
+            terminate_grace: self.terminate_grace,
+            kill_at: None,
+        };
+        if let Some(timeout) = self.timeout
+            && let Some(kill_at) = now.checked_add(timeout)
+        {
+            let terminate = how.terminate_grace.unwrap_or(graces.terminate_at_end()).min(timeout);
+            let cancel = how.cancel_grace.unwrap_or(graces.cancel).min(timeout - terminate);
+            let latest = kill_at - terminate - cancel;
+            how.deadline = Some(how.deadline.map_or(latest, |deadline| deadline.min(latest)));
+            (how.cancel_grace, how.terminate_grace) = (Some(cancel), Some(terminate));
+            how.kill_at = Some(kill_at);
+        }
+        how
     }
 }
 

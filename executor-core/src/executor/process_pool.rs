@@ -18,21 +18,29 @@ use super::{
     Executor, Full, Map, MapTask, RawControl, ShutdownOptions, SubmitAsync, submit, try_submit,
 };
 use crate::{
-    error::{BrokenCause, BuildError},
-    future::TaskFuture,
+    error::{BrokenCause, BuildError, TaskError},
+    future::{
+        TaskFuture,
+        cell::{Cell, Control},
+        decode,
+    },
     pool::{
-        self, Chunk, Pool,
+        self, Chunk, Pool, Shutdown, next_task_ids,
         pressure::Pressure,
         stats::{Stats, WorkerStats},
     },
     registry::TaskEntry,
-    task::IntoTask,
+    task::{IntoTask, TaskFn, encode::encode},
     wire::buffer::Buffer,
     worker,
 };
 
 /// How long running tasks may continue if the last handle is dropped while a panic unwinds.
 const UNWIND_GRACE: Duration = Duration::from_secs(1);
+
+/// How long workers that were killed at the end of a shutdown's timeout are waited for, and
+/// callbacks.
+const KILLED_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs tasks in child processes of this program.
 ///
@@ -212,6 +220,111 @@ impl ProcessPoolExecutor {
         SubmitAsync::new(Executor::handle(self), task)
     }
 
+    /// Runs a task once in each worker that there is now, and returns a future for each of them.
+    ///
+    /// Each worker runs it between two other tasks, as soon as it has finished those that it has
+    /// begun. A worker that is starting runs it first. Workers start on demand, so the list is
+    /// empty before the first task: see [`broadcast_and_later`](Self::broadcast_and_later). If a
+    /// worker ends before it has run the task, its future gets
+    /// [`WorkerLost`](crate::TaskError::WorkerLost), and the task does not run elsewhere. The tasks
+    /// count neither for [`max_tasks_per_worker`](ProcessPoolBuilder::max_tasks_per_worker) nor for
+    /// [`max_pending`](ProcessPoolBuilder::max_pending).
+    ///
+    /// # Errors
+    /// A task that cannot be sent gives one future with the error:
+    /// [`Encode`](crate::TaskError::Encode), or [`Invalid`](crate::TaskError::Invalid) if it has
+    /// [`retries`](crate::Task::retries), because a lost worker cannot run it again.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn pid() -> u32 { std::process::id() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     pool.submit(pid::task()).result().unwrap();
+    ///     let futures = pool.broadcast(pid::task());
+    ///     let pids: Result<Vec<_>, _> = futures.into_iter().map(TaskFuture::result).collect();
+    ///     assert_eq!(pids.unwrap(), pool.worker_pids());
+    /// }
+    /// ```
+    pub fn broadcast<T: IntoTask>(&self, task: T) -> Vec<TaskFuture<T::Output>> {
+        self.broadcast_to(task, false)
+    }
+
+    /// Does the same as [`broadcast`](Self::broadcast), and also lets each worker that is started
+    /// from now on run the task, before its first other task. What it returns there is dropped, and
+    /// so are its errors, as with a future that is dropped. For a failure that must not go
+    /// unnoticed, use the [`initializer`](ProcessPoolBuilder::initializer).
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// struct Level(u32);
+    /// #[task]
+    /// fn set_level(level: u32) { executor::worker_state::set(Level(level)) }
+    /// #[task]
+    /// fn level() -> u32 { executor::with_worker_state(|level: &mut Level| level.0) }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     assert!(pool.broadcast_and_later(set_level::task(3)).is_empty(), "there is no worker yet");
+    ///     assert_eq!(pool.submit(level::task()).result().unwrap(), 3);
+    ///     assert_eq!(pool.broadcast_and_later(set_level::task(4)).len(), 1);
+    ///     assert_eq!(pool.submit(level::task()).result().unwrap(), 4);
+    /// }
+    /// ```
+    pub fn broadcast_and_later<T: IntoTask>(&self, task: T) -> Vec<TaskFuture<T::Output>> {
+        self.broadcast_to(task, true)
+    }
+
+    fn broadcast_to<T: IntoTask>(&self, task: T, later: bool) -> Vec<TaskFuture<T::Output>> {
+        let (args, options) = task.into_task().into_parts();
+        let pool = &self.handle.pool;
+        let mut buffer = Buffer::with_store(pool.arguments());
+        let mut attached = Vec::new();
+        let refused = match (options.retry(), options.priority()) {
+            (Some(_), _) => Some("`retries`"),
+            (None, Some(_)) => Some("a `priority`"),
+            _ => None,
+        };
+        let encoded = match refused {
+            Some(what) => Err(Box::new(TaskError::invalid(format!(
+                "the task `{}` has {what}, but runs once in each worker, before all others",
+                options.called(T::Function::NAME)
+            )))),
+            None => encode::<T::Function, _>(args, &options, &mut buffer, &mut attached),
+        };
+        let arguments = match encoded {
+            Ok(()) => buffer.take(attached),
+            Err(error) => {
+                let RawControl(control) = Executor::control(self);
+                let cell = Cell::done(next_task_ids(1), Some(control), *error);
+                return vec![TaskFuture::new::<T::Function>(cell, None)];
+            }
+        };
+        let entry = T::Function::entry();
+        let control = Arc::downgrade(pool);
+        let make = move || {
+            let control: Arc<dyn Control> = control.upgrade()?;
+            let mut options = options.clone();
+            let usage = options.begin_usage();
+            let (chunk, cell) = Chunk::single(entry, arguments.clone(), options, control);
+            Some((chunk, cell, usage))
+        };
+        let standing = make.clone();
+        let standing = move || standing().map(|(chunk, ..)| chunk);
+        let mut futures = Vec::new();
+        let make = || {
+            let (chunk, cell, usage) = make()?;
+            futures.push(TaskFuture::new::<T::Function>(cell, usage));
+            Some(chunk)
+        };
+        pool.broadcast(make, later.then(|| Arc::new(standing) as _));
+        futures
+    }
+
     /// Submits a task for each item, and returns an iterator over the results in the order of the
     /// items.
     ///
@@ -261,10 +374,74 @@ impl ProcessPoolExecutor {
 
     /// Stops accepting tasks, and shuts the executor down as the options say.
     pub fn shutdown_with(&self, options: ShutdownOptions) {
-        self.handle.pool.shutdown(options.cancel_pending, options.deadline);
-        if options.wait {
-            self.handle.pool.join();
+        let pool = &self.handle.pool;
+        let how = options.plan(Instant::now(), pool.graces());
+        pool.shutdown(how);
+        match how.kill_at {
+            _ if !options.wait => {}
+            None => pool.join(),
+            Some(at) => {
+                if !pool.join_until(at + KILLED_GRACE) {
+                    tracing::warn!(timeout = ?options.timeout, "a shutdown takes longer than it may");
+                }
+            }
         }
+    }
+
+    /// Waits, at most for this time, until every task is resolved, every worker has been reaped and
+    /// every queued callback has run. Returns whether that is so.
+    ///
+    /// It only waits, and ends nothing: see [`shutdown`](Self::shutdown) and
+    /// [`shutdown_with`](Self::shutdown_with). While nobody shuts the executor down, it is never
+    /// over. In a callback it does not wait for this callback.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let future = pool.submit(forever::task());
+    ///     pool.shutdown(false);
+    ///     assert!(!pool.join_timeout(Duration::from_millis(20)), "the task runs");
+    ///     future.cancel_running();
+    ///     assert!(pool.join_timeout(Duration::MAX));
+    /// }
+    /// ```
+    pub fn join_timeout(&self, timeout: Duration) -> bool {
+        match Instant::now().checked_add(timeout) {
+            Some(deadline) => self.handle.pool.join_until(deadline),
+            None => {
+                self.handle.pool.join();
+                true
+            }
+        }
+    }
+
+    /// Takes what the [`finalizer`](ProcessPoolBuilder::finalizer) has returned in the workers that
+    /// have ended up to now, in the order in which they ended. `F` is its function. Each result is
+    /// returned once.
+    ///
+    /// After a [`shutdown`](Self::shutdown) that has waited, there is one for each worker that was
+    /// not ended by a signal before. Results that nobody takes are kept, but only the last 4096.
+    ///
+    /// # Errors
+    /// Each item is the error of the finalizer in that worker, as for a task:
+    /// [`TimedOut`](crate::TaskError::TimedOut) if its
+    /// [`finalizer_timeout`](ProcessPoolBuilder::finalizer_timeout) has passed,
+    /// [`WorkerLost`](crate::TaskError::WorkerLost) if the worker has ended before or within it,
+    /// [`Shutdown`](crate::TaskError::Shutdown) if the executor has ended the worker meanwhile. If
+    /// `F` is another function than the finalizer, the only item is
+    /// [`Invalid`](crate::TaskError::Invalid), and nothing is taken.
+    pub fn finalizer_results<F: TaskFn>(&self) -> Vec<Result<F::Output, TaskError>> {
+        if !self.handle.pool.finalizer().is_some_and(|entry| std::ptr::eq(entry, F::entry())) {
+            let text = format!("`{}` is not the finalizer of this executor", F::NAME);
+            return vec![Err(TaskError::invalid(text))];
+        }
+        self.handle.pool.take_finalized().into_iter().map(decode::<F>).collect()
     }
 
     /// Does the same as `shutdown(true)`, for async code. The shutdown begins at once, and the
@@ -274,12 +451,13 @@ impl ProcessPoolExecutor {
     /// Dropping the future stops the waiting, not the shutdown.
     pub fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
         let pool = Arc::clone(&self.handle.pool);
-        pool.shutdown(false, None);
+        pool.shutdown(Shutdown::default());
         async move { pool.join_async().await }
     }
 
-    /// Terminates all workers with SIGTERM, and kills the workers that still exist half a second
-    /// later with SIGKILL. Unresolved tasks fail with
+    /// Terminates all workers with SIGTERM, and kills the workers that still exist after the
+    /// [`terminate_grace`](ProcessPoolBuilder::terminate_grace), which is half a second by default,
+    /// with SIGKILL. Unresolved tasks fail with
     /// [`TaskError::Shutdown`](crate::TaskError::Shutdown), and the executor accepts no more tasks.
     /// It does not wait.
     pub fn terminate_workers(&self) {
@@ -523,14 +701,18 @@ impl Drop for Handle {
         if self.pool.forked() {
             return;
         }
+        let finish = Shutdown::default();
         match self.on_drop {
             OnDrop::Kill => self.pool.end_workers(true),
             // Long tasks must not hold up the unwinding.
             _ if std::thread::panicking() => {
-                self.pool.shutdown(true, Some(Instant::now() + UNWIND_GRACE))
+                let deadline = Some(Instant::now() + UNWIND_GRACE);
+                self.pool.shutdown(Shutdown { cancel_pending: true, deadline, ..finish });
             }
-            OnDrop::Finish => self.pool.shutdown(false, None),
-            OnDrop::CancelPending => self.pool.shutdown(true, None),
+            OnDrop::Finish => self.pool.shutdown(finish),
+            OnDrop::CancelPending => {
+                self.pool.shutdown(Shutdown { cancel_pending: true, ..finish });
+            }
         }
         if self.waits && self.may_wait() {
             self.pool.join();

@@ -211,8 +211,13 @@ impl<T> TaskFuture<T> {
 
     /// Cancels the task, and kills the worker if it is running the task.
     ///
+    /// If the executor gives tasks [time to stop](crate::ProcessPoolBuilder::cancel_grace), the
+    /// task is asked to first, and the worker is kept if it does. How the worker is ended otherwise
+    /// is set by [`terminate_grace`](crate::ProcessPoolBuilder::terminate_grace).
+    ///
     /// Returns `true` if the task ends, or has ended, with [`TaskError::Cancelled`]. Returns
-    /// `false` if it had ended in another way before. The future is done once the worker is gone.
+    /// `false` if it had ended in another way before. The future is done once the task has stopped
+    /// or the worker is gone.
     pub fn cancel_running(&self) -> bool {
         self.cell.cancel_running()
     }
@@ -248,7 +253,8 @@ impl<T> TaskFuture<T> {
     /// [measured](crate::Task::measure_usage) and the task has ended.
     ///
     /// A worker reports it with its reply. So there is none for an attempt that ended without one,
-    /// because the worker was lost or killed; if an attempt before that was answered, this is the
+    /// because the worker was lost or killed, or because the
+    /// task was asked to stop; if an attempt before that was answered, this is the
     /// usage of that one, and [`Usage::attempt`] says which.
     pub fn usage(&self) -> Option<Usage> {
         self.usage_handle().get()

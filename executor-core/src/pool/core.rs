@@ -23,7 +23,7 @@ use std::{
 use rustix::process::Signal;
 
 use super::{
-    Pool,
+    Initializer, Pool,
     chunk::{Answer, Chunk, Outcomes, Sending},
     driver,
     log::LogRecord,
@@ -33,13 +33,13 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    error::{BrokenCause, Phase, TaskError},
-    future::cell::Wakers,
+    error::{Phase, TaskError},
+    future::cell::{Outcome, Wakers},
     id::WorkerId,
     transport::Link,
     unwind::catch,
     wire::{
-        frame::{Order, ToWorker},
+        frame::{Order, ToWorker, flag},
         handshake::Restraints,
     },
 };
@@ -167,7 +167,9 @@ pub(super) struct Core {
     pub(super) log: Vec<LogRecord>,
     pub(super) counts: Counts,
     /// What a worker may not exceed.
-    restraints: Restraints,
+    pub(super) restraints: Restraints,
+    /// What is to be dropped when the lock is free.
+    pub(super) unneeded: Vec<Outcome>,
     /// Empty between two events, except after a panic. Kept to reuse the allocation.
     actions: Actions,
     absorbed: Vec<Chunk>,
@@ -266,6 +268,7 @@ impl Pool {
             pool: self,
             outcomes: Outcomes::default(),
             log: Vec::new(),
+            unneeded: Vec::new(),
             unwinding,
         }
     }
@@ -374,6 +377,7 @@ impl Pool {
                 }
                 Action::Start(id, index) => {
                     core.workers.insert(id, Worker::default());
+                    self.bind_standing(core, id, outcomes);
                     if let Threads::Running { starter } = &core.threads {
                         // The starter lives until the driver has ended, which is after the end of
                         // the last worker.
@@ -381,11 +385,24 @@ impl Pool {
                     }
                 }
                 Action::Stop(id) => {
+                    if let Some(worker) = core.workers.get(&id) {
+                        let order = ToWorker::new(Order::Stop);
+                        core.stuck |= match &self.options.finalizer {
+                            None => worker.send(order, &Vec::new().into()),
+                            Some(Initializer { entry, arguments, .. }) => {
+                                let (function, flags) = (entry.number(), flag::FINALIZES);
+                                worker.send(ToWorker { function, flags, ..order }, arguments)
+                            }
+                        };
+                    }
+                    core.flush(id);
+                }
+                Action::Ask(id, seq) => {
                     if let Some(link) = core.link(id) {
-                        link.send(ToWorker::new(Order::Stop), &Vec::new().into());
-                        link.flush();
+                        link.board().ask(seq);
                     }
                 }
+                Action::NotFinalized(id, end) => self.on_not_finalized(core, id, end),
                 Action::WarnNotStopping(id, timeout) => {
                     core.log.push(LogRecord::NotStopping { worker: id.0, timeout });
                 }
@@ -423,6 +440,8 @@ pub(super) struct Locked<'a> {
     /// What the events up to now have to log. A subscriber of `tracing` is user code, and may ask
     /// the pool.
     log: Vec<LogRecord>,
+    /// Outcomes that nobody needs any more.
+    unneeded: Vec<Outcome>,
     /// The thread was unwinding already when it took the lock: it drops a pool or a future.
     unwinding: bool,
 }
@@ -521,9 +540,10 @@ impl<'a> Locked<'a> {
     fn free(&mut self) {
         loop {
             if let Some(core) = &mut self.core
-                && !core.log.is_empty()
+                && (!core.log.is_empty() || !core.unneeded.is_empty())
             {
                 self.log.append(&mut core.log);
+                self.unneeded.append(&mut core.unneeded);
             }
             drop(self.core.take());
             if !self.pool.intake_waits() {
@@ -653,6 +673,7 @@ impl Core {
             stuck: false,
             log: Vec::new(),
             counts: Counts::default(),
+            unneeded: Vec::new(),
             actions: Actions::new(),
             absorbed: Vec::new(),
             interrupted: Vec::new(),
@@ -693,7 +714,11 @@ impl Core {
         };
         match lost {
             Some(worker) => worker.ending(&self.restraints).of_task(chunk.first_id(), chunk.name()),
-            None => TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
+            // It was for a worker that has left, or that could not be started.
+            None => {
+                let worker = Worker::default();
+                worker.ending(&self.restraints).of_task(chunk.first_id(), chunk.name())
+            }
         }
     }
 
@@ -714,7 +739,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::{
-        pool::{AtEnd, Lifespan, PoolOptions, TaskDefaults, worker::Boards},
+        pool::{AtEnd, Graces, Lifespan, PoolOptions, Shutdown, TaskDefaults, worker::Boards},
         wire::handshake::Transport,
     };
 
@@ -728,6 +753,9 @@ mod tests {
             start_timeout: std::time::Duration::from_secs(60),
             initializer_timeout: std::time::Duration::from_secs(60),
             initializer: None,
+            finalizer: None,
+            finalizer_timeout: std::time::Duration::from_secs(60),
+            graces: Graces::default(),
             envs: Vec::new(),
             places: Default::default(),
             stack_bytes: None,
@@ -747,7 +775,7 @@ mod tests {
         let panics = || {
             pool.event(|core, now, out| {
                 let Core { scheduler, workers, .. } = core;
-                scheduler.on_shutdown(now, false, None, &Boards(workers), out);
+                scheduler.on_shutdown(now, Shutdown::default(), &Boards(workers), out);
                 panic!("under the lock");
             })
         };

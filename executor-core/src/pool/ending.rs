@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Pool, chunk, is_own_thread};
+use super::{Pool, Shutdown, chunk, is_own_thread};
 use crate::{child::exit::Accepts, future::callback::CallbackQueue, id::TaskId};
 
 /// What happens to unfinished work when the program ends.
@@ -139,8 +139,10 @@ impl Pool {
     /// Begins to shut down, in the way the user chose for a pool that was not shut down explicitly.
     fn end_as_wished(&self) {
         match self.options.at_end {
-            AtEnd::Finish => self.shutdown(false, None),
-            AtEnd::CancelPending => self.shutdown(true, None),
+            AtEnd::Finish => self.shutdown(Shutdown::default()),
+            AtEnd::CancelPending => {
+                self.shutdown(Shutdown { cancel_pending: true, ..Shutdown::default() });
+            }
             AtEnd::Kill => self.end_workers(true),
             AtEnd::Terminate => self.end_workers(false),
         }
@@ -149,7 +151,13 @@ impl Pool {
     /// Ends work that has passed `exit_timeout`, and waits briefly for that.
     fn cut_short(&self) {
         tracing::warn!(timeout = ?self.options.exit_timeout, "accepted work holds up the end of the program, and is ended");
-        self.shutdown(true, Some(Instant::now()));
+        // The program does not wait for what the tasks would do when they are asked to stop.
+        self.shutdown(Shutdown {
+            cancel_pending: true,
+            deadline: Some(Instant::now()),
+            cancel_grace: Some(Duration::ZERO),
+            ..Shutdown::default()
+        });
         self.join_until(Instant::now() + GRACE);
     }
 

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Pool, core::Core, is_own_thread, worker::Boards};
+use super::{Pool, Shutdown, core::Core, is_own_thread, worker::Boards};
 use crate::{
     child::exit,
     future::{callback, timer::Timer, wait::Signal as Flag},
@@ -16,13 +16,13 @@ use crate::{
 };
 
 impl Pool {
-    pub(crate) fn shutdown(&self, cancel_pending: bool, deadline: Option<Instant>) {
+    pub(crate) fn shutdown(&self, how: Shutdown) {
         if self.forked() {
             return;
         }
         self.event(|core, now, out| {
             let Core { scheduler, workers, .. } = core;
-            scheduler.on_shutdown(now, cancel_pending, deadline, &Boards(workers), out);
+            scheduler.on_shutdown(now, how, &Boards(workers), out);
         });
     }
 

@@ -31,10 +31,12 @@
 //! that was forked from this one has none of the pool's threads, so all handles do nothing there.
 
 mod ancillary;
+mod broadcast;
 mod chunk;
 mod core;
 mod driver;
 mod ending;
+mod finalizer;
 mod join;
 mod log;
 mod memory;
@@ -64,15 +66,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::broadcast::Standing;
 use self::core::{Actions, Core, Intake, Threads};
 pub(crate) use chunk::{Chunk, next_task_ids};
 pub(crate) use ending::AtEnd;
 use ending::OnTheWay;
+use finalizer::Finalized;
 use log::LogRecord;
 use pressure::Pressure;
 use reader::Drains;
 pub(crate) use scheduler::Lifespan;
 use scheduler::{Config, Scheduler};
+pub(crate) use scheduler::{Graces, Shutdown};
 use worker::{Boards, Worker};
 
 use crate::{
@@ -96,7 +101,7 @@ use crate::{
     },
 };
 
-/// A call that each worker runs before any task.
+/// A call that each worker runs before any task, or when it leaves.
 #[derive(Clone)]
 pub(crate) struct Initializer<A> {
     pub(crate) entry: &'static TaskEntry,
@@ -135,6 +140,10 @@ pub(crate) struct PoolOptions {
     pub(crate) start_timeout: Duration,
     pub(crate) initializer_timeout: Duration,
     pub(crate) initializer: Option<Initializer<Payload>>,
+    /// A call that each worker runs before it leaves.
+    pub(crate) finalizer: Option<Initializer<Payload>>,
+    pub(crate) finalizer_timeout: Duration,
+    pub(crate) graces: Graces,
     pub(crate) envs: Vec<place::Variable>,
     pub(crate) places: place::Places,
     pub(crate) stack_bytes: Option<u64>,
@@ -188,6 +197,8 @@ pub(crate) struct Pool {
     few_tasks: AtomicBool,
     callbacks: Arc<CallbackQueue>,
     on_the_way: Arc<OnTheWay>,
+    finalized: Finalized,
+    standing: Standing,
     /// The last thread to end. Joining the pool joins this thread.
     driver: Mutex<Option<JoinHandle<()>>>,
     /// Closed when the pool's threads have ended.
@@ -204,6 +215,9 @@ impl Pool {
             workers_min: options.workers_min,
             initializer: options.initializer.as_ref().map(|initializer| initializer.name.clone()),
             initializer_timeout: options.initializer_timeout,
+            finalizer: options.finalizer.as_ref().map(|finalizer| finalizer.name.clone()),
+            finalizer_timeout: options.finalizer_timeout,
+            graces: options.graces,
             tasks_max: options.tasks_max,
             lifespan: options.lifespan,
             start_timeout: options.start_timeout,
@@ -251,6 +265,8 @@ impl Pool {
             few_tasks: AtomicBool::new(true),
             callbacks,
             on_the_way: Arc::default(),
+            finalized: Finalized::default(),
+            standing: Standing::default(),
             driver: Mutex::default(),
             ended: async_channel::bounded(1),
         });
@@ -287,6 +303,15 @@ impl Pool {
     pub(crate) fn slots(&self) -> Option<usize> {
         let slots = self.options.places.slots.len();
         (slots > 0).then_some(slots)
+    }
+
+    pub(crate) fn graces(&self) -> Graces {
+        self.options.graces
+    }
+
+    /// Returns the finalizer's function, if there is one.
+    pub(crate) fn finalizer(&self) -> Option<&'static TaskEntry> {
+        self.options.finalizer.as_ref().map(|finalizer| finalizer.entry)
     }
 
     pub(crate) fn forked(&self) -> bool {

@@ -129,10 +129,20 @@ impl Pool {
                 }
                 worker.measured = Some((frame.header.task, measured));
             }
-            Reply::Ready if scheduler.is_initializing(id) => {
+            Reply::Ready
+                if scheduler.is_initializing(id) || scheduler.leaves_after_initializer(id) =>
+            {
                 scheduler.on_ready(now, id, &claims, out)
             }
             Reply::Ready => return Obeys::No,
+            reply if initializer && scheduler.on_finalized(now, id) => {
+                self.on_finalized(core, reply, frame.payload);
+                return Obeys::Yes;
+            }
+            // Nothing waits for this worker any more, so the failure concerns nobody.
+            _ if initializer && scheduler.leaves_after_initializer(id) => {
+                scheduler.on_initializer_refused(now, id, out);
+            }
             _ if initializer => match &self.options.initializer {
                 Some(Initializer { name, .. }) if scheduler.is_initializing(id) => {
                     let error = reply::failure(name, frame.header.reply, &frame.payload);
@@ -190,7 +200,13 @@ impl Pool {
                             }
                             1
                         }
-                        Ok(Replied::Late) => u32::from(payloads.next().is_some()),
+                        Ok(Replied::Late) => {
+                            // What the task has used is of no interest any more.
+                            if let Some(worker) = workers.get_mut(&id) {
+                                worker.measured = None;
+                            }
+                            u32::from(payloads.next().is_some())
+                        }
                         Err(scheduler::ReplyToNobody) => return Obeys::No,
                     };
                     task = TaskId::from_raw(task.as_u64().wrapping_add(u64::from(count)));

@@ -25,7 +25,8 @@ use std::{
 };
 
 use super::scheduler::{
-    Action, Claims, Config, End, Lifespan, Replied, ReplyToNobody, Scheduled, Scheduler,
+    Action, Claims, Config, End, Graces, Lifespan, Replied, ReplyToNobody, Scheduled, Scheduler,
+    Shutdown,
 };
 use crate::{
     error::{BrokenCause, ExitStatus, Phase, TaskError},
@@ -59,15 +60,30 @@ const KINDS: &[&str] = &[
     "submit: bound to a worker",
     "submit: a chunk of several",
     "submit: refused",
+    "broadcast",
+    "broadcast: to a worker that has left",
+    "broadcast: to one that is ordered",
+    "broadcast: sent to one that is to leave",
     "cancel: withdrawn",
     "cancel: too late",
     "cancel: a chunk",
     "cancel_running: withdrawn",
+    "cancel_running: asks",
     "cancel_running: kills",
     "cancel_running: too late",
     "shutdown",
     "shutdown: cancel pending",
     "shutdown: deadline",
+    "shutdown: with a limit for the whole",
+    "asked: for a task",
+    "asked: the pool ends",
+    "asked: stops in time",
+    "terminated: for a task",
+    "runs its finalizer",
+    "a finalizer ends",
+    "a finalizer has no result",
+    "dies in the finalizer",
+    "ready to leave",
     "kill: at once",
     "kill: terminate first",
     "broken from outside",
@@ -146,6 +162,7 @@ const KINDS: &[&str] = &[
     "killed: protocol violation",
     "killed: deaf",
     "killed: did not stop",
+    "killed: finalizer timeout",
     "killed: stopped",
     "seen stopped",
     "seen to go on",
@@ -155,6 +172,7 @@ const KINDS: &[&str] = &[
     "end: waited too long, at a later attempt",
     "end: cancelled between two attempts",
     "end: lost, begun",
+    "end: lost, of a broadcast",
     "end: lost, first in line three times",
     "end: timed out",
     "end: waited too long, queued",
@@ -310,6 +328,8 @@ struct Story {
     /// When it was submitted, or put into the queue again.
     submitted: Instant,
     function: FnId,
+    /// The only worker that may run it, for a task of a broadcast.
+    broadcast_to: Option<WorkerId>,
     /// The estimated running time, from calls that had ended when the task was submitted.
     estimate: Duration,
     begun: Option<(WorkerId, Instant)>,
@@ -354,6 +374,7 @@ enum ToWorker {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum FromWorker {
     Ready,
+    Finalized,
     InitFailed,
     /// The system has refused something that the initializer needs.
     InitRefused,
@@ -367,6 +388,7 @@ enum FromWorker {
 #[derive(Clone, Copy)]
 enum Running {
     Initializer { until: Option<Instant>, dies: bool, says: FromWorker },
+    Finalizer { until: Option<Instant>, dies: bool },
     Task { task: TaskId, until: Option<Instant>, rest: Option<ToWorker> },
 }
 
@@ -430,9 +452,20 @@ struct Process {
     /// Whether its memory has grown so much that it leaves.
     grown: bool,
     stop_sent: Option<Instant>,
+    /// What the worker does since it was asked to leave, and since when it may take its time.
+    leaves: Option<(Leaving, Instant)>,
+    /// The task that was asked to stop because of itself, and when.
+    asked: Option<(TaskId, Instant)>,
     terminated: Option<Instant>,
     killed: Option<Instant>,
     killed_for: Option<TaskId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Leaving {
+    Initializing,
+    Finalizing,
+    Ending,
 }
 
 impl Process {
@@ -443,9 +476,11 @@ impl Process {
     /// Returns whether the worker will never do anything again unless it is ended.
     fn hopeless(&self) -> bool {
         let endless = match self.running {
-            Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => {
-                until.is_none()
-            }
+            Some(
+                Running::Initializer { until, .. }
+                | Running::Task { until, .. }
+                | Running::Finalizer { until, .. },
+            ) => until.is_none(),
             None => false,
         };
         self.never_starts || self.alive() && (self.stopped || self.immortal || endless)
@@ -651,6 +686,8 @@ struct World {
     shut_down: bool,
     cancelled_pending: bool,
     deadline: Option<Instant>,
+    /// When the workers that are left are killed.
+    kill_at: Option<Instant>,
     killed: bool,
     broken: bool,
     ever_ready: bool,
@@ -699,6 +736,7 @@ impl World {
             shut_down: false,
             cancelled_pending: false,
             deadline: None,
+            kill_at: None,
             killed: false,
             broken: false,
             ever_ready: false,
@@ -851,6 +889,8 @@ impl World {
                     lied: false,
                     grown: false,
                     stop_sent: None,
+                    leaves: None,
+                    asked: None,
                     terminated: None,
                     killed: None,
                     killed_for: None,
@@ -865,6 +905,12 @@ impl World {
             Action::Send(worker, (base, items, seq)) => {
                 for task in ids(base, items) {
                     assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
+                    let only = self.story(task).broadcast_to;
+                    assert!(only.is_none_or(|to| to == worker), "{task:?} is for {only:?}");
+                    if only.is_some() && self.scheduler.leaves(worker) {
+                        let kind = "broadcast: sent to one that is to leave";
+                        self.note(kind, Some(worker), Some(task));
+                    }
                     let lied = |id: &WorkerId| self.processes.get(id).is_some_and(|one| one.lied);
                     let story = &self.stories[task.as_u64() as usize - 1];
                     if story.failed > 0 && story.begun.is_some_and(|(on, _)| lied(&on)) {
@@ -876,7 +922,7 @@ impl World {
                         "{task:?} is sent after its beginning"
                     );
                 }
-                let bound_to = self.story(item(base, items.first)).bound_to;
+                let Story { bound_to, broadcast_to, .. } = *self.story(item(base, items.first));
                 let workers = self.config.workers_max as u32;
                 // In a pool that has become smaller, workers may have indices that are too high.
                 let smaller = self.config.workers_max < self.workers_most;
@@ -888,9 +934,16 @@ impl World {
                 // The worker may be dead: the scheduler learns that after the worker's last reply.
                 assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
                 assert!(
-                    process.killed.is_none() && process.stop_sent.is_none() && !process.grown,
+                    process.killed.is_none()
+                        && process.stop_sent.is_none()
+                        && process.terminated.is_none()
+                        && (!process.grown || broadcast_to.is_some()),
                     "{worker:?} is leaving"
                 );
+                let asked = process
+                    .asked
+                    .is_some_and(|(task, _)| process.words.borrow().holding.contains(&task));
+                assert!(!asked, "something is sent behind a task that is asked to stop");
                 let mut words = process.words.borrow_mut();
                 assert!(
                     words.sent.last_key_value().is_none_or(|(last, _)| *last < seq),
@@ -907,16 +960,22 @@ impl World {
                 }
             }
             Action::Stop(id) => {
-                let now = self.now;
+                let (now, finalizes) = (self.now, self.config.finalizer.is_some());
                 let process = self.process(id);
                 assert!(process.linked && process.stop_sent.is_none());
                 process.stop_sent = Some(now);
+                let leaving = match finalizes {
+                    _ if !process.ready => Leaving::Initializing,
+                    true => Leaving::Finalizing,
+                    false => Leaving::Ending,
+                };
+                process.leaves = Some((leaving, now));
                 process.frames.push_back(ToWorker::Stop);
                 let spent = self.config.tasks_max.map(|max| max as usize);
                 let process = &self.processes[&id];
+                let begun = self.begun_of_any(id);
                 // A worker that lied may have run fewer tasks than its replies say.
-                let retires =
-                    spent.is_some_and(|spent| process.begun.len() == spent || process.lied);
+                let retires = spent.is_some_and(|spent| begun == spent || process.lied);
                 let grown = process.grown;
                 let doomed = self.shut_down || self.killed || self.broken;
                 match self.why_leaves(id) {
@@ -930,11 +989,28 @@ impl World {
                 let left = process.words.borrow().holding.len();
                 assert!(process.lied || left == 0, "{id:?} is stopped and has {left} tasks");
             }
+            Action::Ask(id, seq) => self.ask(id, seq),
+            Action::NotFinalized(id, end) => {
+                let (leaving, since) = self.processes[&id].leaves.expect("it was asked to leave");
+                assert_eq!(leaving, Leaving::Finalizing, "{id:?} runs no finalizer");
+                match end {
+                    End::Lost(worker) => assert_eq!(worker, id),
+                    End::Error(TaskError::TimedOut { limit, phase: Phase::Run, .. }) => {
+                        assert!(limit == self.config.finalizer_timeout);
+                        assert!(since + limit <= self.now, "its finalizer had time left");
+                    }
+                    End::Error(TaskError::Shutdown) => assert!(self.killed || self.ends()),
+                    End::Error(TaskError::Broken(_)) => assert!(self.broken),
+                    other => panic!("a finalizer ends with {other:?}"),
+                }
+                self.note("a finalizer has no result", Some(id), None);
+            }
             Action::Terminate(id) => {
-                assert!(
-                    self.killed || self.deadline.is_some_and(|at| at <= self.now),
-                    "SIGTERM without a reason"
-                );
+                if !self.killed && !self.ends() {
+                    self.ends_for_task(id);
+                    assert!(self.config.graces.terminate.is_some_and(|grace| !grace.is_zero()));
+                    self.note("terminated: for a task", Some(id), None);
+                }
                 let now = self.now;
                 let obeys = self.dice.permille(700);
                 let process = self.process(id);
@@ -1013,8 +1089,9 @@ impl World {
                 self.on_failed_attempt(task, is_lost, kind);
             }
             Action::WarnNotStopping(id, grace) => {
-                let asked = self.processes[&id].stop_sent.expect("it was asked to leave");
-                assert!(grace == STOP_GRACE && asked + grace <= self.now, "{id:?} has time left");
+                let (leaving, since) = self.processes[&id].leaves.expect("it was asked to leave");
+                assert!(grace == STOP_GRACE && since + grace <= self.now, "{id:?} has time left");
+                assert_ne!(leaving, Leaving::Finalizing, "the finalizer has a timeout of its own");
             }
             Action::Closed => {
                 assert_eq!(self.unresolved(), 0, "closed over unresolved tasks");
@@ -1065,7 +1142,10 @@ impl World {
         let since = |at: Option<Instant>, grace: Duration| {
             at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
         };
-        if self.killed || self.broken || self.scheduler.refusal().is_some_and(|why| why.is_broken())
+        if self.killed
+            || self.ends()
+            || self.broken
+            || self.scheduler.refusal().is_some_and(|why| why.is_broken())
         {
             return "killed: pool ends";
         }
@@ -1075,8 +1155,14 @@ impl World {
         if process.refused {
             return "killed: initializer refused";
         }
-        if since(process.stop_sent, STOP_GRACE) {
-            return "killed: did not stop";
+        match process.leaves {
+            Some((Leaving::Finalizing, at)) if since(Some(at), self.config.finalizer_timeout) => {
+                return "killed: finalizer timeout";
+            }
+            Some((Leaving::Initializing | Leaving::Ending, at)) if since(Some(at), STOP_GRACE) => {
+                return "killed: did not stop";
+            }
+            _ => {}
         }
         if since(process.seen_stopped, STOPPED_GRACE) {
             return "killed: stopped";
@@ -1098,8 +1184,18 @@ impl World {
         {
             return "killed: deaf";
         }
-        // So the worker is killed for a task. That must be the task that it began last: otherwise
-        // it runs another task, which is innocent.
+        self.ends_for_task(id);
+        "killed: for a task"
+    }
+
+    /// Checks that a worker may be ended because of the task that it runs. That must be the task
+    /// that it began last: otherwise it runs another task, which is innocent.
+    fn ends_for_task(&mut self, id: WorkerId) {
+        let now = self.now;
+        let since = |at: Option<Instant>, grace: Duration| {
+            at.and_then(|at| at.checked_add(grace)).is_some_and(|at| at <= now)
+        };
+        let process = &self.processes[&id];
         let Some(&task) = process.begun.last() else {
             panic!("{id:?} is killed and has begun nothing")
         };
@@ -1119,8 +1215,85 @@ impl World {
                 .iter()
                 .all(|held| *held == task || self.begun_on(*held, id))
         );
+        let Graces { cancel, terminate } = self.config.graces;
+        if !cancel.is_zero() {
+            let (asked, at) = process.asked.expect("it is asked first");
+            assert!(asked == task && at + cancel <= now, "{task:?} had time left to stop");
+        }
+        if let Some(grace) = terminate.filter(|grace| !grace.is_zero())
+            && let Some(at) = process.terminated
+        {
+            assert!(at + grace <= now, "{id:?} had time left after SIGTERM");
+        }
         self.process(id).killed_for = Some(task);
-        "killed: for a task"
+    }
+
+    /// Returns how many tasks a worker has begun that any worker could have run.
+    fn begun_of_any(&self, id: WorkerId) -> usize {
+        let any = |task: &&TaskId| self.stories[task.as_u64() as usize - 1].broadcast_to.is_none();
+        self.processes[&id].begun.iter().filter(any).count()
+    }
+
+    /// Submits a task for each worker, and perhaps for one that has left.
+    fn broadcast(&mut self) {
+        let mut workers = self.scheduler.reachable();
+        let last = self.processes.keys().next_back().map_or(0, |id| id.0);
+        let gone = WorkerId(self.dice.below(u64::from(last) + 1) as u32);
+        if !self.scheduler.knows(gone) {
+            self.note("broadcast: to a worker that has left", Some(gone), None);
+            workers.push(gone);
+        }
+        for id in workers {
+            let process = self.processes.get(&id);
+            if process.is_some_and(|process| process.life == Life::Ordered) {
+                self.note("broadcast: to one that is ordered", Some(id), None);
+            }
+            let (conduct, timeout) = (self.any_conduct(), self.any_timeout());
+            self.queue_timeout = self.any_timeout();
+            let function = self.dice.below(6);
+            let (ticket, ..) = self.ticket(function, timeout, &[conduct]);
+            self.queue_timeout = None;
+            let task = ticket.base;
+            self.story(task).broadcast_to = Some(id);
+            self.note("broadcast", Some(id), Some(task));
+            self.event(|scheduler, now, claims, out| {
+                scheduler.on_broadcast(now, [(id, ticket)], claims, out);
+            });
+        }
+    }
+
+    /// Returns whether the time for a shutdown is over, so that the rest is ended.
+    fn ends(&self) -> bool {
+        [self.deadline, self.kill_at].iter().flatten().any(|at| *at <= self.now)
+    }
+
+    /// A task is asked to stop, and perhaps does.
+    fn ask(&mut self, id: WorkerId, seq: u32) {
+        let now = self.now;
+        let (_, task, items) = self.processes[&id].words.borrow().sent[&seq];
+        let ends = self.ends() && self.story(item(task, items.first)).chunk.1 > 1;
+        let task = match self.processes[&id].words.borrow().sent[&seq] {
+            (Word::Begun(at) | Word::Last(at), base, _) => item(base, at),
+            _ => panic!("{task:?} is asked before it has begun"),
+        };
+        let story = self.story(task);
+        let over = story.begun.and_then(|(_, at)| at.checked_add(story.timeout?));
+        let itself = story.cancel_running_asked || over.is_some_and(|at| at <= now);
+        assert!(itself || ends || self.ends(), "{task:?} is asked to stop without a reason");
+        let kind = if itself { "asked: for a task" } else { "asked: the pool ends" };
+        self.note(kind, Some(id), Some(task));
+        let (obeys, takes) = (self.dice.permille(500), self.dice.micros(2_000_000));
+        let process = self.process(id);
+        if itself {
+            process.asked = Some((task, now));
+        }
+        if let Some(Running::Task { task: running, until, .. }) = &mut process.running
+            && *running == task
+            && obeys
+        {
+            let at = now + takes;
+            *until = Some(until.map_or(at, |until| until.min(at)));
+        }
     }
 
     fn begun_on(&self, task: TaskId, worker: WorkerId) -> bool {
@@ -1187,29 +1360,34 @@ impl World {
     fn on_resolve(&mut self, task: TaskId, end: End) {
         self.later.retain(|(later, _)| *later != task);
         let broken = self.scheduler.refusal().is_some_and(|why| why.is_broken());
-        let deadline = self.deadline.is_some_and(|at| at <= self.now);
-        let ended = self.killed || deadline;
+        let ended = self.killed || self.ends();
         let (now, shut_down, cancelled_pending) =
             (self.now, self.shut_down, self.cancelled_pending);
         let story = &self.stories[task.as_u64() as usize - 1];
         let (kind, ending) = match end {
             End::Lost(worker) => {
                 let begun = matches!(story.begun, Some((on, _)) if on == worker);
+                let awaited = story.broadcast_to == Some(worker) && story.begun.is_none();
                 let thrice = story.begun.is_none() && story.first_in_line >= LOST_UNBEGUN_MAX;
                 assert!(
-                    begun || thrice,
+                    begun || thrice || awaited,
                     "{task:?} is lost with {worker:?}, which had not begun it"
                 );
-                let process = &self.processes[&worker];
-                let given_up = process.killed.is_some_and(|at| at + KILL_GRACE <= now);
+                let process = self.processes.get(&worker);
+                let over = |process: &Process| {
+                    let given_up = process.killed.is_some_and(|at| at + KILL_GRACE <= now);
+                    process.reaped || given_up || awaited && process.life == Life::Ordered
+                };
                 assert!(
-                    process.reaped || given_up,
+                    process.is_none_or(over) || !self.scheduler.knows(worker),
                     "{task:?} is lost with {worker:?}, which lives"
                 );
-                (
-                    if begun { "end: lost, begun" } else { "end: lost, first in line three times" },
-                    Ending::Lost,
-                )
+                let kind = match awaited {
+                    _ if begun => "end: lost, begun",
+                    true => "end: lost, of a broadcast",
+                    false => "end: lost, first in line three times",
+                };
+                (kind, Ending::Lost)
             }
             End::Error(TaskError::TimedOut { limit, phase: Phase::Run, .. }) => {
                 let (_, began) = story.begun.expect("a timeout counts from the beginning");
@@ -1297,6 +1475,22 @@ impl World {
         timeout: Option<Duration>,
         conducts: &[Conduct],
     ) -> TaskId {
+        let (ticket, task, count, open) = self.ticket(function, timeout, conducts);
+        self.event(|scheduler, now, _, out| scheduler.on_submit(now, [ticket], out));
+        for task in ids(task, Items { first: 0, count }) {
+            assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
+        }
+        task
+    }
+
+    /// Makes a chunk, and its record. Returns also its first id, the number of its tasks, and
+    /// whether tasks are accepted.
+    fn ticket(
+        &mut self,
+        function: u64,
+        timeout: Option<Duration>,
+        conducts: &[Conduct],
+    ) -> (Ticket, TaskId, u32, bool) {
         const TAKES_MICROS: [u64; 6] = [1, 5, 30, 300, 20_000, 1_000_000];
         let most = TAKES_MICROS[function as usize];
         let chunk = (TaskId::from_raw(self.stories.len() as u64 + 1), conducts.len() as u32);
@@ -1318,6 +1512,7 @@ impl World {
                 takes,
                 submitted: self.now,
                 function: FnId(function),
+                broadcast_to: None,
                 estimate,
                 begun: None,
                 ending: None,
@@ -1367,11 +1562,7 @@ impl World {
             items,
             left,
         };
-        self.event(|scheduler, now, _, out| scheduler.on_submit(now, [ticket], out));
-        for task in ids(task, Items { first: 0, count }) {
-            assert_eq!(open, self.story(task).ending.is_none(), "taken in, or refused");
-        }
-        task
+        (ticket, task, count, open)
     }
 
     fn any_conduct(&mut self) -> Conduct {
@@ -1484,6 +1675,7 @@ impl World {
             // A single task of a chunk has no handle.
             return false;
         }
+        let asks = !self.config.graces.cancel.is_zero();
         let before = self.story(task).ending;
         self.story(task).cancel_running_asked = true;
         let granted = self.event(|scheduler, now, claims, out| {
@@ -1497,6 +1689,7 @@ impl World {
                 assert!(unchanged);
                 "cancel_running: too late"
             }
+            (true, true) if asks => "cancel_running: asks",
             (true, true) => "cancel_running: kills",
             (true, false) => "cancel_running: withdrawn",
         };
@@ -1537,8 +1730,19 @@ impl World {
             self.deadline = Some(self.deadline.map_or(deadline, |old| old.min(deadline)));
             self.note("shutdown: deadline", None, None);
         }
+        let grace = |dice: &mut Dice| {
+            let millis = dice.pick(&[0, 50, 2_000]);
+            dice.permille(300).then_some(Duration::from_millis(millis))
+        };
+        let (cancel_grace, terminate_grace) = (grace(&mut self.dice), grace(&mut self.dice));
+        let kill_at = deadline.filter(|_| self.dice.permille(500)).map(|at| at + A_MOMENT);
+        if let Some(at) = kill_at {
+            self.kill_at = Some(self.kill_at.map_or(at, |old| old.min(at)));
+            self.note("shutdown: with a limit for the whole", None, None);
+        }
+        let how = Shutdown { cancel_pending, deadline, cancel_grace, terminate_grace, kill_at };
         self.event(|scheduler, now, claims, out| {
-            scheduler.on_shutdown(now, cancel_pending, deadline, claims, out);
+            scheduler.on_shutdown(now, how, claims, out);
         });
         if cancel_pending {
             assert!(
@@ -1566,9 +1770,6 @@ impl World {
         self.again();
         let due = self.scheduler.next_deadline().is_some_and(|at| at <= self.now);
         self.note(if due { "tick: due" } else { "tick: early" }, None, None);
-        if self.deadline.is_some_and(|at| at <= self.now) {
-            self.killed = true;
-        }
         // The tick decides about workers that are given up in it. Their first tasks count as at a
         // death.
         let given_up: Vec<_> = self
@@ -1616,8 +1817,10 @@ impl World {
                     scheduler.on_stopped(now, id, for_good, has_run, claims, out);
                 });
                 let holding = self.processes[&id].words.borrow().holding.clone();
-                let begun =
-                    |task: &TaskId| self.stories[task.as_u64() as usize - 1].begun.is_some();
+                let begun = |task: &TaskId| {
+                    let story = &self.stories[task.as_u64() as usize - 1];
+                    story.begun.is_some() || story.broadcast_to.is_some()
+                };
                 let lied = self.processes[&id].lied;
                 // A worker that is about to end gives back its tasks when it has ended.
                 let doomed = self.killed || self.broken || self.processes[&id].terminated.is_some();
@@ -1638,7 +1841,10 @@ impl World {
     fn count_losses(&mut self, id: WorkerId) {
         let process = &self.processes[&id];
         if !process.ready && process.terminated.is_none() && process.stop_sent.is_none() {
-            let expected = self.killed || self.broken || self.shut_down && self.unresolved() == 0;
+            let expected = self.killed
+                || self.ends()
+                || self.broken
+                || self.shut_down && self.unresolved() == 0;
             if !expected {
                 self.trouble_in_initializer = process.linked;
                 self.start_troubles.push(self.now);
@@ -1744,6 +1950,7 @@ impl World {
         if count > 1 {
             self.note("batch of replies", Some(id), None);
         }
+        let (now, finalizes) = (self.now, self.config.finalizer.is_some());
         // All replies of a batch are processed before any action is performed, as in the pool.
         for message in &batch {
             match message {
@@ -1769,7 +1976,23 @@ impl World {
                 FromWorker::Ready => {
                     let process = self.process(id);
                     if !process.caught && process.killed.is_none() && process.terminated.is_none() {
-                        self.is_ready(id);
+                        match process.leaves {
+                            None => self.is_ready(id),
+                            Some(_) => {
+                                let leaving = match finalizes {
+                                    true => Leaving::Finalizing,
+                                    false => Leaving::Ending,
+                                };
+                                process.ready = true;
+                                process.leaves = Some((leaving, now));
+                            }
+                        }
+                    }
+                }
+                FromWorker::Finalized => {
+                    let process = self.process(id);
+                    if let Some((leaving @ Leaving::Finalizing, since)) = &mut process.leaves {
+                        (*leaving, *since) = (Leaving::Ending, now);
                     }
                 }
                 _ => {}
@@ -1800,8 +2023,14 @@ impl World {
             |scheduler, now, claims, out| {
                 let mut decide = |scheduler: &mut Scheduler<Ticket>, message, nanos| match message {
                     FromWorker::Ready => {
+                        let leaves = scheduler.leaves_after_initializer(id);
                         scheduler.on_ready(now, id, claims, out);
-                        ("ready", None)
+                        (if leaves { "ready to leave" } else { "ready" }, None)
+                    }
+                    FromWorker::Finalized => {
+                        // A worker that was given up may still run its own.
+                        scheduler.on_finalized(now, id);
+                        ("a finalizer ends", None)
                     }
                     FromWorker::InitFailed => {
                         let cause = BrokenCause::Internal("the initializer".into());
@@ -1857,6 +2086,14 @@ impl World {
                 for &(what, task) in answers {
                     world.note(what, Some(id), task);
                     world.process(id).grown |= what == "has grown";
+                    let asked = world.processes[&id].asked.map(|(task, _)| task);
+                    if what == "reply: too late"
+                        && task == asked
+                        && world.processes[&id].killed_for.is_none()
+                    {
+                        world.process(id).asked = None;
+                        world.note("asked: stops in time", Some(id), task);
+                    }
                     if let ("reply: value", Some(task)) = (what, task) {
                         let just = world.begun_on(task, id) || world.processes[&id].lied;
                         assert!(just, "{task:?} is answered by {id:?}, which did not run it");
@@ -1948,6 +2185,20 @@ impl World {
                     process.publish(says);
                 }
             }
+            Some(Running::Finalizer { dies, .. }) => {
+                let lingers = self.dice.permille(100);
+                let process = self.process(id);
+                process.running = None;
+                if !dies {
+                    process.publish(FromWorker::Finalized);
+                }
+                process.stopped |= lingers && !dies;
+                if !process.stopped {
+                    process.die();
+                }
+                let kind = if dies { "dies in the finalizer" } else { "exits as asked" };
+                self.note(kind, Some(id), None);
+            }
             Some(Running::Task { task, rest, .. }) => self.finish(id, task, rest),
             None => {
                 let frame = self.process(id).frames.pop_front().expect("else it has no turn");
@@ -1987,7 +2238,7 @@ impl World {
                 let takes = self.dice.micros(INITIALIZER_MAX.as_micros() as u64);
                 let trouble = self.climate.start_trouble;
                 let (dies, fails, refused, hangs) = (
-                    self.dice.permille(trouble / 3),
+                    self.dice.permille(trouble / 2),
                     self.dice.permille(trouble / 4),
                     self.dice.permille(trouble / 4),
                     self.dice.permille(self.climate.hangs),
@@ -2005,8 +2256,17 @@ impl World {
             }
             ToWorker::Stop => {
                 if self.dice.permille(100) {
-                    self.process(id).stopped = true;
+                    let process = self.process(id);
+                    process.stopped = true;
+                    process.frames.push_front(ToWorker::Stop);
                     self.note("ignores stop", Some(id), None);
+                } else if self.config.finalizer.is_some() {
+                    let takes = self.dice.micros(INITIALIZER_MAX.as_micros() as u64);
+                    let hangs = self.dice.permille(self.climate.hangs);
+                    let dies = self.dice.permille(self.climate.crashes);
+                    let until = if hangs { None } else { Some(now + takes) };
+                    self.process(id).running = Some(Running::Finalizer { until, dies });
+                    self.note("runs its finalizer", Some(id), None);
                 } else {
                     self.process(id).die();
                     self.note("exits as asked", Some(id), None);
@@ -2043,10 +2303,6 @@ impl World {
                 }
                 *word = Word::Begun(at);
                 process.begun.push(task);
-                assert!(
-                    tasks_max.is_none_or(|max| process.begun.len() <= max as usize),
-                    "{id:?} has had enough"
-                );
                 let waits = matches!(conduct, Conduct::Hangs | Conduct::Meets);
                 let until = if waits { None } else { Some(now + takes) };
                 let rest = Items { first: at + 1, ..items };
@@ -2058,17 +2314,23 @@ impl World {
                 if conduct == Conduct::Hangs {
                     self.note("hangs in a task", Some(id), Some(task));
                 }
+                assert!(
+                    tasks_max.is_none_or(|max| self.begun_of_any(id) <= max as usize),
+                    "{id:?} has had enough"
+                );
                 assert_eq!(
                     killed_for, None,
                     "{task:?} begins behind a task that {id:?} is killed for"
                 );
-                let Story { failed, priority, bound_to, .. } = *self.story(task);
+                let Story { failed, priority, bound_to, broadcast_to, .. } = *self.story(task);
                 let again = failed > 0;
-                let last =
-                    self.last_begun.entry((bound_to, priority)).or_insert(TaskId::from_raw(0));
-                let in_order = self.workers_most > 1 || lied || again || task > *last;
-                assert!(in_order, "{task:?} begins after {last:?}");
-                *last = task.max(*last);
+                if broadcast_to.is_none() {
+                    let last =
+                        self.last_begun.entry((bound_to, priority)).or_insert(TaskId::from_raw(0));
+                    let in_order = self.workers_most > 1 || lied || again || task > *last;
+                    assert!(in_order, "{task:?} begins after {last:?}");
+                    *last = task.max(*last);
+                }
                 let story = self.story(task);
                 assert!(story.ending.is_none() || lied, "{task:?} begins after its end");
                 assert!(story.begun.is_none(), "{task:?} runs twice");
@@ -2130,9 +2392,11 @@ impl World {
                 Life::Greeted => turns.push(Turn::Hello(id)),
                 Life::Connected if !process.stopped => {
                     let free = match process.running {
-                        Some(Running::Initializer { until, .. } | Running::Task { until, .. }) => {
-                            until.is_some_and(|until| until <= self.now)
-                        }
+                        Some(
+                            Running::Initializer { until, .. }
+                            | Running::Task { until, .. }
+                            | Running::Finalizer { until, .. },
+                        ) => until.is_some_and(|until| until <= self.now),
                         None => !process.frames.is_empty(),
                     };
                     if free {
@@ -2196,11 +2460,11 @@ impl World {
     fn next_moment(&self) -> Option<Instant> {
         let work = self.processes.values().filter(|process| process.alive()).flat_map(|process| {
             let until = match process.running {
-                Some(Running::Initializer { until, .. } | Running::Task { until, .. })
-                    if !process.stopped =>
-                {
-                    until
-                }
+                Some(
+                    Running::Initializer { until, .. }
+                    | Running::Task { until, .. }
+                    | Running::Finalizer { until, .. },
+                ) if !process.stopped => until,
                 _ => None,
             };
             [until, process.dies_at]
@@ -2276,6 +2540,7 @@ impl World {
                     self.cancel_running(task);
                 }
             }
+            11 if self.dice.permille(200) => self.broadcast(),
             11 => self.tick(),
             31..=50 if !self.undecided.is_empty() => self.decide(),
             51..=53 if !self.undecided.is_empty() => {
@@ -2321,7 +2586,7 @@ impl World {
                 let cancel_pending = self.dice.permille(500);
                 let deadline = self
                     .dice
-                    .permille(400)
+                    .permille(700)
                     .then(|| self.now + Duration::from_millis(self.dice.below(3_000)));
                 self.shutdown(cancel_pending, deadline);
             }
@@ -2349,7 +2614,9 @@ impl World {
         self.climate = Climate { initializer: self.climate.initializer, ..Climate::calm() };
         if !self.shut_down {
             let cancel_pending = self.dice.permille(300);
-            self.shutdown(cancel_pending, None);
+            let deadline = self.now + Duration::from_millis(self.dice.below(3_000));
+            let deadline = self.dice.permille(200).then_some(deadline);
+            self.shutdown(cancel_pending, deadline);
         }
         for step in 0.. {
             assert!(step < STEPS_MAX, "it does not come to its end");
@@ -2391,7 +2658,9 @@ impl World {
         assert!(!self.cancel(task) && !self.cancel_running(task));
         self.shut_down = true;
         self.event(|scheduler, now, claims, out| {
-            scheduler.on_shutdown(now, true, Some(now + Duration::from_secs(1)), claims, out);
+            let deadline = Some(now + Duration::from_secs(1));
+            let how = Shutdown { cancel_pending: true, deadline, ..Shutdown::default() };
+            scheduler.on_shutdown(now, how, claims, out);
             scheduler.on_kill(now, true, out);
             scheduler.on_tick(now + Duration::from_secs(2), claims, out);
             assert!(out.is_empty(), "after the end: {out:?}");
@@ -2420,7 +2689,11 @@ impl World {
         }
         text += &format!("\nunresolved: {:?}", self.scheduler.counts());
         for (id, process) in &self.processes {
-            let Process { life, stopped, immortal, killed, frames, published, .. } = process;
+            let Process { life, stopped, immortal, killed, frames, published, asked, .. } = process;
+            let at = |at: Option<Instant>| at.map(|at| at - self.start);
+            let (terminated, stop_sent) = (at(process.terminated), at(process.stop_sent));
+            text +=
+                &format!("\nasked {asked:?}, terminated {terminated:?}, stop sent {stop_sent:?}:");
             let killed = killed.map(|at| at - self.start);
             let holding = &process.words.borrow().holding;
             text += &format!(
@@ -2461,6 +2734,28 @@ fn run_seed(seed: u64) -> World {
             Duration::from_secs(30),
             Duration::MAX,
         ]),
+        finalizer: dice.permille(400).then(|| "clean".into()),
+        finalizer_timeout: dice.pick(&[
+            Duration::from_millis(50),
+            Duration::from_secs(30),
+            Duration::MAX,
+        ]),
+        graces: Graces {
+            cancel: dice.pick(&[
+                Duration::ZERO,
+                Duration::ZERO,
+                Duration::from_micros(300),
+                Duration::from_secs(1),
+                Duration::MAX,
+            ]),
+            terminate: dice.pick(&[
+                None,
+                None,
+                Some(Duration::ZERO),
+                Some(Duration::from_millis(100)),
+                Some(Duration::from_secs(10)),
+            ]),
+        },
         tasks_max: dice.pick(&[None, None, Some(1), Some(2), Some(7)]),
         lifespan: any_lifespan(&mut dice),
         processors: dice.pick(&[1, 2, 64]),
@@ -2636,6 +2931,9 @@ fn run_changing_seed(seed: u64) -> World {
         workers_min: dice.pick(&[0, 0, 1, workers_max]),
         initializer: None,
         initializer_timeout: Duration::MAX,
+        finalizer: None,
+        finalizer_timeout: Duration::MAX,
+        graces: Graces::default(),
         tasks_max: dice.pick(&[None, None, None, Some(1), Some(7)]),
         lifespan: any_lifespan(&mut dice),
         processors: dice.pick(&[1, 2, 4, 64]),
@@ -2725,6 +3023,9 @@ fn small(workers_max: usize, start_timeout: Duration) -> Config {
         workers_min: 0,
         initializer: None,
         initializer_timeout: Duration::MAX,
+        finalizer: None,
+        finalizer_timeout: Duration::MAX,
+        graces: Graces::default(),
         tasks_max: None,
         lifespan: Lifespan::default(),
         processors: workers_max,

@@ -135,6 +135,8 @@ impl<F: TaskFn, A> Task<F, A> {
     /// Sets a limit on the time that the task runs, counted from the moment a worker begins it. A
     /// worker that exceeds the limit is killed and replaced, and the future gets
     /// [`TaskError::TimedOut`](crate::TaskError::TimedOut) with [`Phase::Run`](crate::Phase::Run).
+    /// If the executor gives tasks [time to stop](crate::ProcessPoolBuilder::cancel_grace), the
+    /// task is asked to stop first, and its worker is kept if it does.
     ///
     /// It takes precedence over the
     /// [`default_timeout`](crate::ProcessPoolBuilder::default_timeout) of the executor.

@@ -20,12 +20,12 @@
 //! sent has a sequence number of its own, so a slot can be offered again at once: a worker that
 //! meets the old frame later finds another number in the slot and skips the frame.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     id::TaskId,
     os::{
-        clock,
+        clock, futex,
         memory::SharedLayout,
         std_or_model::{
             self,
@@ -68,6 +68,8 @@ pub(crate) struct Board {
     panic_message_len: AtomicU32,
     /// Whether the process cannot continue after that panic.
     panic_fatal: AtomicU8,
+    /// The sending whose task is asked to stop, or 0. Waiters in the worker sleep on this word.
+    asked: AtomicU32,
     /// Whether the process has reached its entry point and knows what it is to run.
     reached: AtomicU8,
     pub(crate) stack_overflow: AtomicU8,
@@ -98,7 +100,7 @@ fn parts(word: u64) -> (u32, u32, u64) {
     ((word >> 32) as u32, word as u32 >> 2, word & 3)
 }
 
-/// Used as a task id for the initializer, which has none of its own.
+/// Used as a task id for the initializer and the finalizer, which have none of their own.
 pub(crate) const INITIALIZER: TaskId = TaskId::from_raw(u64::MAX);
 
 /// Used as a task id for a panic in a thread that runs no task.
@@ -195,6 +197,39 @@ impl Board {
                 Begun::Yes(item, at)
             }
             _ => Begun::Unknown,
+        }
+    }
+
+    /// Parent: asks the task of a sending that has begun to stop by itself. The sending is not 0.
+    pub(crate) fn ask(&self, seq: u32) {
+        // A swap, as for every word on which somebody sleeps.
+        self.asked.swap(seq, Ordering::AcqRel);
+        futex::wake_all(&self.asked);
+    }
+
+    /// Worker: returns the sending whose task is asked to stop, or 0.
+    #[inline]
+    pub(crate) fn asked(&self) -> u32 {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    /// Worker: sleeps while the sending that is asked to stop is `seen`, for at most `timeout`. It
+    /// may also return for no reason.
+    pub(crate) fn wait_for_ask(&self, seen: u32, timeout: Option<Duration>) {
+        futex::wait(&self.asked, seen, timeout);
+    }
+
+    /// Worker: forgets what was asked of earlier tasks. Called before the next one is claimed,
+    /// since it may be asked from then on. A word that stays could be taken for that of a later
+    /// sending with the same number, when the numbers have wrapped.
+    ///
+    /// The parent may ask an earlier task after this, because the reply has not reached it. That
+    /// word stays until the next call of this function, and the task that runs meanwhile has
+    /// another number.
+    #[inline]
+    pub(crate) fn forget_ask(&self) {
+        if self.asked.load(Ordering::Relaxed) != 0 {
+            self.asked.swap(0, Ordering::AcqRel);
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) enum Order {
     Init = 1,
     /// Run tasks.
     Run = 2,
-    /// To the worker: finish and exit.
+    /// To the worker: finish, run the finalizer if there is one, and exit.
     Stop = 3,
 }
 
@@ -98,7 +98,9 @@ pub(crate) mod flag {
     pub(crate) const GROWN: u8 = 32;
     /// The worker measures what the task uses, and reports it in front of the reply.
     pub(crate) const MEASURED: u8 = 64;
-    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | GROWN | MEASURED;
+    /// For [`Order::Stop`](super::Order::Stop): the worker runs this function before it exits.
+    pub(crate) const FINALIZES: u8 = 128;
+    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | GROWN | MEASURED | FINALIZES;
 }
 
 /// The header of a frame to a worker.

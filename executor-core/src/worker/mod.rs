@@ -26,6 +26,7 @@
 mod ancillary;
 mod body;
 mod call;
+pub(crate) mod cancellation;
 pub(crate) mod entry;
 mod fork_server;
 mod gauge;

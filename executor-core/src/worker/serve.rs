@@ -5,6 +5,7 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 use super::{
     ancillary::{self, Arguments, Arrived, Control},
     call::Caller,
+    cancellation,
     guard::Guard,
     panics, watcher,
 };
@@ -39,9 +40,12 @@ pub(super) fn serve(
     // The panic hook and the fault handler may use the board at any time until the process ends.
     let board = end.board();
     panics::install(board, false);
+    cancellation::install(board);
     fault::watch_this_stack(&board.stack_overflow);
     let mut caller = Caller::new(results);
     let mut stopwatch = Stopwatch::default();
+    // Whether the initializer has failed. A finalizer relies on what it has set up.
+    let mut is_unfit = false;
     kill_point!(ServeBegins);
     loop {
         // The connection is closed: the parent is gone, or has given up this worker.
@@ -56,12 +60,16 @@ pub(super) fn serve(
         // worker cannot begin any task. It ends, and the tasks that were sent to it run elsewhere.
         let attachments = match control.receive(&header) {
             Ok(attachments) => attachments,
-            Err(error) if header.order == Order::Init => {
+            Err(error) if header.order != Order::Run => {
                 let text = format!("the descriptors of its arguments cannot be received: {error}");
                 if end.reply(FromWorker::new(Reply::Refused), text.as_bytes()).is_err() {
                     watcher::end_group();
                 }
+                if header.order == Order::Stop {
+                    return Ok(());
+                }
                 // When an initializer was refused, the pool sends only the order to stop.
+                is_unfit = true;
                 continue;
             }
             Err(_) => watcher::end_group(),
@@ -80,9 +88,12 @@ pub(super) fn serve(
         let replied: Result<(), Ended> = match header.order {
             Order::Stop => {
                 kill_point!(StopRead);
+                if header.flags & flag::FINALIZES != 0 && !is_unfit && job.finalize().is_err() {
+                    watcher::end_group();
+                }
                 return Ok(());
             }
-            Order::Init => job.initialize(),
+            Order::Init => job.initialize().map(|is_fit| is_unfit = !is_fit),
             Order::Run => job.run(),
         };
         if replied.is_err() {
@@ -114,8 +125,8 @@ struct Job<'a, E> {
 }
 
 impl<E: WorkerEnd> Job<'_, E> {
-    /// Runs the initializer, and reports whether it has succeeded.
-    fn initialize(mut self) -> Result<(), Ended> {
+    /// Runs the initializer, and reports whether it has succeeded. Returns the same.
+    fn initialize(mut self) -> Result<bool, Ended> {
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         let Job { end, caller, guard, control, header, .. } = self;
         kill_point!(InitBegins);
@@ -123,7 +134,7 @@ impl<E: WorkerEnd> Job<'_, E> {
             Ok(arguments) => arguments,
             Err(error) => {
                 end.reply(FromWorker::new(Reply::Refused), unmapped(&error).as_bytes())?;
-                return Ok(());
+                return Ok(false);
             }
         };
         guard.task_begins();
@@ -133,7 +144,8 @@ impl<E: WorkerEnd> Job<'_, E> {
                 // The value of the initializer is not sent. `Ready` says that it has run.
                 Reply::Done => {
                     kill_point!(InitEnds);
-                    Ok(end.reply(FromWorker::new(Reply::Ready), &[])?)
+                    end.reply(FromWorker::new(Reply::Ready), &[])?;
+                    Ok(true)
                 }
                 kind => reply(
                     end,
@@ -141,8 +153,27 @@ impl<E: WorkerEnd> Job<'_, E> {
                     FromWorker { task: header.task, ..FromWorker::new(kind) },
                     contents,
                     attachments,
-                ),
+                )
+                .map(|()| false),
             }
+        })
+    }
+
+    /// Runs the finalizer, and reports how it has ended.
+    fn finalize(mut self) -> Result<(), Ended> {
+        let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
+        let Job { end, caller, control, header, .. } = self;
+        let mut arguments = match arguments {
+            Ok(arguments) => arguments,
+            Err(error) => {
+                let header = FromWorker::new(Reply::Refused);
+                return Ok(end.reply(header, unmapped(&error).as_bytes())?);
+            }
+        };
+        caller.call(header.task, header.function, &mut arguments, |kind, contents, attachments| {
+            let header = FromWorker { task: header.task, ..FromWorker::new(kind) };
+            kill_point!(Finalized);
+            reply(end, control, header, contents, attachments)
         })
     }
 
@@ -151,6 +182,7 @@ impl<E: WorkerEnd> Job<'_, E> {
     fn run(mut self) -> Result<(), Ended> {
         let Items { first, count } = self.header.items;
         let board = self.end.board();
+        board.forget_ask();
         kill_point!(BeforeClaim);
         self.guard.task_begins();
         if !board.claim(self.header.seq, first, self.header.flags & flag::TIMED != 0) {
@@ -159,6 +191,7 @@ impl<E: WorkerEnd> Job<'_, E> {
             return Ok(());
         }
         kill_point!(Claimed);
+        cancellation::sending(self.header.seq);
         let mut arguments =
             std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
         if self.header.flags & flag::CHUNK == 0 {
@@ -210,18 +243,22 @@ impl<E: WorkerEnd> Job<'_, E> {
     fn call(&mut self, item: u32, arguments: &mut Arrived<'_>) -> Result<(), Ended> {
         let task = self.task(item);
         let Job { end, caller, stopwatch, guard, control, header, .. } = self;
+        cancellation::begin();
         let meter = (header.flags & flag::MEASURED != 0).then(Meter::begin);
-        caller.call(task, header.function, arguments, |kind, contents, attachments| {
-            if let Some(meter) = meter {
-                let header = FromWorker { task, ..FromWorker::new(Reply::Usage) };
-                end.reply(header, &measured(&meter).to_bytes())?;
-                kill_point!(UsageSent);
-            }
-            let flags = if guard.task_ends() { flag::GROWN } else { 0 };
-            let header =
-                FromWorker { task, nanos: stopwatch.lap(), flags, ..FromWorker::new(kind) };
-            reply(*end, control, header, contents, attachments)
-        })
+        let replied =
+            caller.call(task, header.function, arguments, |kind, contents, attachments| {
+                if let Some(meter) = meter {
+                    let header = FromWorker { task, ..FromWorker::new(Reply::Usage) };
+                    end.reply(header, &measured(&meter).to_bytes())?;
+                    kill_point!(UsageSent);
+                }
+                let flags = if guard.task_ends() { flag::GROWN } else { 0 };
+                let header =
+                    FromWorker { task, nanos: stopwatch.lap(), flags, ..FromWorker::new(kind) };
+                reply(*end, control, header, contents, attachments)
+            });
+        cancellation::end();
+        replied
     }
 }
 

@@ -130,6 +130,34 @@ impl PoolBuilder {
         self
     }
 
+    /// Sets a task that each worker runs once when it leaves: see
+    /// [`ProcessPoolBuilder::finalizer`]. [`terminate`](Pool::terminate), and so a drop without
+    /// [`close`](Pool::close) and [`join`](Pool::join), ends workers without it.
+    pub fn finalizer(mut self, task: impl IntoTask) -> Self {
+        self.executor = self.executor.finalizer(task);
+        self
+    }
+
+    /// Sets how long the finalizer may take in each worker: see
+    /// [`ProcessPoolBuilder::finalizer_timeout`].
+    pub fn finalizer_timeout(mut self, timeout: Duration) -> Self {
+        self.executor = self.executor.finalizer_timeout(timeout);
+        self
+    }
+
+    /// Gives a task that exceeds its time limit the time to stop by itself: see
+    /// [`ProcessPoolBuilder::cancel_grace`].
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.executor = self.executor.cancel_grace(grace);
+        self
+    }
+
+    /// Sets the time between SIGTERM and SIGKILL: see [`ProcessPoolBuilder::terminate_grace`].
+    pub fn terminate_grace(mut self, grace: Duration) -> Self {
+        self.executor = self.executor.terminate_grace(grace);
+        self
+    }
+
     /// Builds the pool and starts its workers. It does not wait until they have started.
     ///
     /// # Errors

@@ -47,7 +47,7 @@ use crate::{
     error::{BuildError, TaskError},
     future::{TaskFuture, cell::Cell, join_all::JoinAll, map_results::MapResults},
     pool::next_task_ids,
-    task::{IntoTask, TaskArgs},
+    task::{IntoTask, TaskArgs, TaskFn},
 };
 
 /// A fixed number of worker processes with the interface of Python's `multiprocessing.Pool`.
@@ -427,8 +427,8 @@ impl Pool {
     }
 
     /// Terminates all workers at once with SIGTERM, and kills the workers that still exist half a
-    /// second later with SIGKILL. Unfinished calls fail with [`TaskError::Shutdown`]. It does not
-    /// wait: use [`join`](Self::join) for that.
+    /// second later (see [`PoolBuilder::terminate_grace`]) with SIGKILL. Unfinished calls fail with
+    /// [`TaskError::Shutdown`]. It does not wait: use [`join`](Self::join) for that.
     pub fn terminate(&self) {
         self.shared.phase.store(TERMINATED, Ordering::SeqCst);
         self.shared.executor.terminate_workers();
@@ -468,6 +468,15 @@ impl Pool {
             self.shared.settle();
         }
         Ok(over)
+    }
+
+    /// Takes what the [`finalizer`](PoolBuilder::finalizer) has returned in the workers that have
+    /// ended up to now: see [`ProcessPoolExecutor::finalizer_results`].
+    ///
+    /// # Errors
+    /// As for the executor's method: each item is the error of the finalizer in one worker.
+    pub fn finalizer_results<F: TaskFn>(&self) -> Vec<Result<F::Output, TaskError>> {
+        self.shared.executor.finalizer_results::<F>()
     }
 
     /// Runs `body` with the pool, and terminates the pool afterwards, even if `body` panics. It

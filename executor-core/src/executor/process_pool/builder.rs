@@ -1,5 +1,7 @@
 //! The builder of [`ProcessPoolExecutor`]: its options, and what `build` refuses.
 
+mod ending;
+
 use std::{ffi::OsString, sync::Arc, time::Duration};
 
 mod restraints;
@@ -9,7 +11,9 @@ use crate::{
     child::birth::{self, Barren},
     error::BuildError,
     os::{cpu::usable_cpus_or_error, ready, setting::Setting},
-    pool::{AtEnd, Initializer, Lifespan, Pool, PoolOptions, TaskDefaults, pressure::Pressure},
+    pool::{
+        AtEnd, Graces, Initializer, Lifespan, Pool, PoolOptions, TaskDefaults, pressure::Pressure,
+    },
     task::{IntoTask, TaskArgs, TaskFn},
     wire::{
         attachment,
@@ -25,6 +29,10 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Default time limit of the initializer in each worker. An initializer may load data for minutes.
 /// One that hangs keeps tasks waiting for this long.
 const INITIALIZER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Default time limit of the finalizer in each worker. A lower value kills finalizers that write
+/// much to a slow disk. With a higher one, a finalizer that hangs holds up a shutdown for longer.
+const FINALIZER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Builder for a [`ProcessPoolExecutor`].
 ///
 /// ```
@@ -56,6 +64,9 @@ pub struct ProcessPoolBuilder {
     start_at_once: bool,
     initializer: Option<Initializer<Result<Payload, String>>>,
     initializer_timeout: Option<Duration>,
+    finalizer: Option<Initializer<Result<Payload, String>>>,
+    finalizer_timeout: Option<Duration>,
+    graces: Graces,
     envs: Vec<(OsString, OsString)>,
     start_timeout: Option<Duration>,
     on_drop: OnDrop,
@@ -83,6 +94,10 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("start_at_once", &self.start_at_once)
             .field("initializer", &self.initializer.as_ref().map(|initializer| &initializer.name))
             .field("initializer_timeout", &self.initializer_timeout)
+            .field("finalizer", &self.finalizer.as_ref().map(|finalizer| &finalizer.name))
+            .field("finalizer_timeout", &self.finalizer_timeout)
+            .field("cancel_grace", &self.graces.cancel)
+            .field("terminate_grace", &self.graces.terminate)
             .field("envs", &names)
             .field("start_timeout", &self.start_timeout)
             .field("on_drop", &self.on_drop)
@@ -119,19 +134,7 @@ impl ProcessPoolBuilder {
     /// [name](crate::Task::name). Its [time limit](crate::Task::timeout) is the default for
     /// [`initializer_timeout`](Self::initializer_timeout).
     pub fn initializer<T: IntoTask>(mut self, task: T) -> Self {
-        let mut bytes = Buffer::new();
-        let (args, options) = task.into_task().into_parts();
-        let (encoded, attachments) =
-            attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
-        let arguments = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
-        let entry = T::Function::entry();
-        let name = options.called(entry.name).into();
-        let timeout = options.timeout();
-        let arguments = match options.refusal_without_queue() {
-            Some(what) => Err(format!("it has a {what}")),
-            None => entry.known().and(arguments),
-        };
-        self.initializer = Some(Initializer { entry, name, timeout, arguments });
+        self.initializer = Some(call_in_workers(task));
         self
     }
 
@@ -310,10 +313,11 @@ impl ProcessPoolBuilder {
     /// Limits how long the [end of the program](ProcessPoolExecutor#the-end-of-the-program) waits
     /// for the tasks that this executor has accepted. By default there is no limit.
     ///
-    /// When the limit has passed, the workers are ended by SIGTERM, and half a second later by
-    /// SIGKILL. Unresolved tasks fail with [`TaskError::Shutdown`](crate::TaskError::Shutdown),
-    /// which is also passed to their callbacks. Callbacks that have not returned two seconds later
-    /// are not waited for.
+    /// When the limit has passed, the workers are ended by SIGTERM, and after the
+    /// [`terminate_grace`](Self::terminate_grace), which is half a second by default, by SIGKILL.
+    /// Tasks are not asked to stop before. Unresolved tasks fail with
+    /// [`TaskError::Shutdown`](crate::TaskError::Shutdown), which is also passed to their
+    /// callbacks. Callbacks that have not returned two seconds later are not waited for.
     ///
     /// It does not limit a drop that waits, nor [`shutdown`](ProcessPoolExecutor::shutdown).
     ///
@@ -478,6 +482,9 @@ impl ProcessPoolBuilder {
             start_at_once,
             initializer,
             initializer_timeout,
+            finalizer,
+            finalizer_timeout,
+            graces,
             envs,
             start_timeout,
             on_drop,
@@ -490,12 +497,16 @@ impl ProcessPoolBuilder {
             restraints,
             place,
         } = self;
-        let same_initializer = match (initializer, &other.initializer) {
-            (None, None) => true,
-            (Some(one), Some(other)) => one.is_same(other),
-            _ => false,
-        };
-        same_initializer
+        let same_call =
+            |one: &Option<Initializer<_>>, other: &Option<Initializer<_>>| match (one, other) {
+                (None, None) => true,
+                (Some(one), Some(other)) => one.is_same(other),
+                _ => false,
+            };
+        same_call(initializer, &other.initializer)
+            && same_call(finalizer, &other.finalizer)
+            && *finalizer_timeout == other.finalizer_timeout
+            && *graces == other.graces
             && (max_workers, min_workers) == (&other.max_workers, &other.min_workers)
             && *max_tasks_per_worker == other.max_tasks_per_worker
             && *lifespan == other.lifespan
@@ -573,17 +584,18 @@ impl ProcessPoolBuilder {
             what: "to wait for descriptors (`poll`)",
             error: Arc::new(error),
         })?;
-        let initializer = match self.initializer {
-            None => None,
-            Some(Initializer { entry, name, timeout, arguments: Ok(arguments) }) => {
-                Some(Initializer { entry, name, timeout, arguments })
-            }
-            Some(Initializer { name, arguments: Err(error), .. }) => {
-                return invalid(&format!(
-                    "the initializer `{name}` cannot be sent to workers: {error}"
-                ));
-            }
-        };
+        let initializer = sendable("initializer", self.initializer)?;
+        let finalizer = sendable("finalizer", self.finalizer)?;
+        if self.finalizer_timeout.is_some() && finalizer.is_none() {
+            return invalid("finalizer_timeout is set, but no finalizer");
+        }
+        let finalizer_timeout = self
+            .finalizer_timeout
+            .or_else(|| finalizer.as_ref()?.timeout)
+            .unwrap_or(FINALIZER_TIMEOUT);
+        if finalizer_timeout.is_zero() {
+            return invalid("finalizer_timeout must be above 0");
+        }
         let initializer_timeout = self
             .initializer_timeout
             .or_else(|| initializer.as_ref()?.timeout)
@@ -615,6 +627,9 @@ impl ProcessPoolBuilder {
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
             initializer_timeout,
             initializer,
+            finalizer,
+            finalizer_timeout,
+            graces: self.graces,
             envs,
             places,
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
@@ -650,6 +665,37 @@ impl Initializer<Result<Payload, String>> {
         std::ptr::eq(self.entry, other.entry)
             && (&self.name, self.timeout) == (&other.name, other.timeout)
             && bytes(self).is_some_and(|one| bytes(other) == Some(one))
+    }
+}
+
+/// Encodes a task that each worker is to run.
+fn call_in_workers<T: IntoTask>(task: T) -> Initializer<Result<Payload, String>> {
+    let mut bytes = Buffer::new();
+    let (args, options) = task.into_task().into_parts();
+    let (encoded, attachments) =
+        attachment::collect(|| T::Function::encode_args(&args, &mut bytes));
+    let arguments = encoded.map(|()| bytes.take(attachments)).map_err(|error| error.message);
+    let entry = T::Function::entry();
+    let name = options.called(entry.name).into();
+    let timeout = options.timeout();
+    let arguments = match options.refusal_without_queue() {
+        Some(what) => Err(format!("it has a {what}")),
+        None => entry.known().and(arguments),
+    };
+    Initializer { entry, name, timeout, arguments }
+}
+
+/// Returns the task for workers, or an error if it cannot be sent to them.
+fn sendable(
+    what: &str,
+    task: Option<Initializer<Result<Payload, String>>>,
+) -> Result<Option<Initializer<Payload>>, BuildError> {
+    let Some(Initializer { entry, name, timeout, arguments }) = task else { return Ok(None) };
+    match arguments {
+        Ok(arguments) => Ok(Some(Initializer { entry, name, timeout, arguments })),
+        Err(error) => Err(BuildError::Invalid(format!(
+            "the {what} `{name}` cannot be sent to workers: {error}"
+        ))),
     }
 }
 

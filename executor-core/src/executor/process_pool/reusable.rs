@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
-use crate::{error::BuildError, os::fork::PerProcess};
+use crate::{error::BuildError, os::fork::PerProcess, pool::Shutdown};
 
 /// How long workers of the reusable executor may be idle, unless the options say something else.
 /// With a lower value, a program that computes now and then starts workers again and again. With a
@@ -216,7 +216,10 @@ impl ProcessPoolBuilder {
             if let Some(executor) = &old.0 {
                 match replaced {
                     OnDrop::Finish => {}
-                    OnDrop::CancelPending => executor.inner().shutdown(true, None),
+                    OnDrop::CancelPending => {
+                        let how = Shutdown { cancel_pending: true, ..Shutdown::default() };
+                        executor.inner().shutdown(how);
+                    }
                     OnDrop::Kill => executor.kill_workers(),
                 }
             }

@@ -24,6 +24,10 @@ pub(crate) enum Action<C: Scheduled> {
     Stop(WorkerId),
     /// Warn that the worker has not ended for this long since it was asked to leave, and is killed.
     WarnNotStopping(WorkerId, Duration),
+    /// Ask the task of this sending to stop by itself.
+    Ask(WorkerId, u32),
+    /// The worker was asked to leave, and has ended like this without a reply of its finalizer.
+    NotFinalized(WorkerId, End),
     /// SIGTERM to the worker's group.
     Terminate(WorkerId),
     /// SIGKILL to the worker's group.
@@ -65,7 +69,8 @@ pub(crate) enum Replied<'a, C> {
     /// An attempt that has failed. The task may be tried again: decide, as for
     /// [`Action::Undecided`].
     Undecided(TaskId),
-    /// The reply comes too late: the worker is being killed because of this task.
+    /// The reply comes too late: the worker is being killed because of this task, or the task was
+    /// asked to stop and ends with the error for that.
     Late,
 }
 

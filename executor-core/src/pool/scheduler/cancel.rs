@@ -69,6 +69,11 @@ impl<C: Scheduled> Scheduler<C> {
             self.end_held(chunk, error, out);
             return true;
         }
+        if let Some(id) = entry.awaits() {
+            self.withdraw_broadcast(now, id, chunk, error, out);
+            return true;
+        }
+        let is_broadcast = entry.is_broadcast();
         match entry.worker() {
             // The id stays in the queue, because searching for it would take long. It is skipped
             // when its turn comes.
@@ -94,6 +99,10 @@ impl<C: Scheduled> Scheduler<C> {
                     let worker = self.workers.get_mut(&id).expect("it had the chunk in flight");
                     worker.in_flight.front_follows_cancelled(now);
                 }
+                if is_broadcast {
+                    self.withdraw_broadcast(now, id, chunk, error, out);
+                    return true;
+                }
                 self.rest_if_idle(id);
             }
         }
@@ -102,8 +111,8 @@ impl<C: Scheduled> Scheduler<C> {
         true
     }
 
-    /// Cancels a task, and kills its worker if the task has begun. Returns whether the task ends
-    /// because it was cancelled.
+    /// Cancels a task. If it has begun, it is asked to stop, or its worker is ended. Returns
+    /// whether the task ends because it was cancelled.
     pub(crate) fn on_cancel_running(
         &mut self,
         now: Instant,
@@ -119,8 +128,11 @@ impl<C: Scheduled> Scheduler<C> {
             // The task ends with its worker, but perhaps for another reason.
             return matches!(termination.error_of(task), Some(TaskError::Cancelled));
         }
-        let killed = self.kill_for_task(now, task, TaskError::Cancelled, claims, out);
+        if let Some(asked) = self.workers[&id].asked() {
+            return matches!(asked.error_of(task), Some(TaskError::Cancelled));
+        }
+        let ends = self.end_running(now, task, TaskError::Cancelled, claims, out);
         self.after_changes(now, claims, out);
-        killed
+        ends
     }
 }

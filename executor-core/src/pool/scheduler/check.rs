@@ -62,7 +62,27 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let held = self.tasks.values().filter(|entry| entry.is_held()).count();
         assert_eq!(held, self.held.len(), "what is held is known as held");
-        assert_eq!(sent, self.tasks.len() - queued - held, "what is sent is in flight once");
+        let waiting = self.tasks.values().filter_map(|entry| {
+            let worker = entry.awaits()?;
+            Some((worker, entry.chunk().base()))
+        });
+        let mut broadcasts = 0;
+        for (worker, task) in waiting {
+            broadcasts += 1;
+            assert!(
+                self.workers[&worker].broadcasts.contains(&task),
+                "{task:?} waits for {worker:?}"
+            );
+        }
+        for (id, worker) in &self.workers {
+            let waits = worker.in_flight.is_empty() && worker.can_begin();
+            assert!(!waits || worker.broadcasts.is_empty(), "{id:?} could run what waits for it");
+        }
+        assert_eq!(
+            sent,
+            self.tasks.len() - queued - held - broadcasts,
+            "what is sent is in flight once"
+        );
         let timed = self
             .tasks
             .values()
@@ -91,7 +111,10 @@ impl<C: Scheduled> Scheduler<C> {
             let leaves = worker.is_leaving() && worker.may_be_recalled();
             assert!(!leaves || self.leaving.contains(id), "{id:?} is leaving");
             assert!(
-                !leaves || !worker.is_working() || !worker.in_flight.is_empty(),
+                !leaves
+                    || !worker.is_working()
+                    || !worker.in_flight.is_empty()
+                    || !worker.broadcasts.is_empty(),
                 "{id:?} is not asked to leave"
             );
         }

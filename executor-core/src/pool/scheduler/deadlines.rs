@@ -12,7 +12,7 @@ use super::{
     placement::{LOOK_AGAIN, REBALANCE},
     task::Scheduled,
     termination::{Due, Reason},
-    worker::{Worker, WorkerState},
+    worker::{Leaving, Worker, WorkerState},
 };
 use crate::{
     error::{BrokenCause, Phase, TaskError},
@@ -27,7 +27,8 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns the latest time for the next call of [`on_tick`](Self::on_tick).
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let mut next = self
-            .shutdown_deadline
+            .ending
+            .next()
             .into_iter()
             .chain(self.rebalance_at)
             .chain(self.life_at)
@@ -47,13 +48,19 @@ impl<C: Scheduled> Scheduler<C> {
                         earliest(at);
                     }
                 }
-                WorkerState::Stopping { since } if worker.is_wanted() => {
-                    earliest(since + STOP_GRACE)
+                WorkerState::Stopping { since, leaving } if worker.is_wanted() => {
+                    if let Some(at) = since.checked_add(self.time_to_leave(leaving)) {
+                        earliest(at);
+                    }
                 }
                 _ => {}
             }
             if let Some(termination) = worker.termination() {
                 earliest(termination.next());
+            } else if let Some(asked) = worker.asked() {
+                if let Some(at) = asked.until() {
+                    earliest(at);
+                }
             } else if self.timed > 0
                 && let Some(front) = worker.in_flight.front()
                 && let Some(timeout) = self.timeout_of(front.chunk())
@@ -74,7 +81,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns whether an event that starts and ends no worker may have brought a deadline closer.
     pub(crate) fn has_timed(&self) -> bool {
         self.timed > 0
-            || self.shutdown_deadline.is_some()
+            || self.ending.next().is_some()
             || self.no_start_before.is_some()
             || !self.waits.is_empty()
             || !self.held.is_empty()
@@ -85,15 +92,21 @@ impl<C: Scheduled> Scheduler<C> {
         self.rebalance_at.into_iter().chain(self.life_at).min()
     }
 
+    /// Returns how long a worker that was asked to leave may take for what it still does.
+    fn time_to_leave(&self, leaving: Leaving) -> Duration {
+        match leaving {
+            Leaving::Finalizing => self.config.finalizer_timeout,
+            Leaving::Initializing | Leaving::Ending => STOP_GRACE,
+        }
+    }
+
     fn timeout_of(&self, chunk: TaskId) -> Option<Duration> {
         self.tasks.get(chunk)?.chunk().timeout()
     }
 
     /// Does what is due: enforces timeouts, and moves tasks that have waited for too long.
     pub(crate) fn on_tick(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
-        if self.shutdown_deadline.is_some_and(|deadline| deadline <= now) {
-            self.on_kill(now, false, out);
-        }
+        self.tick_ending(now, claims, out);
         // The back-off is over, whether or not a worker is started now. If it stayed due, the
         // driver would not sleep.
         self.no_start_before.take_if(|at| *at <= now);
@@ -125,6 +138,7 @@ impl<C: Scheduled> Scheduler<C> {
         } else {
             self.watch(now);
         }
+        self.send_all_broadcasts(now, out);
         self.stop_the_leaving(now, out);
         if lives {
             self.look_at_lives();
@@ -180,10 +194,21 @@ impl<C: Scheduled> Scheduler<C> {
                 let error = error.of_task(self.config.initializer.as_deref().unwrap_or_default());
                 self.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
             }
-            WorkerState::Stopping { since } if since + STOP_GRACE <= now => {
-                out.push(Action::WarnNotStopping(id, STOP_GRACE));
-                self.kill(now, id, Reason::Unresponsive, out);
+            WorkerState::Stopping { since, leaving } => {
+                let timeout = self.time_to_leave(leaving);
+                if since.checked_add(timeout).is_none_or(|at| at > now) {
+                    return;
+                }
+                let reason = match leaving {
+                    Leaving::Finalizing => Reason::Finalizer,
+                    Leaving::Initializing | Leaving::Ending => {
+                        out.push(Action::WarnNotStopping(id, timeout));
+                        Reason::Unresponsive
+                    }
+                };
+                self.kill(now, id, reason, out);
             }
+            _ if worker.asked().is_some() => self.tick_asked(now, id, out),
             _ => self.tick_task(now, id, claims, out),
         }
     }
@@ -222,7 +247,7 @@ impl<C: Scheduled> Scheduler<C> {
         });
         let over = |since: Instant| since.checked_add(timeout).is_some_and(|at| at <= now);
         let error = TaskError::timed_out(timeout, Phase::Run);
-        if since.is_some_and(over) && self.kill_for_task(now, front.chunk(), error, claims, out) {
+        if since.is_some_and(over) && self.end_running(now, front.chunk(), error, claims, out) {
             return;
         }
         // The task has not begun, or began later, or its reply is on its way.

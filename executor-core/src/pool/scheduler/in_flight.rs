@@ -51,6 +51,8 @@ pub(super) struct Sending {
     at: Instant,
     /// The timeout is not checked before this.
     look_at: Instant,
+    /// Whether it counts as one of the tasks that the worker may have.
+    counts: bool,
     /// When the task began, as the worker reported it first. If the worker reports another time
     /// later, the timeout does not move.
     began: Option<Instant>,
@@ -312,6 +314,33 @@ impl InFlight {
             }
             *budget -= left;
         }
+        Pushed::As(self.append(now, chunk, left, estimate, true, waiting))
+    }
+
+    /// Records that a task is sent to the worker that does not count as one of those that it may
+    /// have. Returns the number of the sending.
+    pub(super) fn push_beyond(
+        &mut self,
+        now: Instant,
+        task: TaskId,
+        estimate: Estimate,
+        waiting: &mut usize,
+    ) -> u32 {
+        debug_assert!(self.is_empty(), "it is sent alone");
+        self.bound = false;
+        self.append(now, task, 1, estimate, false, waiting)
+    }
+
+    #[inline]
+    fn append(
+        &mut self,
+        now: Instant,
+        chunk: TaskId,
+        left: u32,
+        estimate: Estimate,
+        counts: bool,
+        waiting: &mut usize,
+    ) -> u32 {
         let seq = self.next_seq;
         self.next_seq = seq.wrapping_add(1);
         if self.sendings.is_empty() {
@@ -325,12 +354,13 @@ impl InFlight {
             left,
             at: now,
             look_at: now + LOOK_AGAIN,
+            counts,
             began: None,
         };
         self.load += sending.load_of(left);
         self.sendings.push_back(sending);
         self.count(waiting);
-        Pushed::As(seq)
+        seq
     }
 
     /// Records that the first `count` unresolved items of the first sending were answered. Returns
@@ -360,7 +390,9 @@ impl InFlight {
         let place = self.iter().rposition(|sent| sent.chunk == chunk)?;
         let sent = self.sendings.remove(place)?;
         self.load -= sent.load_of(sent.left);
-        self.give_back(sent.left);
+        if sent.counts {
+            self.give_back(sent.left);
+        }
         self.count(waiting);
         Some(place)
     }

@@ -9,8 +9,9 @@
 //!                                                 Stop ──► exit; a new worker, if one is needed
 //! ```
 //!
-//! A worker that leaves keeps only the task that it has begun, and gets no other. So it leaves
-//! between two tasks, however long they are and however many wait.
+//! A worker that leaves keeps only the task that it has begun, and gets no other, except those of
+//! [broadcasts](super::broadcast) that wait for it. So it leaves between two tasks, however long they
+//! are and however many wait.
 
 use std::time::{Duration, Instant};
 
@@ -112,8 +113,11 @@ impl<C: Scheduled> Scheduler<C> {
         let behind = worker.in_flight.len().saturating_sub(keeps);
         self.idle.retain(|idle| *idle != id);
         self.leaving.push(id);
-        self.take_back_from(id, behind, claims);
-        self.spread_rest(id, claims);
+        // The task of a broadcast runs on this worker only.
+        if !self.has_broadcast(id) {
+            self.take_back_from(id, behind, claims);
+            self.spread_rest(id, claims);
+        }
     }
 
     /// Asks those workers to leave that are to leave, and have nothing to do any more.
@@ -121,15 +125,18 @@ impl<C: Scheduled> Scheduler<C> {
         if self.leaving.is_empty() {
             return;
         }
-        let workers = &mut self.workers;
+        let finalizes = self.config.finalizer.is_some();
+        let (workers, tasks) = (&mut self.workers, &self.tasks);
         self.leaving.retain(|id| {
             // Otherwise it leaves already, in another way.
             let Some(worker) = workers.get_mut(id).filter(|worker| worker.may_be_recalled()) else {
                 return false;
             };
-            let leaves = worker.is_working() && worker.in_flight.is_empty();
+            worker.broadcasts.retain(|task| tasks.get(*task).is_some());
+            let rests = worker.in_flight.is_empty() && worker.broadcasts.is_empty();
+            let leaves = worker.is_working() && rests;
             if leaves {
-                worker.transition_to_stopping(now);
+                worker.transition_to_stopping(now, finalizes);
                 out.push(Action::Stop(*id));
             }
             !leaves

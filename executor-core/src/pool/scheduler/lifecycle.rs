@@ -27,6 +27,18 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.get(&id).is_some_and(Worker::is_initializing)
     }
 
+    /// Returns whether a worker that was asked to leave still runs its initializer.
+    pub(crate) fn leaves_after_initializer(&self, id: WorkerId) -> bool {
+        self.workers
+            .get(&id)
+            .is_some_and(|worker| worker.runs_initializer() && !worker.is_initializing())
+    }
+
+    /// Handles the end of a worker's finalizer. Returns `false` if the worker runs none.
+    pub(crate) fn on_finalized(&mut self, now: Instant, id: WorkerId) -> bool {
+        self.workers.get_mut(&id).is_some_and(|worker| worker.transition_to_finalized(now))
+    }
+
     /// Returns whether this worker may still get work: there is no decision that it must end.
     pub(crate) fn is_wanted(&self, id: WorkerId) -> bool {
         self.workers.get(&id).is_some_and(Worker::is_wanted)
@@ -41,8 +53,9 @@ impl<C: Scheduled> Scheduler<C> {
         out: &mut Actions<C>,
     ) {
         let old_at = self.config.lifespan.old_at(now, id);
-        let ready = |worker: &mut Worker| worker.transition_to_ready(now, old_at);
-        if !self.workers.get_mut(&id).is_some_and(ready) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if !worker.transition_to_ready(now, old_at) {
+            worker.leaves_after_initializer(now, self.config.finalizer.is_some());
             return;
         }
         self.look_at_age_of(id);
@@ -57,7 +70,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// be called after this. Returns `false` if the worker was to leave anyway.
     pub(crate) fn on_grown(&mut self, id: WorkerId, claims: &dyn Claims) -> bool {
         let Some(worker) = self.workers.get_mut(&id) else { return false };
-        if !worker.is_useful() || worker.in_flight.is_spent() {
+        if !worker.is_working() || worker.is_leaving() || worker.in_flight.is_spent() {
             return false;
         }
         worker.in_flight.spend();

@@ -27,7 +27,7 @@
 //! One impl of [`Scheduler`] is spread over the files of this folder:
 //!
 //! ```text
-//!  events in     replies, cancel, lifecycle, life, shutdown, attempts, deadlines (time);
+//!  events in     broadcast, replies, cancel, lifecycle, life, shutdown, attempts, deadlines (time);
 //!                `on_submit` in queue
 //!  decisions     placement, bound, rebalance, restarts, termination, verdict (a worker has ended)
 //!  records       task, worker, in_flight, termination, state, estimate, queue, line, waits
@@ -48,6 +48,7 @@
 mod action;
 mod attempts;
 mod bound;
+mod broadcast;
 mod cancel;
 #[cfg(test)]
 mod check;
@@ -86,9 +87,12 @@ use in_flight::Sending;
 pub(crate) use life::Lifespan;
 use line::Line;
 use rows::Counted;
+use shutdown::Ending;
+pub(crate) use shutdown::Shutdown;
 use state::PoolState;
 use task::Entry;
 pub(crate) use task::Scheduled;
+pub(crate) use termination::Graces;
 use waits::Waits;
 use worker::Worker;
 
@@ -110,6 +114,10 @@ pub(crate) struct Config {
     /// it may be all that the user wants.
     pub(crate) initializer: Option<Box<str>>,
     pub(crate) initializer_timeout: Duration,
+    /// The name of the finalizer, which a worker runs when it is asked to leave.
+    pub(crate) finalizer: Option<Box<str>>,
+    pub(crate) finalizer_timeout: Duration,
+    pub(crate) graces: Graces,
     /// Number of tasks after which a worker leaves.
     pub(crate) tasks_max: Option<u32>,
     pub(crate) lifespan: Lifespan,
@@ -157,12 +165,14 @@ pub(crate) struct Scheduler<C> {
     waits: Waits,
     /// Tasks whose last attempt has failed.
     held: Held,
+    /// Whether tasks of broadcasts may wait for their workers.
+    any_broadcast: bool,
     /// Whether a shutdown has cancelled what had not begun, so that no attempt begins any more.
     cancels_pending: bool,
     counted: Counted,
     next_worker: u32,
     state: PoolState,
-    shutdown_deadline: Option<Instant>,
+    ending: Ending,
     ever_ready: bool,
     start_failures: VecDeque<Instant>,
     /// Number of failed starts in a row while other workers worked.
@@ -193,11 +203,12 @@ impl<C: Scheduled> Scheduler<C> {
             timed: 0,
             waits: Waits::default(),
             held: Held::default(),
+            any_broadcast: false,
             cancels_pending: false,
             counted: Counted::default(),
             next_worker: 0,
             state: PoolState::new(),
-            shutdown_deadline: None,
+            ending: Ending::default(),
             ever_ready: false,
             start_failures: VecDeque::new(),
             refusals: 0,
@@ -247,6 +258,12 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.contains_key(&worker)
     }
 
+    /// Returns whether a worker leaves when it has ended what it has begun.
+    #[cfg(test)]
+    pub(crate) fn leaves(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_some_and(Worker::is_leaving)
+    }
+
     /// Returns the estimate from calls of this function that have ended.
     #[cfg(test)]
     pub(crate) fn ended_estimate(&self, function: FnId) -> Duration {
@@ -258,6 +275,9 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns the number of queued chunks, and of chunks that are with workers.
     #[cfg(test)]
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.waiting(), self.tasks.len() - self.waiting() - self.held.len())
+        // Those of broadcasts wait for their workers, and are in no queue.
+        let broadcasts = self.tasks.values().filter(|entry| entry.awaits().is_some()).count();
+        let waiting = self.waiting() + broadcasts;
+        (waiting, self.tasks.len() - waiting - self.held.len())
     }
 }

@@ -239,8 +239,18 @@ impl<C: Scheduled> Scheduler<C> {
         taken
     }
 
+    /// Returns whether a worker has the task of a broadcast, which is in flight alone.
+    pub(super) fn has_broadcast(&self, id: WorkerId) -> bool {
+        let front = self.workers[&id].in_flight.front();
+        front.is_some_and(|front| self.tasks[front.chunk()].is_broadcast())
+    }
+
     /// Takes back everything that a worker has not begun, and puts it at the front of the queue.
     pub(super) fn take_back_unbegun(&mut self, id: WorkerId, claims: &dyn Claims) {
+        // It runs on this worker only.
+        if self.has_broadcast(id) {
+            return;
+        }
         self.take_back_from(id, usize::MAX, claims);
         if let Some(front) = self.workers[&id].in_flight.front()
             && let Some(rest) = self.take_rest(id, front.chunk(), claims)

@@ -38,6 +38,13 @@ impl<C: Scheduled> Scheduler<C> {
         if worker.termination().is_some_and(|why| why.error_of(task).is_some()) {
             return Ok(Replied::Late);
         }
+        if let Some(asked) = worker.asked_mut().filter(|asked| asked.error_of(task).is_some()) {
+            asked.answer();
+            let left = entry.chunk().left();
+            worker.has_answered(left);
+            worker.in_flight.front_answered(now, left, &mut self.with_waiting);
+            return Ok(Replied::Late);
+        }
         let count = count.min(entry.chunk().left());
         worker.has_answered(count);
         let left = entry.answered(count);
@@ -68,6 +75,8 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
+        self.settle_asked(id, out);
+        self.send_broadcast(now, id, out);
         self.retire_if_spent(now, id, out);
         self.rest_if_idle(id);
         self.after_changes(now, claims, out);
@@ -84,16 +93,18 @@ impl<C: Scheduled> Scheduler<C> {
         self.stop_the_leaving(now, out);
         self.dispatch(now, out);
         self.balance(now, claims, out);
+        self.send_all_broadcasts(now, out);
         self.watch(now);
         self.close_if_drained(now, out);
     }
 
     /// Asks a worker to leave if it has done all the tasks that it may do. Its place becomes free
     /// when its process has ended.
-    fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
+    pub(super) fn retire_if_spent(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
+        let finalizes = self.config.finalizer.is_some();
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if worker.is_idle() && worker.in_flight.is_spent() {
-            worker.transition_to_stopping(now);
+            worker.transition_to_stopping(now, finalizes);
             out.push(Action::Stop(id));
         }
     }

@@ -94,6 +94,7 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         // A worker that was given up is unknown by now. Its end was judged then.
         let Some(worker) = self.forget(id) else { return };
+        self.lose_broadcasts(id, &worker, out);
         let unwanted = worker.termination().is_some_and(Termination::is_of_task_or_pool);
         // What was refused does not matter. What matters is whether another worker works or is
         // coming up. Such workers do the work meanwhile, and may free the missing resource when

@@ -68,7 +68,7 @@ impl<C: Scheduled> Scheduler<C> {
         let since = match worker.state() {
             WorkerState::Starting { since }
             | WorkerState::Initializing { since }
-            | WorkerState::Stopping { since } => since,
+            | WorkerState::Stopping { since, .. } => since,
             WorkerState::Ready => task.map_or(idle_since, |(_, _, since)| since),
         };
         let (status, since) = match worker.state() {

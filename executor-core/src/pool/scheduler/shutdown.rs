@@ -1,6 +1,6 @@
 //! Events that end the pool: it is shut down, killed or broken, or its threads have failed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     Scheduler,
@@ -9,10 +9,57 @@ use super::{
     claims::Claims,
     in_flight::Sending,
     task::Scheduled,
-    termination::Reason,
+    termination::{Reason, Termination},
     worker::WorkerState,
 };
 use crate::error::{BrokenCause, TaskError};
+
+/// How a pool is to be shut down.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Shutdown {
+    /// Whether tasks that have not begun are cancelled.
+    pub(crate) cancel_pending: bool,
+    /// When tasks that still run are asked to stop.
+    pub(crate) deadline: Option<Instant>,
+    /// How long they then have, if not as long as the pool's tasks have otherwise.
+    pub(crate) cancel_grace: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL, if not the pool's.
+    pub(crate) terminate_grace: Option<Duration>,
+    /// When workers that still exist get SIGKILL, whatever else is planned.
+    pub(crate) kill_at: Option<Instant>,
+}
+
+/// The planned end of the pool.
+#[derive(Default)]
+pub(super) struct Ending {
+    /// When tasks are asked to stop.
+    ask_at: Option<Instant>,
+    /// When workers get SIGTERM. Known once the tasks were asked.
+    terminate_at: Option<Instant>,
+    /// When workers get SIGKILL.
+    kill_at: Option<Instant>,
+    cancel: Option<Duration>,
+    terminate: Option<Duration>,
+}
+
+impl Ending {
+    /// Returns when the next step is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        [self.ask_at, self.terminate_at, self.kill_at].into_iter().flatten().min()
+    }
+
+    /// Adds a plan. Of several, the earliest times count, and of the graces the last ones.
+    fn plan(&mut self, how: &Shutdown) {
+        let earlier = |old: Option<Instant>, new: Option<Instant>| old.into_iter().chain(new).min();
+        // Tasks that were asked to stop already keep their time.
+        if self.terminate_at.is_none() {
+            self.ask_at = earlier(self.ask_at, how.deadline);
+        }
+        self.kill_at = earlier(self.kill_at, how.kill_at);
+        self.cancel = how.cancel_grace.or(self.cancel);
+        self.terminate = how.terminate_grace.or(self.terminate);
+    }
+}
 
 impl<C: Scheduled> Scheduler<C> {
     /// Returns the error for new tasks, if no more are accepted.
@@ -65,38 +112,83 @@ impl<C: Scheduled> Scheduler<C> {
     pub(crate) fn on_shutdown(
         &mut self,
         now: Instant,
-        cancel_pending: bool,
-        deadline: Option<Instant>,
+        how: Shutdown,
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
         self.state.transition_to_draining();
-        if let Some(deadline) = deadline {
-            self.shutdown_deadline =
-                Some(self.shutdown_deadline.map_or(deadline, |old| old.min(deadline)));
-        }
-        if cancel_pending {
-            self.cancels_pending = true;
-            for id in self.workers.keys().copied().collect::<Vec<_>>() {
-                self.take_back_from(id, usize::MAX, claims);
-                // The sendings that are left have begun, but perhaps not all of their items.
-                let begun: Vec<_> =
-                    self.workers[&id].in_flight.iter().map(Sending::chunk).collect();
-                for chunk in begun {
-                    if let Some(rest) = self.take_rest(id, chunk, claims) {
-                        self.requeue(rest);
-                    }
-                }
-                self.rest_if_idle(id);
-            }
-            self.resolve_queue(&TaskError::Cancelled, out);
-            self.end_all_held(&TaskError::Cancelled, out);
+        self.ending.plan(&how);
+        if how.cancel_pending {
+            self.withdraw_all(now, &TaskError::Cancelled, claims, out);
         }
         self.stop_the_leaving(now, out);
         self.watch(now);
         // Workers that are kept while the pool is open may leave now.
         self.look_at_lives();
         self.close_if_drained(now, out);
+    }
+
+    /// Ends all tasks that have not begun with this error.
+    fn withdraw_all(
+        &mut self,
+        now: Instant,
+        error: &TaskError,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
+        self.cancels_pending = true;
+        for id in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.take_back_from(id, usize::MAX, claims);
+            // The sendings that are left have begun, but perhaps not all of their items.
+            let begun: Vec<_> = self.workers[&id].in_flight.iter().map(Sending::chunk).collect();
+            for chunk in begun {
+                if let Some(rest) = self.take_rest(id, chunk, claims) {
+                    self.requeue(rest);
+                }
+            }
+            self.rest_if_idle(id);
+        }
+        self.resolve_queue(error, out);
+        self.end_all_held(error, out);
+        self.end_all_broadcasts(now, error, out);
+    }
+
+    /// Takes the next step of the pool's end, if it is time.
+    pub(super) fn tick_ending(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
+        let due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
+        if due(&mut self.ending.kill_at) {
+            return self.on_kill(now, true, out);
+        }
+        if due(&mut self.ending.terminate_at) {
+            return self.on_kill(now, false, out);
+        }
+        if !due(&mut self.ending.ask_at) {
+            return;
+        }
+        let grace = self.ending.cancel.unwrap_or(self.config.graces.cancel);
+        if grace.is_zero() {
+            return self.on_kill(now, false, out);
+        }
+        self.withdraw_all(now, &TaskError::Shutdown, claims, out);
+        let mut any = false;
+        for (id, worker) in &self.workers {
+            // All sendings that are left have begun, so the last one runs. Of those before it, the
+            // replies are on their way.
+            if let Some(last) = worker.in_flight.back()
+                && worker.is_wanted()
+                && last.seq() != 0
+            {
+                any = true;
+                if worker.asked().is_none() {
+                    out.push(Action::Ask(*id, last.seq()));
+                }
+            }
+        }
+        match any {
+            true => self.ending.terminate_at = now.checked_add(grace),
+            // Nothing runs that could stop by itself.
+            false => self.on_kill(now, false, out),
+        }
     }
 
     /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
@@ -106,18 +198,28 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     fn end_all(&mut self, now: Instant, error: TaskError, at_once: bool, out: &mut Actions<C>) {
-        (self.shutdown_deadline, self.life_at) = (None, None);
+        let grace = self.ending.terminate.unwrap_or(self.config.graces.terminate_at_end());
+        let at_once = at_once || grace.is_zero();
+        // Workers that got SIGTERM still have to be gone by then.
+        let kill_at = self.ending.kill_at.filter(|_| !at_once);
+        self.ending = Ending { kill_at, ..Ending::default() };
+        self.life_at = None;
         self.resolve_queue(&error, out);
         self.end_all_held(&error, out);
+        self.end_all_broadcasts(now, &error, out);
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             // A worker that must end already keeps its reason, unless SIGKILL now replaces SIGTERM.
             match self.workers[&id].termination() {
                 Some(termination) if termination.is_killed() || !at_once => {}
-                _ => {
-                    let reason = Reason::Pool(error.clone());
+                termination => {
+                    // A task for which a worker has got SIGTERM ends with its own error.
+                    let reason = match termination.map(Termination::reason) {
+                        Some(reason @ Reason::Task(..)) => reason.clone(),
+                        _ => Reason::Pool(error.clone()),
+                    };
                     match at_once {
                         true => self.kill(now, id, reason, out),
-                        false => self.terminate(now, id, reason, out),
+                        false => self.terminate(now, id, reason, grace, out),
                     }
                 }
             }
@@ -138,7 +240,10 @@ impl<C: Scheduled> Scheduler<C> {
         }
         (self.rebalance_at, self.life_at) = (None, None);
         self.waits.clear();
-        self.shutdown_deadline = self.shutdown_deadline.filter(|_| !self.workers.is_empty());
+        if self.workers.is_empty() {
+            self.ending = Ending::default();
+        }
+        let finalizes = self.config.finalizer.is_some();
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             let worker = self.workers.get_mut(&id).expect("listed above");
             if !worker.is_wanted() {
@@ -153,7 +258,7 @@ impl<C: Scheduled> Scheduler<C> {
                 }
                 // A worker that initializes reads this order after its initializer.
                 WorkerState::Initializing { .. } | WorkerState::Ready => {
-                    worker.transition_to_stopping(now);
+                    worker.transition_to_stopping(now, finalizes);
                     self.idle.retain(|idle| *idle != id);
                     out.push(Action::Stop(id));
                 }

@@ -79,11 +79,15 @@ pub(super) struct Entry<C> {
     at: u64,
     /// How many workers died with this chunk as their first one, and had not begun it.
     lost_unbegun: u8,
+    /// Whether it belongs to a broadcast, so that only the worker it was made for runs it.
+    broadcast: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum TaskState {
     Queued,
+    /// It waits for this worker, and runs on no other: see [`broadcast`](super::broadcast).
+    Broadcast(WorkerId),
     Sent(WorkerId),
     /// Its last attempt has failed: see [`attempts`](super::attempts).
     Held,
@@ -93,7 +97,27 @@ impl<C: Scheduled> Entry<C> {
     /// Returns an entry for a chunk that no worker has.
     #[inline]
     pub(super) fn new(chunk: C, at: u64) -> Self {
-        Entry { chunk, state: TaskState::Queued, at, lost_unbegun: 0 }
+        Entry { chunk, state: TaskState::Queued, at, lost_unbegun: 0, broadcast: false }
+    }
+
+    /// Returns an entry for a task of a broadcast that waits for this worker.
+    pub(super) fn broadcast(chunk: C, to: WorkerId) -> Self {
+        Entry { state: TaskState::Broadcast(to), broadcast: true, ..Entry::new(chunk, 0) }
+    }
+
+    /// Returns whether the task belongs to a broadcast.
+    #[inline]
+    pub(super) fn is_broadcast(&self) -> bool {
+        self.broadcast
+    }
+
+    /// Returns the worker that the task waits for, if it belongs to a broadcast and was not sent.
+    #[inline]
+    pub(super) fn awaits(&self) -> Option<WorkerId> {
+        match self.state {
+            TaskState::Broadcast(worker) => Some(worker),
+            _ => None,
+        }
     }
 
     #[inline]
@@ -116,7 +140,7 @@ impl<C: Scheduled> Entry<C> {
     #[inline]
     pub(super) fn worker(&self) -> Option<WorkerId> {
         match self.state {
-            TaskState::Queued | TaskState::Held => None,
+            TaskState::Queued | TaskState::Broadcast(_) | TaskState::Held => None,
             TaskState::Sent(worker) => Some(worker),
         }
     }
@@ -136,7 +160,10 @@ impl<C: Scheduled> Entry<C> {
     #[inline]
     #[must_use]
     pub(super) fn transition_to_sent(&mut self, worker: WorkerId) -> bool {
-        debug_assert!(self.is_queued(), "one worker at a time has a chunk");
+        debug_assert!(
+            self.is_queued() || self.awaits() == Some(worker),
+            "one worker at a time has a chunk"
+        );
         self.state = TaskState::Sent(worker);
         self.has_timeout()
     }

@@ -1,17 +1,23 @@
 //! A worker that must end: the reason, and the signals that it gets until it has ended.
 //!
 //! ```text
-//!  one worker (for a task, late, protocol violation) ──► SIGKILL ──► ended, or given up
-//!  all workers ── at once ─────────────────────────────►    ▲        after KILL_GRACE
-//!              └─ else SIGTERM ── after TERMINATE_GRACE ────┘
+//!  for a task ─► asked ── returns in time ──► the worker is kept
+//!                  └── after `cancel` ─► SIGTERM ── after `terminate` ─┐
+//!  late, protocol violation ──────────────────────────────────────► SIGKILL ──► ended, or
+//!  all workers ── at once ─────────────────────────────────────────►   ▲        given up after
+//!              └─ else SIGTERM ── after `terminate` ───────────────────┘        KILL_GRACE
 //! ```
+//!
+//! `cancel` and `terminate` are the times of [`Graces`]. Without `cancel`, a task is not asked.
+//! Without `terminate`, a worker that ends because of a task gets SIGKILL at once.
 
 use std::time::{Duration, Instant};
 
 use super::{
     Scheduler,
-    action::{Action, Actions},
+    action::{Action, Actions, End, resolve},
     claims::Claims,
+    in_flight::Sending,
     task::{Entry, Scheduled},
     worker::Worker,
 };
@@ -20,12 +26,63 @@ use crate::{
     id::{TaskId, WorkerId},
 };
 
-/// Time between SIGTERM and SIGKILL.
+/// Default time between SIGTERM and SIGKILL when all workers are ended.
 const TERMINATE_GRACE: Duration = Duration::from_millis(500);
+
+/// How much time a pool gives a task that must end, and its worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Graces {
+    /// Time between asking a task to stop and the first signal.
+    pub(crate) cancel: Duration,
+    /// Time between SIGTERM and SIGKILL.
+    pub(crate) terminate: Option<Duration>,
+}
+
+impl Graces {
+    /// Returns the time between SIGTERM and SIGKILL when all workers are ended.
+    pub(crate) fn terminate_at_end(&self) -> Duration {
+        self.terminate.unwrap_or(TERMINATE_GRACE)
+    }
+}
+
+/// A task that was asked to stop by itself.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    task: TaskId,
+    /// The task ends with this error, whether it returns in time or not.
+    error: TaskError,
+    /// When its worker gets a signal. `None` if never.
+    until: Option<Instant>,
+    answered: bool,
+}
+
+impl Asked {
+    /// Returns when the task's time is over.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Returns the error of this task, if it is the one that was asked.
+    pub(super) fn error_of(&self, task: TaskId) -> Option<&TaskError> {
+        (self.task == task).then_some(&self.error)
+    }
+
+    /// Records that the task has ended.
+    pub(super) fn answer(&mut self) {
+        self.answered = true;
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered
+    }
+}
 
 /// How long a killed worker may take to end. After that it is taken to hang in the kernel, and is
 /// given up.
 const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// Stands for a time that does not end.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How long a worker that the system does not let us signal may take to end itself when asked to.
 /// Then it is given up.
@@ -64,6 +121,8 @@ pub(super) enum Reason {
     Refused,
     /// Because it was stopped for too long, or did not take its task or leave when it should have.
     Unresponsive,
+    /// Because its finalizer took too long.
+    Finalizer,
 }
 
 impl Termination {
@@ -73,8 +132,10 @@ impl Termination {
     }
 
     /// A termination by SIGTERM, and SIGKILL after a grace time.
-    fn terminate(now: Instant, reason: Reason) -> Self {
-        Termination { reason, next: now + TERMINATE_GRACE, killed: false }
+    fn terminate(now: Instant, reason: Reason, grace: Duration) -> Self {
+        // A grace beyond the end of time is a long one.
+        let next = now.checked_add(grace).unwrap_or(now + FOREVER);
+        Termination { reason, next, killed: false }
     }
 
     pub(super) fn reason(&self) -> &Reason {
@@ -121,9 +182,7 @@ impl Termination {
 
     /// Records that the system has refused the signal. The worker was asked to end itself instead.
     fn refused(&mut self, now: Instant) {
-        if self.killed {
-            self.next = self.next.min(now + UNSIGNALLED_GRACE);
-        }
+        self.next = self.next.min(now + UNSIGNALLED_GRACE);
     }
 }
 
@@ -157,9 +216,9 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
-    /// Kills the worker that runs this task because of the task. Returns whether the task was still
-    /// running. The caller dispatches what was taken back.
-    pub(super) fn kill_for_task(
+    /// Ends the task that a worker runs: asks it to stop, or signals the worker. Returns whether
+    /// the task was still running. The caller dispatches what was taken back.
+    pub(super) fn end_running(
         &mut self,
         now: Instant,
         task: TaskId,
@@ -170,15 +229,76 @@ impl<C: Scheduled> Scheduler<C> {
         let Some(id) = self.tasks.get(task).and_then(Entry::worker) else { return false };
         let in_flight = &self.workers[&id].in_flight;
         let Some(place) = in_flight.place_of(task) else { return false };
+        let seq = in_flight.get(task).expect("it has a place").seq();
         // From here on nothing behind the task can begin. If something behind it has begun already,
         // the task itself has ended and its reply is on its way. The task that runs now is
         // innocent, so the worker must not be killed.
         let behind = in_flight.len() - place - 1;
         let innocent = self.take_back_from(id, behind, claims) < behind;
-        if !innocent {
-            self.kill(now, id, Reason::Task(task, error), out);
+        if innocent {
+            return false;
         }
-        !innocent
+        // The numbers of sendings begin at 1, and 0 on the board means that nothing is asked. The
+        // task whose number is 0 after a wrap is only signalled.
+        if seq == 0 || self.config.graces.cancel.is_zero() {
+            self.signal_for_task(now, id, (task, seq), error, out);
+        } else {
+            let until = now.checked_add(self.config.graces.cancel);
+            let worker = self.workers.get_mut(&id).expect("looked up above");
+            worker.transition_to_asked(Asked { task, error, until, answered: false });
+            out.push(Action::Ask(id, seq));
+        }
+        true
+    }
+
+    /// Signals the worker that runs this task because of the task.
+    fn signal_for_task(
+        &mut self,
+        now: Instant,
+        id: WorkerId,
+        (task, seq): (TaskId, u32),
+        error: TaskError,
+        out: &mut Actions<C>,
+    ) {
+        let reason = Reason::Task(task, error);
+        match self.config.graces.terminate.filter(|grace| !grace.is_zero()) {
+            None => self.kill(now, id, reason, out),
+            Some(grace) => {
+                // A task that handles SIGTERM can tell by this what it is for.
+                if self.workers[&id].asked().is_none() && seq != 0 {
+                    out.push(Action::Ask(id, seq));
+                }
+                self.terminate(now, id, reason, grace, out);
+            }
+        }
+    }
+
+    /// Signals a worker whose task was asked to stop and has not done so in time.
+    pub(super) fn tick_asked(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(asked) = worker.asked().filter(|asked| asked.until().is_some_and(|at| at <= now))
+        else {
+            return;
+        };
+        let (task, error) = (asked.task, asked.error.clone());
+        let seq = worker.in_flight.get(task).map_or(0, Sending::seq);
+        self.signal_for_task(now, id, (task, seq), error, out);
+    }
+
+    /// Ends a task that was asked to stop, and has.
+    pub(super) fn settle_asked(&mut self, id: WorkerId, out: &mut Actions<C>) {
+        let Some(asked) = self.workers.get_mut(&id).and_then(Worker::take_answered) else { return };
+        let Asked { task, error, .. } = asked;
+        let Some(entry) = self.tasks.get_mut(task) else { return };
+        self.timed -= usize::from(entry.transition_to_queued());
+        let retryable = matches!(error, TaskError::TimedOut { .. } | TaskError::MemoryLimit { .. });
+        if retryable && self.may_retry(task, false) {
+            self.hold(task, false);
+            out.push(Action::Undecided(Box::new((task, End::Error(error)))));
+            return;
+        }
+        let entry = self.tasks.remove(task).expect("looked at above");
+        out.push(resolve(entry.into_chunk(), error));
     }
 
     /// Sends SIGKILL to a worker.
@@ -193,15 +313,16 @@ impl<C: Scheduled> Scheduler<C> {
         out.push(Action::Kill(id));
     }
 
-    /// Sends SIGTERM to a worker. SIGKILL follows after a grace time.
+    /// Sends SIGTERM to a worker. SIGKILL follows after the grace time.
     pub(super) fn terminate(
         &mut self,
         now: Instant,
         id: WorkerId,
         reason: Reason,
+        grace: Duration,
         out: &mut Actions<C>,
     ) {
-        self.begin_termination(id, Termination::terminate(now, reason));
+        self.begin_termination(id, Termination::terminate(now, reason, grace));
         out.push(Action::Terminate(id));
     }
 

@@ -11,7 +11,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    error::{BrokenCause, TaskError},
+    error::{BrokenCause, Phase, TaskError},
     id::WorkerId,
     transport::board::Begun,
     wire::frame::Items,
@@ -56,6 +56,18 @@ impl<C: Scheduled> Scheduler<C> {
             }
         }
         self.settle(id, &worker, claims, out);
+        self.lose_broadcasts(id, &worker, out);
+        if worker.is_finalizing() {
+            let end = match worker.termination().map(Termination::reason) {
+                Some(Reason::Pool(error)) => End::Error(error.clone()),
+                Some(Reason::Finalizer) => {
+                    let error = TaskError::timed_out(self.config.finalizer_timeout, Phase::Run);
+                    End::Error(error)
+                }
+                _ => End::Lost(id),
+            };
+            out.push(Action::NotFinalized(id, end));
+        }
         let expected = worker.termination().is_some_and(Termination::is_of_task_or_pool);
         self.counted.lost += u64::from(!expected && !worker.is_stopping());
         if !worker.was_ready() && !expected {
@@ -111,7 +123,9 @@ impl<C: Scheduled> Scheduler<C> {
             // The index after the items that ended with the worker. That is one item, unless the
             // worker's last replies could not be read.
             let mut behind = first + 1;
+            let asked = worker.asked().and_then(|asked| asked.error_of(chunk));
             let mut end = match worker.termination().map(Termination::reason) {
+                _ if let Some(error) = asked => Some(End::Error(error.clone())),
                 Some(Reason::Task(task, error)) if *task == chunk => {
                     Some(End::Error(error.clone()))
                 }
@@ -143,6 +157,10 @@ impl<C: Scheduled> Scheduler<C> {
             };
             // Whether the task had begun, so that this was an attempt.
             let (begun, lost) = (end.is_some(), matches!(end, Some(End::Lost(_))));
+            if end.is_none() && entry.is_broadcast() {
+                // It cannot run elsewhere.
+                end = Some(End::Lost(id));
+            }
             // Only the first sending can have caused the death. A task that waited behind three
             // crashing tasks is innocent.
             if end.is_none() && ahead == 0 {

@@ -1,8 +1,12 @@
 //! The scheduler's record of one worker: its state, and what was sent to it.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
-use super::{in_flight::InFlight, termination::Termination};
+use super::{
+    in_flight::{InFlight, Sending},
+    termination::{Asked, Termination},
+};
+use crate::id::TaskId;
 
 /// The state of one worker.
 pub(super) struct Worker {
@@ -20,7 +24,13 @@ pub(super) struct Worker {
     old_at: Option<Instant>,
     /// Number of tasks that the worker has answered.
     answered: u64,
+    /// The task that was asked to stop. Nothing is behind it, and it stays until the worker is
+    /// signalled for it and beyond, because it has the error that the task ends with.
+    asked: Option<Asked>,
     termination: Option<Termination>,
+    /// The tasks of broadcasts for this worker, in the order in which they run. The first one may
+    /// have been sent.
+    pub(super) broadcasts: VecDeque<TaskId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -28,7 +38,18 @@ pub(super) enum WorkerState {
     Starting { since: Instant },
     Initializing { since: Instant },
     Ready,
-    Stopping { since: Instant },
+    Stopping { since: Instant, leaving: Leaving },
+}
+
+/// What a worker that was asked to leave still does.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Leaving {
+    /// It runs its initializer, and reads the order after that.
+    Initializing,
+    /// It runs its finalizer.
+    Finalizing,
+    /// It has nothing left to do, and ends.
+    Ending,
 }
 
 impl Worker {
@@ -42,7 +63,9 @@ impl Worker {
             leaving: false,
             old_at: None,
             answered: 0,
+            asked: None,
             termination: None,
+            broadcasts: VecDeque::new(),
         }
     }
 
@@ -65,25 +88,44 @@ impl Worker {
         self.termination.as_mut()
     }
 
+    /// Returns the task that was asked to stop, if there is one.
+    #[inline]
+    pub(super) fn asked(&self) -> Option<&Asked> {
+        self.asked.as_ref()
+    }
+
     /// Returns whether there is no decision that the worker must end.
     #[inline]
     pub(super) fn is_wanted(&self) -> bool {
         self.termination.is_none()
     }
 
-    /// Returns whether the worker takes tasks, or would if it were not about to leave.
+    /// Returns whether the worker can take a task that any worker can run.
+    #[inline]
+    pub(super) fn is_useful(&self) -> bool {
+        self.can_begin() && !self.leaving && self.broadcasts.is_empty()
+    }
+
+    /// Returns whether the worker will run a task of a broadcast. One that is to leave runs it
+    /// before it does.
+    pub(super) fn takes_broadcasts(&self) -> bool {
+        self.may_be_recalled() && !self.ended
+    }
+
+    /// Returns whether the worker can begin a task, if only one of a broadcast.
+    #[inline]
+    pub(super) fn can_begin(&self) -> bool {
+        self.is_working() && self.asked.is_none()
+    }
+
+    /// Returns whether the worker takes tasks, or would if it had not those of a broadcast, did not
+    /// wait for a task that was asked to stop, or were not about to leave.
     #[inline]
     pub(super) fn is_working(&self) -> bool {
         self.state == WorkerState::Ready
             && self.is_wanted()
             && self.stopped.is_none()
             && !self.ended
-    }
-
-    /// Returns whether the worker can take a task.
-    #[inline]
-    pub(super) fn is_useful(&self) -> bool {
-        self.is_working() && !self.leaving
     }
 
     /// Returns whether the worker is there to stay: there is no decision that it must end, or is to
@@ -159,6 +201,18 @@ impl Worker {
         matches!(self.state, WorkerState::Initializing { .. })
     }
 
+    /// Returns whether the worker runs its initializer, also if it was asked to leave meanwhile.
+    pub(super) fn runs_initializer(&self) -> bool {
+        let leaves =
+            matches!(self.state, WorkerState::Stopping { leaving: Leaving::Initializing, .. });
+        self.is_initializing() || leaves
+    }
+
+    /// Returns whether the worker was asked to leave, and its finalizer has not ended.
+    pub(super) fn is_finalizing(&self) -> bool {
+        matches!(self.state, WorkerState::Stopping { leaving: Leaving::Finalizing, .. })
+    }
+
     /// Returns whether the worker will be ready, if nothing goes wrong.
     pub(super) fn is_coming_up(&self) -> bool {
         matches!(self.state, WorkerState::Starting { .. } | WorkerState::Initializing { .. })
@@ -196,15 +250,59 @@ impl Worker {
     }
 
     /// Records that the worker is asked to leave. A worker that initializes reads this after its
-    /// initializer.
-    pub(super) fn transition_to_stopping(&mut self, now: Instant) {
+    /// initializer. `finalizes` says whether it runs a finalizer then.
+    pub(super) fn transition_to_stopping(&mut self, now: Instant, finalizes: bool) {
         debug_assert!(self.is_wanted(), "it is ended already");
         debug_assert!(
             matches!(self.state, WorkerState::Initializing { .. } | WorkerState::Ready),
             "it is asked once, over a link"
         );
         debug_assert!(self.in_flight.is_empty(), "it finishes its tasks first");
-        self.state = WorkerState::Stopping { since: now };
+        let leaving = match finalizes {
+            _ if self.is_initializing() => Leaving::Initializing,
+            true => Leaving::Finalizing,
+            false => Leaving::Ending,
+        };
+        self.state = WorkerState::Stopping { since: now, leaving };
+    }
+
+    /// Records that the initializer of a worker that was asked to leave has ended well. Returns
+    /// `false`, and changes nothing, if the worker runs none, or must end.
+    pub(super) fn leaves_after_initializer(&mut self, now: Instant, finalizes: bool) -> bool {
+        let leaves = self.runs_initializer() && !self.is_initializing() && self.is_wanted();
+        if leaves {
+            let leaving = if finalizes { Leaving::Finalizing } else { Leaving::Ending };
+            self.state = WorkerState::Stopping { since: now, leaving };
+        }
+        leaves
+    }
+
+    /// Records that the finalizer has ended. Returns `false`, and changes nothing, if the worker
+    /// runs none.
+    pub(super) fn transition_to_finalized(&mut self, now: Instant) -> bool {
+        let finalized = self.is_finalizing();
+        if finalized {
+            self.state = WorkerState::Stopping { since: now, leaving: Leaving::Ending };
+        }
+        finalized
+    }
+
+    /// Records that a task, the last one that the worker has, is asked to stop. Of those before it,
+    /// the replies are on their way.
+    pub(super) fn transition_to_asked(&mut self, asked: Asked) {
+        debug_assert!(self.asked.is_none() && self.is_wanted(), "it is asked once");
+        let last = self.in_flight.back().map(Sending::chunk);
+        debug_assert!(last.is_some_and(|last| asked.error_of(last).is_some()), "it is the last");
+        self.asked = Some(asked);
+    }
+
+    /// Takes the record of a task that was asked to stop, if it has ended.
+    pub(super) fn take_answered(&mut self) -> Option<Asked> {
+        self.asked.take_if(|asked| asked.is_answered())
+    }
+
+    pub(super) fn asked_mut(&mut self) -> Option<&mut Asked> {
+        self.asked.as_mut()
     }
 
     /// Records that the worker leaves when it has ended what it has begun. Until then it gets no

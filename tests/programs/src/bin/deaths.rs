@@ -331,6 +331,8 @@ fn prepare() {}
 struct Plan {
     workers: usize,
     initializer: bool,
+    /// Whether its workers run a finalizer.
+    finalizer: bool,
     /// Whether a first task ends before any worker dies. From then on, the pool does not consider
     /// itself broken.
     warm: bool,
@@ -398,7 +400,7 @@ const SIZES: [usize; 3] = [0, 100 * 1024, 1024 * 1024];
 
 /// Returns whether a worker reaches this step only once.
 fn is_single(step: Step) -> bool {
-    is_early(step) || matches!(step, Step::StopRead | Step::Exiting)
+    is_early(step) || matches!(step, Step::StopRead | Step::Finalized | Step::Exiting)
 }
 
 /// Returns whether this step comes before a worker can take tasks.
@@ -419,6 +421,7 @@ impl Plan {
         let warm = !dice.one_in(6);
         let initializer = dice.one_in(5)
             || steps_to_die_at.iter().any(|step| [Step::InitBegins, Step::InitEnds].contains(step));
+        let finalizer = steps_to_die_at.contains(&Step::Finalized);
         // If the pool is warm, the first worker is already past these steps.
         let from = usize::from(warm && is_early(first));
         let deaths: Vec<Death> = (from..)
@@ -461,7 +464,7 @@ impl Plan {
                 works.push(work);
             }
         }
-        Plan { workers, initializer, warm, deaths, outside, works }
+        Plan { workers, initializer, finalizer, warm, deaths, outside, works }
     }
 }
 
@@ -799,6 +802,11 @@ impl Test {
         }
         let mut builder =
             ProcessPoolExecutor::builder().max_workers(plan.workers).env(RECORD, &self.path);
+        if plan.finalizer {
+            // A worker that stands still in it is killed as soon as one that does not leave.
+            let timeout = Duration::from_secs(5);
+            builder = builder.finalizer(prepare::task()).finalizer_timeout(timeout);
+        }
         if plan.initializer {
             builder = builder.initializer(prepare::task());
         }
