@@ -1,16 +1,19 @@
 //! Measures the time from start to join of a process that does nothing, for each start method and
-//! for other ways to start a process.
+//! for other ways to start a process. Then it measures pools in which each task has a worker of its
+//! own.
 //!
-//! Run it with `cargo bench --bench start`. Rounds are interleaved, except for those of CPython,
-//! which follow at the end. Figures are in microseconds: median and range.
+//! Run it with `cargo bench --bench start`; `-- memory` also measures a model of 1 GiB in eight
+//! workers. Rounds are interleaved, except for those of CPython, which follow at the end. Figures
+//! are in microseconds: median and range.
 
 use std::{
     process::{Command, Stdio},
-    time::Instant,
+    sync::OnceLock,
+    time::{Duration, Instant},
 };
 
 use comfy_table::Table;
-use executor::{Context, StartMethod, prelude::*};
+use executor::{Barrier, Context, Isolation, ProcessPoolBuilder, StartMethod, prelude::*};
 
 #[task]
 fn nothing() {}
@@ -40,6 +43,109 @@ fn by(context: &Context) -> f64 {
         let child = context.process(nothing::task()).start().expect("it starts");
         child.join().expect("it ends");
     })
+}
+
+/// Builders of pools in which each task has a worker of its own.
+fn isolated() -> Vec<(&'static str, ProcessPoolBuilder)> {
+    let builder = || ProcessPoolExecutor::builder().max_workers(2);
+    vec![
+        ("max_tasks_per_worker(1), Spawn", builder().max_tasks_per_worker(1)),
+        (
+            "max_tasks_per_worker(1), ForkServer",
+            builder().max_tasks_per_worker(1).start_method(StartMethod::ForkServer),
+        ),
+        (
+            "PerTask, Spawn, ready(2)",
+            builder().isolation(Isolation::PerTask).start_method(StartMethod::Spawn),
+        ),
+        ("PerTask, ForkServer, ready(0)", builder().isolation(Isolation::PerTask).ready(0)),
+        ("PerTask, ForkServer, ready(2)", builder().isolation(Isolation::PerTask)),
+        ("PerTask, ForkServer, ready(8)", builder().isolation(Isolation::PerTask).ready(8)),
+    ]
+}
+
+/// Prints how long a task takes if the workers had time to become ready, how long if one task
+/// follows the other, and how many tasks there are in a second if many are submitted.
+fn pools(rounds: usize) {
+    let mut table = Table::new();
+    table.set_header([
+        "a worker for each task, max_workers(2)",
+        "rested, µs",
+        "next, µs",
+        "tasks/s",
+    ]);
+    for (name, builder) in isolated() {
+        let pool = builder.build().expect("the options make sense");
+        let call = || microseconds(|| pool.submit(nothing::task()).result().expect("it ends"));
+        call();
+        let median = |pause: Duration| {
+            let mut times: Vec<_> = (0..rounds)
+                .map(|_| {
+                    std::thread::sleep(pause);
+                    call()
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            format!("{:.0}", times[times.len() / 2])
+        };
+        let (rested, next) = (median(Duration::from_millis(20)), median(Duration::ZERO));
+        let tasks = 10 * rounds;
+        let took = microseconds(|| {
+            pool.map(|_| nothing::task(), 0..tasks).for_each(|end| end.expect("it ends"));
+        });
+        let rate = format!("{:.0}", tasks as f64 * 1e6 / took);
+        table.add_row([name.to_owned(), rested, next, rate]);
+    }
+    println!("{table}");
+}
+
+/// What was loaded before the workers were made.
+static MODEL: OnceLock<Vec<u64>> = OnceLock::new();
+
+#[task]
+fn load(bytes: usize) {
+    MODEL.set((0..bytes as u64 / 8).collect()).expect("it is loaded once");
+}
+
+/// Reads all that was loaded, and returns when all workers have done so.
+#[task]
+fn use_it(all: Barrier) -> u64 {
+    let sum = MODEL.get().expect("it was loaded").iter().sum();
+    all.wait().expect("all come");
+    all.wait().expect("they were measured");
+    sum
+}
+
+/// Returns the proportional share of a process in the machine's memory, in MiB.
+fn share_of(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("/proc");
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).expect("since Linux 4.14");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
+}
+
+/// Prints how much memory eight workers need together for a model of this many bytes.
+fn memory(bytes: usize) {
+    const WORKERS: usize = 8;
+    let pool = ProcessPoolExecutor::builder()
+        .max_workers(WORKERS)
+        .start_method(StartMethod::ForkServer)
+        .preload(load::task(bytes))
+        .build()
+        .expect("the options make sense");
+    let all = Barrier::new(WORKERS + 1).expect("a barrier");
+    let sums: Vec<_> = (0..WORKERS).map(|_| pool.submit(use_it::task(all.clone()))).collect();
+    all.wait().expect("all come");
+    let workers = pool.worker_pids();
+    let shares: Vec<_> = workers.iter().map(|pid| share_of(*pid)).collect();
+    println!(
+        "{} MiB loaded: {WORKERS} workers have {} MiB together (PSS), each {shares:?}",
+        bytes >> 20,
+        shares.iter().sum::<u64>()
+    );
+    all.wait().expect("they wait");
+    for sum in sums {
+        sum.result().expect("it ends");
+    }
 }
 
 fn python(method: &str, rounds: usize) -> Option<Vec<f64>> {
@@ -97,5 +203,9 @@ fn main() {
         table.add_row([name, at(1), at(0), at(2)]);
     }
     println!("{table}");
+    pools(rounds);
+    if std::env::args().any(|arg| arg == "memory") {
+        memory(1 << 30);
+    }
     println!("{} processors", executor::cpu_count());
 }

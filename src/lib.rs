@@ -79,6 +79,9 @@
 //! - Which worker, where and when: [`worker_index`], [`slots`](ProcessPoolBuilder::slots) and
 //!   [`slot`], [`pin`](ProcessPoolBuilder::pin), [`nice`](ProcessPoolBuilder::nice);
 //!   [`Task::priority`], [`Map::round_robin`].
+//! - How workers are started: [`start_method`](ProcessPoolBuilder::start_method), with
+//!   [`preload`](ProcessPoolBuilder::preload) for what all of them share;
+//!   [`isolation`](ProcessPoolBuilder::isolation) for a worker for each task.
 //! - One process for one call: [`Process`], [`Child`], [`Run`]; [`Context`] and [`StartMethod`];
 //!   [`Limits`].
 //! - This process, its parent and its children: [`current_process`], [`parent_process`],
@@ -157,8 +160,9 @@ pub use executor_core::{Encoded, IntoTask, MakeTask, MapTask, Task, TaskArgs, Ta
 // Executors, and what they are asked.
 #[doc(inline)]
 pub use executor_core::{
-    Executor, ExecutorExt, Failures, Full, OnDrop, Pin, ProcessPoolBuilder, ProcessPoolExecutor,
-    RunningTask, ShutdownOptions, Stats, SubmitAsync, WorkerStats, WorkerStatus, reusable,
+    Executor, ExecutorExt, Failures, Full, Isolation, OnDrop, Pin, ProcessPoolBuilder,
+    ProcessPoolExecutor, RunningTask, ShutdownOptions, Stats, SubmitAsync, WorkerStats,
+    WorkerStatus, reusable,
 };
 
 // Results.

@@ -22,9 +22,9 @@ use std::{
 };
 
 use executor::{
-    Array, ArrayReadGuard, ArrayWriteGuard, Child, Context, ExitStatus, Fork, Lock, Process, Queue,
-    RLock, Semaphore, SharedBytes, StartError, StartMethod, Stdio, Value, ValueGuard,
-    active_children, force_start_method, prelude::*, set_start_method, start_method,
+    Array, ArrayReadGuard, ArrayWriteGuard, Child, Context, ExitStatus, Fork, Isolation, Lock,
+    Process, Queue, RLock, Semaphore, SharedBytes, StartError, StartMethod, Stdio, Value,
+    ValueGuard, active_children, force_start_method, prelude::*, set_start_method, start_method,
 };
 use plays::{METHODS, argument, fine, method, play, with_each};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
@@ -50,6 +50,8 @@ list! { TESTS:
     a_program_can_fork_again_and_again,
     a_killed_fork_server_is_started_again,
     the_fork_server_ends_with_its_parent,
+    a_pool_of_copies_ends_with_its_program,
+    a_fork_server_that_prepares_ends_with_its_program,
     preload_runs_once_in_the_server_and_children_have_its_effect,
     a_preload_that_fails_is_an_error_of_every_start,
     processes_work_during_a_storm_of_signals,
@@ -83,6 +85,8 @@ list! { PROGRAMS:
     forks_again,
     kills_its_server,
     has_a_fork_that_outlives,
+    has_a_pool_of_copies,
+    has_a_server_that_prepares,
     preloads,
     preloads_in_vain,
     is_in_a_storm,
@@ -944,6 +948,52 @@ fn has_a_fork_that_outlives() {
     // SAFETY: the closure touches no shared memory.
     unsafe { executor::fork_with(|| come_to(&gate)) }.unwrap();
     eventually("it is there", || fs::read_dir(&gate).unwrap().count() == 2);
+    plays::ready();
+    loop {
+        thread::park();
+    }
+}
+
+fn a_pool_of_copies_ends_with_its_program() {
+    let gate = Gate::new();
+    let (mut child, _stdout, tag) =
+        play("has_a_pool_of_copies").argument(gate.path()).until_it_speaks();
+    // The program, the server, two workers that run and one that is ready.
+    eventually("all are there", || support::tagged(&tag).len() == 5);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    plays::assert_nothing_left(&tag);
+}
+
+fn has_a_pool_of_copies() {
+    let gate = PathBuf::from(argument());
+    let builder = ProcessPoolExecutor::builder().max_workers(2);
+    let pool = builder.isolation(Isolation::PerTask).ready(1).build().unwrap();
+    let _held = [(); 2].map(|()| pool.submit(hold::task(&gate)));
+    eventually("they run", || fs::read_dir(&gate).unwrap().count() == 3);
+    plays::ready();
+    loop {
+        thread::park();
+    }
+}
+
+fn a_fork_server_that_prepares_ends_with_its_program() {
+    let gate = Gate::new();
+    let (mut child, _stdout, tag) =
+        play("has_a_server_that_prepares").argument(gate.path()).until_it_speaks();
+    assert_eq!(support::tagged(&tag).len(), 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    plays::assert_nothing_left(&tag);
+}
+
+fn has_a_server_that_prepares() {
+    let gate = PathBuf::from(argument());
+    let builder = ProcessPoolExecutor::builder().max_workers(1);
+    let builder = builder.start_method(StartMethod::ForkServer).preload(hold::task(&gate));
+    let pool = builder.build().unwrap();
+    let _waits = pool.submit(pid::task());
+    eventually("it prepares", || fs::read_dir(&gate).unwrap().count() == 2);
     plays::ready();
     loop {
         thread::park();

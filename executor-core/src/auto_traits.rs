@@ -87,6 +87,7 @@ const _: () = {
         ExitGuard,
         ExitHook,
         Fork,
+        Isolation,
         Limits,
         LoggerAlreadySet,
         ParentProcess,

@@ -83,13 +83,14 @@ pub use child::{
     start_method::{
         StartMethod, StartMethodAlreadySet, force_start_method, set_start_method, start_method,
     },
+    stdio::Stdio,
 };
 pub use error::{
     BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError,
     Side, TaskError, TimedOutDetail,
 };
 pub use executor::{
-    AsyncResult, Chunked, Executor, ExecutorExt, Full, IMap, MakeTask, Map, MapStream,
+    AsyncResult, Chunked, Executor, ExecutorExt, Full, IMap, Isolation, MakeTask, Map, MapStream,
     MapStreamWithIndex, MapTask, MapWithIndex, OnDrop, Pool, PoolBuilder, PoolError,
     ProcessPoolBuilder, ProcessPoolExecutor, ShutdownOptions, SubmitAsync, reusable,
 };
@@ -110,7 +111,7 @@ pub use pool::{
     stats::{Failures, RunningTask, Stats, WorkerStats, WorkerStatus},
 };
 pub use process::{
-    Child, ChildHandle, Context, IntoBody, Process, Run, StartError, Stdio,
+    Child, ChildHandle, Context, IntoBody, Process, Run, StartError,
     current::{
         CurrentProcess, ParentProcess, active_children, cpu_count, current_process, parent_process,
         thread_count,

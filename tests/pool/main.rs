@@ -24,6 +24,7 @@ mod programs;
 mod recycle;
 mod retries;
 mod reusable;
+mod start;
 mod stats;
 mod submit_map;
 #[path = "../support/mod.rs"]

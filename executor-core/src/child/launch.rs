@@ -51,7 +51,7 @@ pub(crate) struct Launch<'a> {
 pub(crate) enum Way<'a> {
     /// The program is started anew.
     Program(Start<'a>),
-    /// A fork server has made a copy of itself: [`ask_for_copy`].
+    /// A fork server has made a copy of itself: [`Server::copy`](super::server::Server::copy).
     Copied(ServerCopy),
     /// This process makes a copy of itself.
     Fork(Fork<'a>),
@@ -151,32 +151,6 @@ impl Launch<'_> {
 
 /// A copy that a fork server has made and that waits for its setup. It exits if this is dropped.
 pub(crate) struct ServerCopy {
-    pid: u32,
-    socket: OwnedFd,
-}
-
-/// Asks a fork server, through its socket, for a copy of itself. The inner error is the system's,
-/// which refused the server a copy. The outer error means that the server does not answer.
-pub(crate) fn ask_for_copy(server: BorrowedFd<'_>) -> io::Result<io::Result<ServerCopy>> {
-    let (socket, theirs) = socket::pair()?;
-    socket::send(server, &[1], &[theirs.as_fd()])?;
-    // Close our copy, so that reading the answer ends if neither the server nor the copy can
-    // answer.
-    drop(theirs);
-    let mut answer = [0; 8];
-    let (len, _) = socket::recv_short(&socket, &mut answer)?;
-    if len != answer.len() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    match i64::from_le_bytes(answer) {
-        pid @ 1.. => {
-            let pid = u32::try_from(pid).map_err(|_| io::ErrorKind::InvalidData)?;
-            // The copy does so itself, but it may die or be stopped before. Any process in the
-            // server's group is killed and reaped with the server, and the status of the copy would
-            // be lost.
-            lead_own_group(pid);
-            Ok(Ok(ServerCopy { pid, socket }))
-        }
-        error => Ok(Err(io::Error::from_raw_os_error(-error as i32))),
-    }
+    pub(super) pid: u32,
+    pub(super) socket: OwnedFd,
 }

@@ -4,6 +4,9 @@
 //! ```text
 //!  parent                                          child
 //!    start_method: how it is created                 birth: whether this process is a child at all
+//!    server: a process that makes copies of itself
+//!    environment: which variables may be set
+//!    stdio: where its standard streams lead
 //!    identity ─► what it is told ─┐                  identity: which process of the program it is
 //!    a tenant's role, descriptors ┴► launch ──────►  log: logs as its parent does
 //!                                                    title: its name for `ps` and `top`
@@ -17,11 +20,14 @@
 //! pidfd, and keep what it sends. Launching, reaping and judging a child is implemented here, once.
 
 pub(crate) mod birth;
+pub(crate) mod environment;
 pub(crate) mod exit;
 pub(crate) mod identity;
 pub(crate) mod launch;
 pub(crate) mod log;
+pub(crate) mod server;
 pub(crate) mod start_method;
+pub(crate) mod stdio;
 pub(crate) mod title;
 pub(crate) mod verdict;
 pub(crate) mod watch;

@@ -194,6 +194,9 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
     /// If that worker dies, the chunk waits for the one that replaces it. Priorities of tasks count
     /// among the chunks of one worker. By default a chunk goes to whichever worker is free.
     ///
+    /// With [`Isolation::PerTask`](crate::Isolation::PerTask) no worker gets a second item, so the
+    /// map yields one [`TaskError::Invalid`].
+    ///
     /// ```
     /// use executor::prelude::*;
     ///
@@ -357,6 +360,9 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         }
         if self.buffer_size == Some(0) {
             return Err(TaskError::invalid("a map's buffer_size must be above 0"));
+        }
+        if self.next_worker.is_some() && self.executor.is_isolated() {
+            return Err(TaskError::invalid("round_robin makes no sense with Isolation::PerTask"));
         }
         Ok(())
     }

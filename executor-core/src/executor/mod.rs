@@ -26,7 +26,7 @@ use std::{
 pub use map::{Map, MapStream, MapStreamWithIndex, MapTask, MapWithIndex};
 pub use mp_pool::{AsyncResult, Chunked, IMap, MakeTask, Pool, PoolBuilder, PoolError};
 pub use pressure::{Full, SubmitAsync};
-pub use process_pool::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, reusable};
+pub use process_pool::{Isolation, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor, reusable};
 
 use crate::{
     future::{
@@ -90,6 +90,12 @@ pub trait Executor: Send + Sync + Sealed {
     /// Returns whether each call has to be a chunk of its own.
     #[doc(hidden)]
     fn takes_single_calls(&self) -> bool {
+        false
+    }
+
+    /// Returns whether each task has a worker of its own.
+    #[doc(hidden)]
+    fn is_isolated(&self) -> bool {
         false
     }
 
@@ -351,6 +357,10 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
 
     fn takes_single_calls(&self) -> bool {
         (**self).takes_single_calls()
+    }
+
+    fn is_isolated(&self) -> bool {
+        (**self).is_isolated()
     }
 
     fn pressure(&self) -> Option<&Arc<Pressure>> {

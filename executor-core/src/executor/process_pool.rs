@@ -3,6 +3,7 @@
 mod builder;
 mod place;
 mod reusable;
+mod start;
 
 use std::{
     future::Future,
@@ -13,6 +14,7 @@ use std::{
 
 pub use builder::ProcessPoolBuilder;
 pub use reusable::reusable;
+pub use start::Isolation;
 
 use super::{
     Executor, Full, Map, MapTask, RawControl, ShutdownOptions, SubmitAsync, submit, try_submit,
@@ -233,7 +235,8 @@ impl ProcessPoolExecutor {
     /// # Errors
     /// A task that cannot be sent gives one future with the error:
     /// [`Encode`](crate::TaskError::Encode), or [`Invalid`](crate::TaskError::Invalid) if it has
-    /// [`retries`](crate::Task::retries), because a lost worker cannot run it again.
+    /// [`retries`](crate::Task::retries), because a lost worker cannot run it again, or if each
+    /// worker runs one task only ([`Isolation::PerTask`](crate::Isolation::PerTask)).
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -285,15 +288,20 @@ impl ProcessPoolExecutor {
         let mut buffer = Buffer::with_store(pool.arguments());
         let mut attached = Vec::new();
         let refused = match (options.retry(), options.priority()) {
-            (Some(_), _) => Some("`retries`"),
-            (None, Some(_)) => Some("a `priority`"),
+            (Some(_), _) => Some("has `retries`, but runs once in each worker, before all others"),
+            (None, Some(_)) => {
+                Some("has a `priority`, but runs once in each worker, before all others")
+            }
+            _ if pool.is_isolated() => Some(
+                "cannot be sent to each worker, because with isolation each runs one task only",
+            ),
             _ => None,
         };
         let encoded = match refused {
-            Some(what) => Err(Box::new(TaskError::invalid(format!(
-                "the task `{}` has {what}, but runs once in each worker, before all others",
-                options.called(T::Function::NAME)
-            )))),
+            Some(why) => {
+                let name = options.called(T::Function::NAME);
+                Err(Box::new(TaskError::invalid(format!("the task `{name}` {why}"))))
+            }
             None => encode::<T::Function, _>(args, &options, &mut buffer, &mut attached),
         };
         let arguments = match encoded {
@@ -503,6 +511,9 @@ impl ProcessPoolExecutor {
     /// the worker stays. Workers keep their [index](crate::worker_index), also one above the new
     /// number.
     ///
+    /// With [`Isolation::PerTask`] it changes how many tasks run at the same time. The number of
+    /// workers that are [kept ready](ProcessPoolBuilder::ready) stays.
+    ///
     /// Where fewer workers are allowed than
     /// [`min_workers`](ProcessPoolBuilder::min_workers), all of them are kept. On an executor that
     /// has ended, it has no effect.
@@ -663,6 +674,10 @@ impl Executor for ProcessPoolExecutor {
 
     fn takes_single_calls(&self) -> bool {
         self.handle.pool.takes_single_calls()
+    }
+
+    fn is_isolated(&self) -> bool {
+        self.handle.pool.is_isolated()
     }
 
     fn pressure(&self) -> Option<&Arc<Pressure>> {

@@ -279,7 +279,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             .map(|(transport, args)| {
                 let args = (0..args).map(|at| vec![b'a'; at * 9].into()).collect();
                 let directory = (transport == Transport::Ipc).then(|| b"/tmp/x".to_vec().into());
-                let (stack_bytes, depth) = (Some(1 << 20), 1);
+                let (stack_bytes, depth, stdin) = (Some(1 << 20), 1, true);
                 let place = WorkerPlace {
                     index: 3,
                     pool: Some("tiles".into()),
@@ -296,6 +296,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                     directory,
                     place,
                     restraints: Default::default(),
+                    stdin,
                 };
                 let identity = Identity {
                     depth,

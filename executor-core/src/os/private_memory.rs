@@ -40,6 +40,8 @@ pub(crate) struct PrivateMemory {
     /// number may then belong to another file.
     identity: (u64, u64),
     page_bytes: u64,
+    /// What does not count, in bytes.
+    base: u64,
 }
 
 impl PrivateMemory {
@@ -48,7 +50,16 @@ impl PrivateMemory {
         let statm = super::process::above_stdio(open("/proc/self/statm", flags, Mode::empty())?)?;
         let identity = inode(statm.as_fd())?;
         let page_bytes = rustix::param::page_size() as u64;
-        Ok(PrivateMemory { statm, identity, page_bytes })
+        Ok(PrivateMemory { statm, identity, page_bytes, base: 0 })
+    }
+
+    /// Does not count from now on what this process has now. A copy of a process has what that
+    /// process had, and shares most of it until one of the two writes to it. The system does not
+    /// tell which pages are still shared, except at the price of a walk through all of them.
+    pub(crate) fn count_from_now(mut self) -> Self {
+        self.base = 0;
+        self.base = self.in_use().unwrap_or(0);
+        self
     }
 
     /// Returns the private memory of this process that is in use, in bytes. Returns `None` if the
@@ -58,7 +69,8 @@ impl PrivateMemory {
     /// called in a signal handler.
     pub(crate) fn in_use(&self) -> Option<u64> {
         let [_, resident, shared, ..] = self.numbers()?;
-        Some(resident.saturating_sub(shared).saturating_mul(self.page_bytes))
+        let private = resident.saturating_sub(shared).saturating_mul(self.page_bytes);
+        Some(private.saturating_sub(self.base))
     }
 
     /// Returns the private address space that can be written to, in bytes, whether it is used or

@@ -739,7 +739,10 @@ impl Core {
 mod tests {
     use super::*;
     use crate::{
-        pool::{AtEnd, Graces, Lifespan, PoolOptions, Shutdown, TaskDefaults, worker::Boards},
+        pool::{
+            AtEnd, Graces, Lifespan, PoolOptions, Shutdown, TaskDefaults, program::StartOptions,
+            worker::Boards,
+        },
         wire::handshake::Transport,
     };
 
@@ -756,7 +759,7 @@ mod tests {
             finalizer: None,
             finalizer_timeout: std::time::Duration::from_secs(60),
             graces: Graces::default(),
-            envs: Vec::new(),
+            start: StartOptions::default(),
             places: Default::default(),
             stack_bytes: None,
             transport: Transport::Ring,

@@ -28,7 +28,7 @@ use super::{
     core::{Core, Threads},
     log::LogRecord,
     reader::{self, Drains},
-    starter,
+    starter::{self, refusal},
     worker::{Boards, Drain, Worker},
 };
 use crate::{
@@ -62,6 +62,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// timeout, a process that hangs in the kernel does not delay it for longer.
 const ORPHANS_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the end of a pool waits for its fork server to end by itself. Then it is killed.
+const SERVER_END_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How often segments that were not used since are emptied. A lower value takes and returns memory
 /// pages again and again under a load that comes in waves. A higher value keeps unused pages for
 /// longer.
@@ -77,7 +80,7 @@ const STUCK_RETRY: Duration = Duration::from_millis(5);
 
 /// A message of another thread to the driver.
 pub(super) enum Notice {
-    Started(WorkerId, io::Result<starter::Started>),
+    Started(WorkerId, Result<starter::Started, BrokenCause>),
     /// Nothing more will come from this worker.
     Drained(WorkerId, Closed),
 }
@@ -157,6 +160,8 @@ enum Source {
     Bell,
     Socket(WorkerId),
     Process(WorkerId),
+    /// A child that is no worker.
+    Apart,
 }
 
 impl Driver {
@@ -203,7 +208,9 @@ impl Driver {
             self.tick();
             self.attend_workers();
             self.attend_memory();
-            self.reaper.look(self.pool.living().iter().map(|(_, child)| child.pid()));
+            let (living, apart) = (self.pool.living(), self.pool.apart());
+            let living = living.iter().map(|(_, child)| child).chain(&apart);
+            self.reaper.look(living.map(|child| child.pid()));
             if self.pool.lock().closed {
                 return;
             }
@@ -212,6 +219,7 @@ impl Driver {
                     Source::Bell => self.pool.bell.clear(),
                     Source::Socket(id) => self.on_socket(id),
                     Source::Process(id) => self.on_process(id),
+                    Source::Apart => self.reap_apart(),
                 }
             }
         }
@@ -232,6 +240,11 @@ impl Driver {
             }
         }
         self.unheard.clear();
+        // The starter has closed the fork server's socket.
+        for child in self.pool.apart() {
+            self.reaper.end(&child, SERVER_END_TIMEOUT);
+            self.pool.forget_apart(&child);
+        }
         let left: Vec<_> = (self.pool.lock().workers.values_mut())
             .filter_map(|worker| {
                 let child = Arc::clone(worker.child.as_ref()?);
@@ -386,12 +399,19 @@ impl Driver {
                 fds.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
             }
         }
+        let apart = self.pool.apart();
+        for child in &apart {
+            // One that other code has reaped stays in the list until the pool ends.
+            let Some(pidfd) = child.pidfd() else { continue };
+            sources.push(Source::Apart);
+            fds.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
+        }
         let core = self.pool.lock();
         let armed = core.armed.unwrap_or_else(|| Instant::now() + LOOK_AROUND);
         let draining = core.workers.values().filter(|worker| worker.drain.is_some());
         let drained = draining.filter_map(|worker| worker.drained_by).min();
         drop(core);
-        let orphans = self.reaper.next_look(!living.is_empty());
+        let orphans = self.reaper.next_look(!living.is_empty() || !apart.is_empty());
         let armed = drained
             .into_iter()
             .chain(self.trim_at)
@@ -419,16 +439,18 @@ impl Driver {
             .collect()
     }
 
-    fn on_started(&mut self, id: WorkerId, started: io::Result<starter::Started>) {
+    fn on_started(&mut self, id: WorkerId, started: Result<starter::Started, BrokenCause>) {
         let started = match started {
             Ok(started) => started,
-            Err(error) => return self.start_refused(id, &error),
+            Err(cause) => return self.start_refused(id, cause),
         };
         let starter::Started { child, socket, segment, results, nonce, directory } = started;
         let gone = child.pidfd().is_none();
         let mut core = self.pool.lock();
         let worker = core.workers.entry(id).or_default();
         worker.child = Some(child);
+        core.scheduler.on_launched(Instant::now(), id);
+        let worker = core.workers.entry(id).or_default();
         if let Some(signal) = worker.overdue.take() {
             core.signal(id, signal);
         }
@@ -439,9 +461,8 @@ impl Driver {
         }
     }
 
-    fn start_refused(&mut self, id: WorkerId, error: &io::Error) {
-        tracing::warn!(%error, "a worker could not be started");
-        let cause = refusal(error);
+    fn start_refused(&mut self, id: WorkerId, cause: BrokenCause) {
+        tracing::warn!(cause = %Chain(&cause), "a worker could not be started");
         self.pool.lock().some_event(|core, now, out| {
             core.workers.remove(&id);
             core.scheduler.on_start_refused(now, id, cause, out);
@@ -529,6 +550,16 @@ impl Driver {
         });
     }
 
+    /// Reaps children that are no workers and have ended.
+    fn reap_apart(&self) {
+        for child in self.pool.apart() {
+            if child.has_ended() {
+                self.reaper.reap(&child);
+                self.pool.forget_apart(&child);
+            }
+        }
+    }
+
     /// Handles the end of a worker's process.
     fn on_process(&mut self, id: WorkerId) {
         // A hello that is still unread changes nothing. The exit status says more.
@@ -602,11 +633,6 @@ impl Driver {
         // Dropped without the lock, because closing descriptors waits while another thread forks.
         drop(worker);
     }
-}
-
-/// Converts a refusal of the system to the cause for a pool in which no worker works.
-fn refusal(error: &io::Error) -> BrokenCause {
-    BrokenCause::Start(error.to_string().into())
 }
 
 /// Connects to a worker over the transport that it offers.

@@ -37,6 +37,7 @@ mod core;
 mod driver;
 mod ending;
 mod finalizer;
+mod fork_server;
 mod join;
 mod log;
 mod memory;
@@ -44,6 +45,7 @@ mod memory;
 mod models;
 pub(crate) mod place;
 pub(crate) mod pressure;
+pub(crate) mod program;
 mod reader;
 mod replies;
 mod retry;
@@ -74,6 +76,7 @@ use ending::OnTheWay;
 use finalizer::Finalized;
 use log::LogRecord;
 use pressure::Pressure;
+use program::StartOptions;
 use reader::Drains;
 pub(crate) use scheduler::Lifespan;
 use scheduler::{Config, Scheduler};
@@ -144,7 +147,7 @@ pub(crate) struct PoolOptions {
     pub(crate) finalizer: Option<Initializer<Payload>>,
     pub(crate) finalizer_timeout: Duration,
     pub(crate) graces: Graces,
-    pub(crate) envs: Vec<place::Variable>,
+    pub(crate) start: StartOptions,
     pub(crate) places: place::Places,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
@@ -175,6 +178,8 @@ pub(crate) struct Pool {
     warm: AtomicBool,
     /// Wakes the driver.
     bell: EventFd,
+    /// Children that are no workers, and that the driver reaps.
+    apart: Mutex<Vec<Arc<Child>>>,
     /// Messages of other threads to the driver.
     notices: Mutex<Vec<driver::Notice>>,
     options: PoolOptions,
@@ -213,6 +218,7 @@ impl Pool {
         let config = Config {
             workers_max: options.workers_max,
             workers_min: options.workers_min,
+            spares: options.start.spares,
             initializer: options.initializer.as_ref().map(|initializer| initializer.name.clone()),
             initializer_timeout: options.initializer_timeout,
             finalizer: options.finalizer.as_ref().map(|finalizer| finalizer.name.clone()),
@@ -220,6 +226,7 @@ impl Pool {
             graces: options.graces,
             tasks_max: options.tasks_max,
             lifespan: options.lifespan,
+            launch_timeout: options.start.launch_timeout(options.start_timeout),
             start_timeout: options.start_timeout,
             // The driver adds the quota while the first worker comes up.
             processors: cpu::usable_cpus_within(None),
@@ -253,6 +260,7 @@ impl Pool {
             arguments,
             warm: AtomicBool::new(false),
             bell,
+            apart: Mutex::default(),
             notices: Mutex::default(),
             pressure: options.pressure.clone(),
             workers_max: AtomicUsize::new(options.workers_max),
@@ -270,7 +278,9 @@ impl Pool {
             driver: Mutex::default(),
             ended: async_channel::bounded(1),
         });
-        if pool.options.workers_min > 0 {
+        if pool.options.workers_min > 0
+            || pool.options.start.spares.is_some_and(|spares| spares > 0)
+        {
             pool.event(|core, now, out| {
                 pool.ensure_threads(core, now, out);
                 core.scheduler.on_open(now, out);
@@ -365,6 +375,11 @@ impl Pool {
     /// several tasks has none.
     pub(crate) fn takes_single_calls(&self) -> bool {
         self.options.defaults.any()
+    }
+
+    /// Returns whether each task has a worker of its own.
+    pub(crate) fn is_isolated(&self) -> bool {
+        self.options.start.spares.is_some()
     }
 
     /// Returns the estimated running time of a call of this function, if there is an estimate.

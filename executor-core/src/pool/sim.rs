@@ -412,6 +412,8 @@ struct Process {
     life: Life,
     index: u32,
     ordered: Instant,
+    /// When its process was created.
+    launched: Option<Instant>,
     /// The starter hangs, so nothing will be heard of this worker.
     never_starts: bool,
     /// Whether the worker is stopped. It takes no step until it is continued, but SIGKILL ends it.
@@ -863,6 +865,7 @@ impl World {
                     life: Life::Ordered,
                     index,
                     ordered: self.now,
+                    launched: None,
                     never_starts,
                     stopped: false,
                     seen_stopped: None,
@@ -900,9 +903,16 @@ impl World {
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
                 let known = self.processes.keys().filter(|id| self.scheduler.knows(**id)).count();
-                assert!(known <= self.config.workers_max, "{id:?} is one too many");
+                let Config { workers_max, spares, .. } = self.config;
+                // With isolation, as many leave as run and are spare.
+                let most = spares.map_or(workers_max, |spares| 2 * (workers_max + spares));
+                assert!(known <= most, "{id:?} is one too many");
             }
             Action::Send(worker, (base, items, seq)) => {
+                if self.config.spares.is_some() {
+                    assert_eq!(items.count - items.first, 1, "a worker for each task");
+                    assert!(self.processes[&worker].begun.is_empty(), "{worker:?} has run one");
+                }
                 for task in ids(base, items) {
                     assert!(self.story(task).ending.is_none(), "{task:?} is sent after its end");
                     let only = self.story(task).broadcast_to;
@@ -1168,8 +1178,11 @@ impl World {
             return "killed: stopped";
         }
         if !process.linked {
+            let launch_timeout = self.config.launch_timeout;
+            let latest = process.ordered + launch_timeout;
+            let started = process.launched.unwrap_or(latest).min(latest);
             assert!(
-                over || since(Some(process.ordered), start_timeout),
+                over || since(Some(started), start_timeout),
                 "{id:?} is killed while it starts"
             );
             return if over { "killed: pool ends" } else { "killed: start timeout" };
@@ -1710,7 +1723,8 @@ impl World {
         self.event(|scheduler, now, claims, out| {
             scheduler.on_resize(now, workers_max, claims, out);
         });
-        if workers_max > old && workers_max >= staying {
+        // With isolation, none that is about to leave is kept.
+        if workers_max > old && workers_max >= staying && self.config.spares.is_none() {
             let surplus = self.processes.values_mut().filter(|process| process.stop_sent.is_none());
             let kept = surplus.map(|process| std::mem::take(&mut process.surplus));
             if kept.filter(|surplus| *surplus).count() > 0 {
@@ -1870,6 +1884,9 @@ impl World {
         let now = self.now;
         let process = self.process(id);
         process.life = Life::Booting;
+        process.launched = Some(now);
+        self.event(|scheduler, now, _, _| scheduler.on_launched(now, id));
+        let process = self.process(id);
         if process.overdue {
             process.immortal = false;
             process.dies_at = Some(now);
@@ -2540,7 +2557,7 @@ impl World {
                     self.cancel_running(task);
                 }
             }
-            11 if self.dice.permille(200) => self.broadcast(),
+            11 if self.config.spares.is_none() && self.dice.permille(200) => self.broadcast(),
             11 => self.tick(),
             31..=50 if !self.undecided.is_empty() => self.decide(),
             51..=53 if !self.undecided.is_empty() => {
@@ -2725,9 +2742,16 @@ fn any_lifespan(dice: &mut Dice) -> Lifespan {
 fn run_seed(seed: u64) -> World {
     let mut dice = Dice(seed);
     let workers_max = dice.pick(&[1, 1, 2, 2, 3, 4, 8]);
-    let config = Config {
+    // From another sequence, so that what happens in the other worlds stays the same.
+    let mut more = Dice(seed ^ 0x5a_7e57);
+    let spares = match more.below(4) {
+        0 => Some(more.pick(&[0, 1, workers_max])),
+        _ => None,
+    };
+    let mut config = Config {
         workers_max,
         workers_min: dice.pick(&[0, 0, 1, workers_max]).min(workers_max),
+        spares,
         initializer: dice.permille(500).then(|| "prepare".into()),
         initializer_timeout: dice.pick(&[
             Duration::from_millis(150),
@@ -2759,13 +2783,21 @@ fn run_seed(seed: u64) -> World {
         tasks_max: dice.pick(&[None, None, Some(1), Some(2), Some(7)]),
         lifespan: any_lifespan(&mut dice),
         processors: dice.pick(&[1, 2, 64]),
+        launch_timeout: more.pick(&[Duration::ZERO, Duration::from_secs(60)]),
         start_timeout: dice.pick(&[
             Duration::from_millis(100),
             Duration::from_secs(10),
             Duration::MAX,
         ]),
     };
-    let climate = Climate::roll(&mut dice);
+    if spares.is_some() {
+        (config.workers_min, config.tasks_max) = (0, Some(1));
+        config.lifespan = Lifespan::default();
+    }
+    let mut climate = Climate::roll(&mut dice);
+    if spares.is_some() {
+        climate.bound = 0;
+    }
     let steps = dice.pick(&[30, 200, 600, 1_200]);
     let mut world = World::new(dice.roll(), config, climate);
     let ran = catch_unwind(AssertUnwindSafe(|| {
@@ -2929,6 +2961,7 @@ fn run_changing_seed(seed: u64) -> World {
     let mut config = Config {
         workers_max,
         workers_min: dice.pick(&[0, 0, 1, workers_max]),
+        spares: None,
         initializer: None,
         initializer_timeout: Duration::MAX,
         finalizer: None,
@@ -2937,6 +2970,7 @@ fn run_changing_seed(seed: u64) -> World {
         tasks_max: dice.pick(&[None, None, None, Some(1), Some(7)]),
         lifespan: any_lifespan(&mut dice),
         processors: dice.pick(&[1, 2, 4, 64]),
+        launch_timeout: Duration::ZERO,
         start_timeout: Duration::from_secs(10),
     };
     if config.workers_min > 0 {
@@ -3021,6 +3055,7 @@ fn small(workers_max: usize, start_timeout: Duration) -> Config {
     Config {
         workers_max,
         workers_min: 0,
+        spares: None,
         initializer: None,
         initializer_timeout: Duration::MAX,
         finalizer: None,
@@ -3029,6 +3064,7 @@ fn small(workers_max: usize, start_timeout: Duration) -> Config {
         tasks_max: None,
         lifespan: Lifespan::default(),
         processors: workers_max,
+        launch_timeout: Duration::ZERO,
         start_timeout,
     }
 }

@@ -10,22 +10,19 @@ use std::{
     sync::{Arc, mpsc},
 };
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::{Pool, driver::Notice};
+use super::{Pool, driver::Notice, fork_server::ForkServer};
 use crate::{
     child::{
         identity,
-        launch::{Launch, Launched, Way},
+        launch::{Launch, Launched, Refused, ServerCopy, Way},
         start_method,
     },
+    error::BrokenCause,
     id::WorkerId,
-    os::{
-        asked::Asked,
-        cpu,
-        memory::Shared,
-        process::{Child, Start},
-    },
+    os::{asked::Asked, cpu, memory::Shared, process::Child},
     segment::Results,
     transport::{
         ipc,
@@ -53,17 +50,34 @@ pub(super) type Order = (WorkerId, u32);
 
 /// The starter thread's loop. It ends when no thread can request a worker any more.
 pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<Order>) {
-    while let Ok((id, index)) = orders.recv() {
+    let mut server = ForkServer::default();
+    while let Ok(order) = orders.recv() {
         // Whoever waits for the worker must be notified in any case, so catch panics.
-        let start = || start(pool, index, u64::from(id.0) << 32 | u64::from(std::process::id()));
-        let started = catch(start).unwrap_or_else(|message| {
-            Err(io::Error::other(format!("the pool's starter panicked: {message}")))
+        let started = catch(|| start(pool, order, &mut server)).unwrap_or_else(|message| {
+            Err(BrokenCause::Start(format!("the pool's starter panicked: {message}").into()))
         });
-        pool.notify(Notice::Started(id, started));
+        pool.notify(Notice::Started(order.0, started));
     }
 }
 
-fn start(pool: &Pool, index: u32, nonce: u64) -> io::Result<Started> {
+fn start(pool: &Pool, (id, index): Order, server: &mut ForkServer) -> Result<Started, BrokenCause> {
+    let nonce = u64::from(id.0) << 32 | u64::from(std::process::id());
+    let copy = match &pool.options.start.fork_server {
+        // Made first, because this may take long, and the memory is not needed until then.
+        Some(preload) => Some(server.copy(pool, id, preload)?),
+        None => None,
+    };
+    launch(pool, index, nonce, copy).map_err(|error| refusal(&error))
+}
+
+/// Converts a refusal of the system to the cause for a pool in which no worker works.
+pub(super) fn refusal(error: &io::Error) -> BrokenCause {
+    BrokenCause::Start(error.to_string().into())
+}
+
+/// Launches a worker: this copy of the fork server, or the program anew.
+fn launch(pool: &Pool, index: u32, nonce: u64, copy: Option<ServerCopy>) -> io::Result<Started> {
+    let program = &pool.options.start.program;
     let (segment, segment_fd) = ring::create().asked("to make shared memory (memfd_create)")?;
     let directory = match pool.options.transport {
         Transport::Ring => None,
@@ -77,6 +91,7 @@ fn start(pool: &Pool, index: u32, nonce: u64) -> io::Result<Started> {
         start_method: Some(start_method::number_for_child(None)),
         ..identity::for_child()?
     };
+    let stdin = program.stdin.as_ref().map(AsFd::as_fd);
     let role = Role::Worker(WorkerSetup {
         nonce,
         stack_bytes: pool.options.stack_bytes,
@@ -85,8 +100,10 @@ fn start(pool: &Pool, index: u32, nonce: u64) -> io::Result<Started> {
         directory: path.map(Into::into),
         restraints: pool.options.restraints.clone(),
         place: pool.options.places.of(index),
+        stdin: stdin.is_some(),
     });
-    let mut descriptors = vec![segment_fd.as_fd(), pool.doorbell.1.as_fd()];
+    let mut descriptors = Vec::from_iter(stdin);
+    descriptors.extend([segment_fd.as_fd(), pool.doorbell.1.as_fd()]);
     // A worker without arenas works too: all bytes then go through the transport.
     let results = match &pool.arguments {
         Some(_) => Some(Results::create().asked("to make memory for results (memfd_create)")?),
@@ -95,12 +112,30 @@ fn start(pool: &Pool, index: u32, nonce: u64) -> io::Result<Started> {
     if let (Some((_, arguments)), Some(results)) = (&pool.arguments, &results) {
         descriptors.extend([arguments.as_fd(), results.descriptor()]);
     }
-    let environment = pool.options.places.environment(&pool.options.envs, index);
-    let program = Way::Program(Start { environment: &environment, ..Start::default() });
-    let Launched { child, socket } =
-        Launch { identity, role, descriptors: &descriptors, attachments: &[] }
-            .by(program)
-            .map_err(|refused| refused.error)
-            .asked("to start /proc/self/exe")?;
+    let environment = pool.options.places.environment(&program.environment, index);
+    let (way, what) = match copy {
+        Some(copy) => (Way::Copied(copy), "to start a copy of the fork server"),
+        None => {
+            let start = program.start(&environment).asked("to duplicate a standard stream")?;
+            let what = match program.executable {
+                Some(_) => "to start a worker",
+                None => "to start /proc/self/exe",
+            };
+            (Way::Program(start), what)
+        }
+    };
+    let launch = Launch { identity, role, descriptors: &descriptors, attachments: &[] };
+    let Launched { child, socket } = launch
+        .by(way)
+        .map_err(|Refused { error, child, .. }| {
+            if let Some(child) = child {
+                let child = Arc::new(child);
+                // If the system refuses this, the copy ends when its socket is closed.
+                let _ = child.signal_group(Signal::KILL);
+                pool.set_apart(child);
+            }
+            error
+        })
+        .asked(what)?;
     Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
 }

@@ -3,10 +3,7 @@
 use std::fmt;
 
 use super::{IntoBody, Process, server::Server};
-use crate::{
-    child::start_method::StartMethod,
-    task::{IntoTask, TaskFn},
-};
+use crate::{child::start_method::StartMethod, task::IntoTask};
 
 /// Starts processes with one start method, independently of the program's default.
 ///
@@ -55,7 +52,7 @@ impl Context {
     /// [name](crate::Task::name). With other start methods, this method does nothing.
     pub fn preload<T: IntoTask>(self, task: T) -> Self {
         if let Some(server) = &self.server {
-            server.preload(T::Function::entry(), task.into_task().encode());
+            server.preload(task);
         }
         self
     }

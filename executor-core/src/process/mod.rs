@@ -38,17 +38,14 @@ mod start_error;
 mod streams;
 mod table;
 
-use std::{
-    ffi::OsString, fmt, fs::File, marker::PhantomData, os::fd::OwnedFd, path::PathBuf,
-    time::Duration,
-};
+use std::{ffi::OsString, fmt, marker::PhantomData, path::PathBuf, time::Duration};
 
 pub use child::{Child, ChildHandle};
 pub use context::Context;
 pub use start_error::StartError;
 
 use crate::{
-    child::start_method::StartMethod,
+    child::{start_method::StartMethod, stdio::Stdio},
     error::TaskError,
     future::cell::Outcome,
     os::limits::Limits,
@@ -379,67 +376,5 @@ impl<T> fmt::Debug for Process<T> {
             .field("daemon", &self.daemon)
             .field("state", &"initial")
             .finish_non_exhaustive()
-    }
-}
-
-/// The target of a process's standard input, output or error.
-///
-/// ```
-/// use executor::{Process, Stdio, prelude::*};
-/// use std::io::Read;
-///
-/// #[task]
-/// fn speak() { println!("a word") }
-///
-/// #[executor::main]
-/// fn main() -> Result<(), Box<dyn std::error::Error>> {
-///     let child = Process::new(speak::task()).stdout(Stdio::piped()).start()?;
-///     let mut said = String::new();
-///     std::fs::File::from(child.take_stdout().unwrap()).read_to_string(&mut said)?;
-///     assert_eq!(said, "a word\n");
-///     child.join()?;
-///     Ok(())
-/// }
-/// ```
-#[derive(Debug)]
-pub struct Stdio(StreamTarget);
-
-/// Where a standard stream of a process leads.
-#[derive(Debug)]
-enum StreamTarget {
-    Null,
-    Inherit,
-    Piped,
-    Given(OwnedFd),
-}
-
-impl Stdio {
-    /// Discards output. Input is empty.
-    pub fn null() -> Self {
-        Stdio(StreamTarget::Null)
-    }
-
-    /// Uses the stream of this process.
-    pub fn inherit() -> Self {
-        Stdio(StreamTarget::Inherit)
-    }
-
-    /// Makes a pipe, whose other end is kept by the [`Child`]. A pipe holds 64 KiB. So read all of
-    /// the output before you call [`join`](Child::join): a child whose pipe is full waits for its
-    /// reader, and never ends.
-    pub fn piped() -> Self {
-        Stdio(StreamTarget::Piped)
-    }
-}
-
-impl From<File> for Stdio {
-    fn from(file: File) -> Self {
-        Stdio(StreamTarget::Given(file.into()))
-    }
-}
-
-impl From<OwnedFd> for Stdio {
-    fn from(descriptor: OwnedFd) -> Self {
-        Stdio(StreamTarget::Given(descriptor))
     }
 }

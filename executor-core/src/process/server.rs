@@ -1,28 +1,15 @@
-//! The parent's side of a fork server.
+//! The fork server of a [`Context`](super::Context), or of the program.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{StartError, table};
 use crate::{
     child::{
-        identity,
-        launch::{self, Launch, Launched, ServerCopy, Way},
+        launch::ServerCopy,
+        server::{Preload, Server as Running, ServerError},
     },
-    id::FnId,
-    os::{
-        fork::{Creator, NotInherited, PerProcess},
-        process::{Child, Start},
-    },
-    registry::{self, TaskEntry},
-    task::{Encoded, Task},
-    wire::{
-        buffer::Buffer,
-        frame::Reply,
-        handshake::{self, ForkServerSetup, Identity, Report, Role},
-    },
+    os::{fork::PerProcess, process::Start},
+    task::IntoTask,
 };
 
 /// A handle of a fork server. The server is started when the first child is requested, and again if
@@ -33,37 +20,28 @@ pub(crate) struct Server(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     preload: Vec<Preload>,
-    running: Option<Running>,
+    /// Why a task of `preload` is refused, if one is.
+    refused: Option<String>,
+    running: Option<Reaped>,
 }
 
-/// A task of `preload`.
-struct Preload {
-    function: FnId,
-    name: String,
-    /// The encoded arguments, or why the task is refused.
-    arguments: Result<Vec<u8>, String>,
-}
-
-struct Running {
-    /// A forked copy of this process must not keep the socket, because the server ends when it is
-    /// closed.
-    socket: Option<NotInherited>,
-    child: Child,
-    creator: Creator,
-}
+/// A server that is reaped when this is dropped.
+struct Reaped(Option<Running>);
 
 /// How long a fork server may take to notice that it is not needed any more. After that it is
 /// killed.
 const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
 
-impl Drop for Running {
+impl Drop for Reaped {
     fn drop(&mut self) {
-        if !self.creator.is_elsewhere() {
-            // The server ends when this is closed, together with the programs that `preload` has
-            // started. Children that it has made are not in its group: they have left it before
-            // anybody is told their pids (see `ask`).
-            self.socket.take();
-            table::end(&self.child, LAST_MOMENT);
+        let Some(server) = self.0.take() else { return };
+        if !server.is_elsewhere() {
+            // The server ends when its socket is closed, together with the programs that `preload`
+            // has started. Children that it has made are not in its group: they have left it before
+            // anybody is told their pids (see `Running::copy`).
+            let child = Arc::clone(&server.child);
+            drop(server);
+            table::end(&child, LAST_MOMENT);
         }
     }
 }
@@ -79,99 +57,65 @@ impl Server {
         OWN.get().clone()
     }
 
-    pub(super) fn preload<F: crate::task::TaskFn>(
-        &self,
-        entry: &'static TaskEntry,
-        task: Task<F, Encoded>,
-    ) {
-        let (args, options) = task.into_parts();
-        let called = options.called(entry.name).to_owned();
-        let mut buffer = Buffer::new();
-        let (encoded, attached) = crate::wire::attachment::collect(|| {
-            <F as crate::task::TaskArgs<Encoded>>::encode_args(&args, &mut buffer)
-        });
-        let arguments = match entry.known().and(encoded.map_err(|error| error.message)) {
-            // A task in the server cannot be stopped on its own: it runs in the server itself.
-            _ if options.timeout().is_some() => {
-                Err(format!("`{called}` has a time limit, which `preload` cannot keep"))
-            }
-            Err(error) => Err(format!("`{called}` cannot be sent to it: {error}")),
-            Ok(()) if !attached.is_empty() => {
-                Err(format!("the arguments of `{called}` carry descriptors"))
-            }
-            Ok(()) => match options.refusal_without_queue() {
-                Some(what) => Err(format!("`{called}` has a {what}")),
-                None => Ok(buffer.into_vec()),
-            },
-        };
-        let preload = Preload { function: entry.number(), name: called, arguments };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).preload.push(preload);
+    pub(super) fn preload<T: IntoTask>(&self, task: T) {
+        let preload = Preload::of(task);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match preload {
+            Ok(preload) => state.preload.push(preload),
+            Err(why) => _ = state.refused.get_or_insert(why),
+        }
     }
 
     /// Makes a child, which then waits for its setup.
     pub(super) fn make(&self) -> Result<ServerCopy, StartError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.running.as_ref().is_some_and(|running| running.creator.is_elsewhere()) {
+        if state.server().is_some_and(Running::is_elsewhere) {
             state.running = None;
         }
         // A dead server is noticed when it is asked. Start another one then, and ask once more.
         let again = state.running.is_some();
         match ask(&mut state) {
-            Err(StartError::Os { .. }) if again => {
+            Err(ServerError::Silent(_)) if again => {
                 state.running = None;
-                ask(&mut state)
+                ask(&mut state).map_err(start_error)
             }
-            other => other,
+            other => other.map_err(start_error),
         }
     }
 }
 
-fn ask(state: &mut State) -> Result<ServerCopy, StartError> {
-    let os = |error: io::Error| StartError::os("to ask the fork server", error);
-    if state.running.is_none() {
-        state.running = Some(start(&state.preload)?);
+impl State {
+    fn server(&self) -> Option<&Running> {
+        self.running.as_ref()?.0.as_ref()
     }
-    let server = state.running.as_ref().and_then(|running| running.socket.as_ref()?.get());
-    let Some(server) = server else {
-        return Err(os(io::ErrorKind::NotConnected.into()));
-    };
-    launch::ask_for_copy(server).map_err(os)?.map_err(|error| StartError::Fork(Arc::new(error)))
 }
 
-fn start(preload: &[Preload]) -> Result<Running, StartError> {
-    let os = |error: io::Error| StartError::os("to start the fork server", error);
-    let preload = preload
-        .iter()
-        .map(|Preload { function, name, arguments }| match arguments {
-            Ok(bytes) => Ok((*function, name.clone(), bytes.clone().into())),
-            Err(error) => {
-                Err(StartError::ForkServer(format!("`preload` is refused: {error}").into()))
-            }
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let has_preload = !preload.is_empty();
-    let identity = Identity {
-        name: "ForkServer".to_owned(),
-        daemon: true,
-        ..identity::for_child().map_err(os)?
-    };
-    let role = Role::ForkServer(ForkServerSetup { tasks: registry::fingerprint(), preload });
-    let child = Launch { identity, role, descriptors: &[], attachments: &[] };
-    let Launched { child, socket } =
-        child.by(Way::Program(Start::default())).map_err(|refused| os(refused.error))?;
-    let running =
-        Running { socket: Some(NotInherited::new(socket)), child, creator: Creator::here() };
-    let Some(socket) = running.socket.as_ref().and_then(NotInherited::get) else {
-        return Err(os(io::ErrorKind::NotConnected.into()));
-    };
-    match handshake::receive_answer::<Report>(socket) {
-        Ok(Ok(report)) if report.kind == Reply::Ready as u8 => Ok(running),
-        Ok(Ok(_)) => Err(StartError::ForkServer("it says what a fork server does not".into())),
-        Ok(Err(refusal)) => Err(StartError::ForkServer(refusal.why.into())),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Err(StartError::ForkServer(error.to_string().into()))
-        }
-        Err(_) if has_preload => Err(StartError::ForkServer("it ended while `preload` ran".into())),
-        Err(_) => Err(StartError::NoEntry),
+/// Asks the server for a copy, and starts it before that if needed. A process that starts another
+/// one waits for it as long as `preload` takes.
+fn ask(state: &mut State) -> Result<ServerCopy, ServerError> {
+    if let Some(server) = state.server() {
+        return server.copy(&|_| Ok(()));
+    }
+    if let Some(why) = &state.refused {
+        return Err(ServerError::Unusable(format!("`preload` is refused: {why}")));
+    }
+    let server = Reaped(Some(Running::launch(&state.preload, Start::default())?));
+    if let Some(running) = &server.0 {
+        running.ready(&|_| Ok(()))?;
+    }
+    let server = state.running.insert(server);
+    match &server.0 {
+        Some(running) => running.copy(&|_| Ok(())),
+        None => Err(ServerError::NoEntry),
+    }
+}
+
+fn start_error(error: ServerError) -> StartError {
+    match error {
+        ServerError::Start(error) => StartError::os("to start the fork server", error),
+        ServerError::NoEntry => StartError::NoEntry,
+        ServerError::Unusable(why) => StartError::ForkServer(why.into()),
+        ServerError::Silent(error) => StartError::os("to ask the fork server", error),
+        ServerError::Refused(error) => StartError::Fork(Arc::new(error)),
     }
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     child::{
-        birth, identity,
+        birth, environment, identity,
         launch::{Launch, Refused, Step, Way},
         start_method::{self, StartMethod},
     },
@@ -72,15 +72,13 @@ fn identity(
 
 /// Checks the options that do not depend on the state of this process.
 fn check_options(
-    environment: &[(OsString, Option<OsString>)],
+    changes: &[(OsString, Option<OsString>)],
     has_executable: bool,
     method: StartMethod,
 ) -> Result<(), StartError> {
     let invalid = |text: &str| Err(StartError::Invalid(text.into()));
-    if environment.iter().any(|(key, value)| !is_environment(key, value.as_ref())) {
-        return invalid(
-            "an environment variable has a name that is empty or contains `=`, or a NUL",
-        );
+    if !environment::is_valid(changes) {
+        return invalid(environment::INVALID);
     }
     if has_executable && method != StartMethod::Spawn {
         return invalid("`executable` needs StartMethod::Spawn");
@@ -96,9 +94,9 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         TaskError::Invalid(what) => StartError::Invalid(what),
         error => StartError::Arguments(error),
     })?;
-    let (environment, directory) = (&*process.environment, process.directory.as_deref());
+    let (changes, directory) = (&*process.environment, process.directory.as_deref());
     let method = process.method.unwrap_or_else(start_method::start_method);
-    check_options(environment, process.executable.is_some(), method)?;
+    check_options(changes, process.executable.is_some(), method)?;
     // Held until the child is started. The watcher thread sleeps meanwhile, and so is no danger for
     // a fork.
     let pause = (method == StartMethod::Fork).then(table::pause);
@@ -128,7 +126,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         outlives_parent: process.outlives_parent,
         stdin: streams.has_stdin,
         limits: process.limits,
-        surroundings: copied.then(|| surroundings(environment, directory)),
+        surroundings: copied.then(|| surroundings(changes, directory)),
     }));
     let descriptors: Vec<_> = iter::once(&board_fd).chain(&streams.told).map(AsFd::as_fd).collect();
     ready::check().map_err(os("to wait for descriptors (`poll`)"))?;
@@ -142,7 +140,7 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
         None => {
             let [stdout, stderr] = streams.inherited;
             let executable = process.executable.as_deref();
-            Way::Program(Start { executable, stdout, stderr, environment, directory })
+            Way::Program(Start { executable, stdout, stderr, environment: changes, directory })
         }
     };
     let launch = Launch { identity, role, descriptors: &descriptors, attachments: &attachments };
@@ -150,14 +148,6 @@ pub(super) fn start<T>(process: Process<T>) -> Result<Child<T>, StartError> {
     let record = Record::new(asked, launched, board);
     table::add(&record);
     Ok(Child::new(record, streams.ours, process.decode))
-}
-
-fn is_environment(key: &OsString, value: Option<&OsString>) -> bool {
-    let key = key.as_bytes();
-    !key.is_empty()
-        && !key.contains(&b'=')
-        && !key.contains(&0)
-        && value.is_none_or(|value| !value.as_bytes().contains(&0))
 }
 
 fn surroundings(

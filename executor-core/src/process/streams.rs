@@ -1,13 +1,14 @@
 //! The standard streams of a child that is being started.
 
 use std::{
-    fs::OpenOptions,
     io,
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use super::{Stdio, StreamTarget};
-use crate::os::process::above_stdio;
+use crate::{
+    child::stdio::{Stdio, StreamTarget, duplicate, null},
+    os::process::above_stdio,
+};
 
 /// One standard stream of a child: the child's end, and this process's end of a pipe.
 struct Stream {
@@ -21,9 +22,7 @@ impl Stream {
             // The child's input is empty by default.
             StreamTarget::Null if input => (None, None),
             StreamTarget::Null => (Some(null()?), None),
-            StreamTarget::Inherit if input => {
-                (Some(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?), None)
-            }
+            StreamTarget::Inherit if input => (Some(duplicate(rustix::stdio::stdin())?), None),
             StreamTarget::Inherit => (None, None),
             StreamTarget::Given(descriptor) => (Some(descriptor), None),
             StreamTarget::Piped => {
@@ -34,10 +33,6 @@ impl Stream {
         };
         Ok(Stream { theirs, ours })
     }
-}
-
-fn null() -> io::Result<OwnedFd> {
-    above_stdio(OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
 /// Standard input, output and error of a child.
@@ -78,8 +73,8 @@ impl Streams {
 /// Duplicates this process's output or error. If this process has closed its own, opens
 /// `/dev/null`.
 fn own(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    match rustix::io::fcntl_dupfd_cloexec(stream, 3) {
-        Err(rustix::io::Errno::BADF) => null(),
-        other => Ok(other?),
+    match duplicate(stream) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => null(),
+        other => other,
     }
 }

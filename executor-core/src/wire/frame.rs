@@ -100,7 +100,11 @@ pub(crate) mod flag {
     pub(crate) const MEASURED: u8 = 64;
     /// For [`Order::Stop`](super::Order::Stop): the worker runs this function before it exits.
     pub(crate) const FINALIZES: u8 = 128;
-    pub(crate) const ALL: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | GROWN | MEASURED | FINALIZES;
+
+    /// Those of frames to a worker.
+    pub(crate) const TO_WORKER: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | MEASURED | FINALIZES;
+    /// Those of frames from a worker.
+    pub(crate) const FROM_WORKER: u8 = SEGMENT | ATTACHED | GROWN;
 }
 
 /// The header of a frame to a worker.
@@ -204,7 +208,7 @@ impl Header for ToWorker {
 
     fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
         let order = Order::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
-        let (flags, seq, [task, function, length, items]) = from_bytes(bytes)?;
+        let (flags, seq, [task, function, length, items]) = from_bytes(bytes, flag::TO_WORKER)?;
         Ok(ToWorker {
             order,
             flags,
@@ -229,7 +233,7 @@ impl Header for FromWorker {
 
     fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
         let reply = Reply::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
-        let (flags, _, [task, nanos, length, consumed]) = from_bytes(bytes)?;
+        let (flags, _, [task, nanos, length, consumed]) = from_bytes(bytes, flag::FROM_WORKER)?;
         Ok(FromWorker { reply, flags, task: TaskId::from_raw(task), nanos, length, consumed })
     }
 
@@ -249,10 +253,10 @@ fn to_bytes(kind: [u8; 2], seq: u32, words: [u64; 4]) -> [u8; HEADER_BYTES] {
     out
 }
 
-/// Flags, number of the sending, and the words behind them.
-fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<(u8, u32, [u64; 4]), WireError> {
+/// Flags, which must be among the `known` ones, number of the sending, and the words behind them.
+fn from_bytes(bytes: &[u8; HEADER_BYTES], known: u8) -> Result<(u8, u32, [u64; 4]), WireError> {
     let flags = bytes[1];
-    if flags & !flag::ALL != 0 || bytes[2..4] != [0; 2] {
+    if flags & !known != 0 || bytes[2..4] != [0; 2] {
         return Err(WireError::Reserved);
     }
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
@@ -430,7 +434,7 @@ mod tests {
     fn unknown_kinds_and_reserved_bits_are_refused() {
         for kind in 0..=255 {
             let mut bytes = header(0).to_bytes();
-            bytes[0] = kind;
+            (bytes[0], bytes[1]) = (kind, 0);
             let (to_worker, from_worker) =
                 (ToWorker::from_bytes(&bytes), FromWorker::from_bytes(&bytes));
             let known = (to_worker.is_ok(), from_worker.is_ok());
@@ -438,10 +442,19 @@ mod tests {
             assert!(to_worker.is_ok() || to_worker == Err(WireError::Kind(kind)));
             assert!(from_worker.is_ok() || from_worker == Err(WireError::Kind(kind)));
         }
-        for at in 1..4 {
+        for at in 2..4 {
             let mut bytes = header(0).to_bytes();
             bytes[at] = 0x80;
             assert_eq!(ToWorker::from_bytes(&bytes), Err(WireError::Reserved));
+        }
+        for bit in (0..8).map(|bit| 1 << bit) {
+            let mut bytes = header(0).to_bytes();
+            bytes[1] = bit;
+            let to_worker = ToWorker::from_bytes(&bytes);
+            assert_eq!(to_worker.is_ok(), flag::TO_WORKER & bit != 0, "{bit:#x} to a worker");
+            bytes[0] = Reply::Done as u8;
+            let from_worker = FromWorker::from_bytes(&bytes);
+            assert_eq!(from_worker.is_ok(), flag::FROM_WORKER & bit != 0, "{bit:#x} from a worker");
         }
     }
 

@@ -117,6 +117,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) directory: Option<serde_bytes::ByteBuf>,
     pub(crate) restraints: Restraints,
     pub(crate) place: WorkerPlace,
+    /// Whether its standard input is the first descriptor.
+    pub(crate) stdin: bool,
 }
 
 /// What the worker of a pool may not exceed.

@@ -193,6 +193,7 @@ fn end_unasked(why: &str) -> ! {
 fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
     kill_point!(Started);
     // A child that a fork server has made begins again here, with its own socket.
+    let mut copied = false;
     loop {
         let (setup, descriptors) = match handshake::receive::<Setup>(&socket) {
             Ok(received) => received,
@@ -213,7 +214,7 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
                     refuse(&socket, &refusal)
                 }
                 let stack_bytes = setup.stack_bytes;
-                let work = move || work(parent, setup, socket, descriptors, own_thread);
+                let work = move || work(parent, setup, socket, descriptors, own_thread, copied);
                 let ended = if own_thread { on_thread(stack_bytes, work) } else { work() };
                 kill_point!(Exiting);
                 i32::from(ended.is_err())
@@ -229,6 +230,7 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
                 // own socket.
                 Some(own) => {
                     socket = own;
+                    copied = true;
                     continue;
                 }
                 None => 0,
@@ -285,14 +287,21 @@ fn work(
     parent: u32,
     setup: WorkerSetup,
     socket: OwnedFd,
-    descriptors: Vec<OwnedFd>,
+    mut descriptors: Vec<OwnedFd>,
     own_thread: bool,
+    copied: bool,
 ) -> io::Result<()> {
     // The socket stays open until the process ends. By it, the parent notices the end of this
     // process, and this process notices the end of the parent.
     let socket: &'static OwnedFd = Box::leak(Box::new(socket));
     cpu::adopt_several(setup.several_cpus);
-    let ready = prepare(parent, &setup, socket, descriptors, own_thread);
+    if setup.stdin && !descriptors.is_empty() {
+        let stdin = rustix::stdio::dup2_stdin(descriptors.remove(0));
+        if let Err(error) = stdin {
+            refuse(socket, &Refusal::of("to set its standard input (dup2)", &error.into()));
+        }
+    }
+    let ready = prepare(parent, &setup, socket, descriptors, own_thread, copied);
     let Ready { segment, doorbell, arenas, guard, server } = match ready {
         Ok(ready) => ready,
         Err(refusal) => refuse(socket, &refusal),
@@ -325,6 +334,7 @@ fn prepare(
     socket: &'static OwnedFd,
     descriptors: Vec<OwnedFd>,
     own_thread: bool,
+    copied: bool,
 ) -> Result<Ready, Refusal> {
     let (segment, doorbell, arenas) =
         open(descriptors).map_err(|error| Refusal::of("to map the memory of its pool", &error))?;
@@ -340,7 +350,7 @@ fn prepare(
         _ => None,
     };
     let segment: &'static Segment = Box::leak(Box::new(segment));
-    let guard = Guard::start(&setup.restraints, &segment.board)?;
+    let guard = Guard::start(&setup.restraints, copied, &segment.board)?;
     // Start this before anything that waits for the parent.
     watcher::start(parent, socket, directory, guard.gauge())
         .map_err(|error| Refusal::of("to watch its parent", &error))?;

@@ -15,7 +15,8 @@
 //!                             no child that the parent does not know
 //!  the child dies before it has sent its pid: it is in the server's group, which is killed and
 //!                             reaped after that
-//!  the parent dies (pidfd), or hangs up (end of file): the server exits
+//!  the parent dies (pidfd), or hangs up (end of file): the server exits; while `preload` runs,
+//!                             another thread watches for that, and kills the server's group
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -60,7 +61,15 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
     if getppid() != Some(parent) {
         return None;
     }
-    if let Err(why) = prepare(setup) {
+    let prepared = match setup.preload.is_empty() {
+        true => prepare(setup),
+        // A preload may take long, and this thread is not watching meanwhile.
+        false => match watcher::during(parent, &pidfd, socket, || prepare(setup)) {
+            Ok(prepared) => prepared,
+            Err(error) => Err(format!("to watch its parent during `preload`: {error}")),
+        },
+    };
+    if let Err(why) = prepared.and_then(|()| settle()) {
         let _ = handshake::refuse(socket, &why.into());
         return None;
     }
@@ -127,6 +136,11 @@ fn prepare(setup: ForkServerSetup) -> Result<(), String> {
             })
             .map_err(|why| format!("`{name}` of `preload`: {why}"))?;
     }
+    Ok(())
+}
+
+/// Checks that this process can be copied, and writes out what it has printed.
+fn settle() -> Result<(), String> {
     match settled_thread_count(1).map_err(|error| format!("after `preload`: {error}"))? {
         // Output of `preload` without a line's end would be in the buffer of each copy.
         1 => {

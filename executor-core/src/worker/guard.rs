@@ -43,13 +43,19 @@ struct Growth {
 }
 
 impl Guard {
-    /// Applies the limits to this process.
-    pub(super) fn start(restraints: &Restraints, board: &'static Board) -> Result<Self, String> {
+    /// Applies the limits to this process. `copied` means that it is a copy of a fork server, whose
+    /// memory does not count.
+    pub(super) fn start(
+        restraints: &Restraints,
+        copied: bool,
+        board: &'static Board,
+    ) -> Result<Self, String> {
         let Restraints { memory, growth, limits } = restraints;
         let mut guard = Guard::default();
         if memory.is_some() || growth.is_some() || limits.of_memory().is_some() {
             let read = PrivateMemory::open()
                 .map_err(|error| format!("to open /proc/self/statm: {error}"))?;
+            let read = if copied { read.count_from_now() } else { read };
             let read: &'static PrivateMemory = Box::leak(Box::new(read));
             if let Some(limit) = memory {
                 guard.gauge = Some(Gauge::start(*limit, read, board)?);

@@ -39,6 +39,9 @@ fn place() -> Option<&'static WorkerPlace> {
 /// what each worker needs one of: a scratch directory, a port, a database. For devices see
 /// [`slots`](crate::ProcessPoolBuilder::slots).
 ///
+/// With [`Isolation::PerTask`](crate::Isolation::PerTask) there are more workers than tasks that
+/// run, so the number may be higher.
+///
 /// One case is different: a worker that does not end although it was killed (it hangs in the
 /// kernel) is given up after five seconds, and its index is free then.
 ///

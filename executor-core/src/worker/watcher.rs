@@ -26,7 +26,7 @@ use rustix::{
 };
 
 use super::gauge::{Gauge, Looks};
-use crate::os::{arena::inode, ready, signals, socket::is_hung_up};
+use crate::os::{arena::inode, eventfd::EventFd, ready, signals, socket::is_hung_up};
 
 /// How often to check the parent when no pidfd can be opened.
 const WITHOUT_DESCRIPTOR: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -130,6 +130,45 @@ pub(super) fn start(
 
 fn timespec(wait: Duration) -> Timespec {
     Timespec { tv_sec: wait.as_secs() as _, tv_nsec: wait.subsec_nanos() as _ }
+}
+
+/// Calls `work` while another thread watches `parent` and `socket`, as after [`start`]. That thread
+/// has ended when this returns. The kernel may count it for a moment longer.
+pub(super) fn during<R>(
+    parent: Pid,
+    pidfd: &OwnedFd,
+    socket: &OwnedFd,
+    work: impl FnOnce() -> R,
+) -> io::Result<R> {
+    let over = EventFd::new()?;
+    let watch = || {
+        loop {
+            let mut fds = [
+                PollFd::new(socket, PollFlags::empty()),
+                PollFd::new(pidfd, PollFlags::IN),
+                PollFd::new(&over, PollFlags::IN),
+            ];
+            ready::doze(&mut fds, None);
+            let is_over = !fds[2].revents().is_empty();
+            if getppid() != Some(parent) || is_hung_up(socket.as_fd()) {
+                end_group();
+            }
+            if is_over {
+                return;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        signals::deaf(|| {
+            let builder = thread::Builder::new().name("executor-watcher".into());
+            builder.stack_size(64 * 1024).spawn_scoped(scope, watch)
+        })?;
+        WATCHED.store(getpid().as_raw_nonzero().get(), Ordering::Relaxed);
+        let result = work();
+        WATCHED.store(0, Ordering::Relaxed);
+        over.ring();
+        Ok(result)
+    })
 }
 
 /// The id of the process that has a watcher thread. A forked copy of the process has none.

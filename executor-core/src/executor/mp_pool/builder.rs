@@ -1,9 +1,10 @@
 //! The builder for a pool: [`PoolBuilder`].
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use super::Pool;
 use crate::{
+    child::{start_method::StartMethod, stdio::Stdio},
     error::BuildError,
     executor::{ProcessPoolBuilder, ProcessPoolExecutor},
     os::cpu::usable_cpus_or_error,
@@ -92,6 +93,75 @@ impl PoolBuilder {
     /// change.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.executor = self.executor.env(key, value);
+        self
+    }
+
+    /// Removes an environment variable, so that the workers do not inherit it.
+    pub fn env_remove(mut self, key: impl Into<OsString>) -> Self {
+        self.executor = self.executor.env_remove(key);
+        self
+    }
+
+    /// Sets how workers are started: see [`ProcessPoolBuilder::start_method`].
+    ///
+    /// ```
+    /// # use executor::{Pool, StartMethod, prelude::*};
+    /// # use std::sync::OnceLock;
+    /// static TABLE: OnceLock<Vec<u64>> = OnceLock::new();
+    ///
+    /// #[task]
+    /// fn load() { TABLE.set((0..1_000).collect()).unwrap() }
+    ///
+    /// #[task]
+    /// fn look_up(at: usize) -> u64 { TABLE.get().unwrap()[at] }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let builder = Pool::builder().processes(2).start_method(StartMethod::ForkServer);
+    ///     let pool = builder.preload(load::task()).build().unwrap();
+    ///     assert_eq!(pool.map(look_up::task, [3, 5]).unwrap(), [3, 5]);
+    ///     # pool.terminate();
+    /// }
+    /// ```
+    pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.executor = self.executor.start_method(method);
+        self
+    }
+
+    /// Runs a task once in the fork server, before it makes the first worker: see
+    /// [`ProcessPoolBuilder::preload`].
+    pub fn preload(mut self, task: impl IntoTask) -> Self {
+        self.executor = self.executor.preload(task);
+        self
+    }
+
+    /// Sets the working directory of the workers: see [`ProcessPoolBuilder::cwd`].
+    pub fn cwd(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.executor = self.executor.cwd(directory);
+        self
+    }
+
+    /// Sets the standard input of the workers: see [`ProcessPoolBuilder::stdin`].
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.executor = self.executor.stdin(stdin);
+        self
+    }
+
+    /// Sets the standard output of the workers: see [`ProcessPoolBuilder::stdout`].
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.executor = self.executor.stdout(stdout);
+        self
+    }
+
+    /// Sets the standard error of the workers: see [`ProcessPoolBuilder::stderr`].
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.executor = self.executor.stderr(stderr);
+        self
+    }
+
+    /// Sets another path of the program: see [`ProcessPoolBuilder::executable`].
+    pub fn executable(mut self, path: impl Into<PathBuf>) -> Self {
+        self.executor = self.executor.executable(path);
         self
     }
 

@@ -2,11 +2,15 @@
 
 mod ending;
 
-use std::{ffi::OsString, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 mod restraints;
 
-use super::{Handle, OnDrop, ProcessPoolExecutor, place::PlaceOptions};
+use super::{
+    Handle, OnDrop, ProcessPoolExecutor,
+    place::PlaceOptions,
+    start::{Isolation, Starting},
+};
 use crate::{
     child::birth::{self, Barren},
     error::BuildError,
@@ -59,7 +63,7 @@ const FINALIZER_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct ProcessPoolBuilder {
     pub(super) max_workers: Option<usize>,
     pub(super) min_workers: Option<usize>,
-    max_tasks_per_worker: Option<usize>,
+    pub(super) max_tasks_per_worker: Option<usize>,
     pub(super) lifespan: Lifespan,
     start_at_once: bool,
     initializer: Option<Initializer<Result<Payload, String>>>,
@@ -67,7 +71,7 @@ pub struct ProcessPoolBuilder {
     finalizer: Option<Initializer<Result<Payload, String>>>,
     finalizer_timeout: Option<Duration>,
     graces: Graces,
-    envs: Vec<(OsString, OsString)>,
+    pub(super) starting: Starting,
     start_timeout: Option<Duration>,
     on_drop: OnDrop,
     exit_timeout: Option<Duration>,
@@ -76,15 +80,12 @@ pub struct ProcessPoolBuilder {
     defaults: TaskDefaults,
     max_pending: Option<usize>,
     max_pending_bytes: Option<usize>,
-    restraints: Restraints,
+    pub(super) restraints: Restraints,
     pub(super) place: PlaceOptions,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
-    /// Writes the options. Of environment variables it writes the names only, because values may
-    /// be secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<_> = self.envs.iter().map(|(name, _)| name).collect();
         f.debug_struct("ProcessPoolBuilder")
             .field("max_workers", &self.max_workers)
             .field("min_workers", &self.min_workers)
@@ -98,7 +99,7 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("finalizer_timeout", &self.finalizer_timeout)
             .field("cancel_grace", &self.graces.cancel)
             .field("terminate_grace", &self.graces.terminate)
-            .field("envs", &names)
+            .field("starting", &self.starting)
             .field("start_timeout", &self.start_timeout)
             .field("on_drop", &self.on_drop)
             .field("exit_timeout", &self.exit_timeout)
@@ -285,13 +286,6 @@ impl ProcessPoolBuilder {
     /// Starts all workers at once, and replaces them when they end, whether or not there is work.
     pub(crate) fn start_at_once(mut self) -> Self {
         self.start_at_once = true;
-        self
-    }
-
-    /// Sets an environment variable in the workers. The environment of this process does not
-    /// change.
-    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.envs.push((key.into(), value.into()));
         self
     }
 
@@ -485,7 +479,7 @@ impl ProcessPoolBuilder {
             finalizer,
             finalizer_timeout,
             graces,
-            envs,
+            starting,
             start_timeout,
             on_drop,
             exit_timeout,
@@ -512,7 +506,7 @@ impl ProcessPoolBuilder {
             && *lifespan == other.lifespan
             && *start_at_once == other.start_at_once
             && *initializer_timeout == other.initializer_timeout
-            && *envs == other.envs
+            && starting.is_same(&other.starting)
             && *start_timeout == other.start_timeout
             && *on_drop == other.on_drop
             && *exit_timeout == other.exit_timeout
@@ -574,12 +568,8 @@ impl ProcessPoolBuilder {
         if self.stack_size.is_some_and(|bytes| !(64 << 10..=120 << 20).contains(&bytes)) {
             return invalid("stack_size must lie between 64 KiB and 120 MiB");
         }
-        if self.envs.iter().any(|(key, value)| !is_env(key, value)) {
-            return invalid(
-                "an environment variable's name is empty or has a `=` or a zero byte, or its value has one",
-            );
-        }
         restraints::check(&self.restraints)?;
+        self.check_isolation()?;
         ready::check().map_err(|error| BuildError::Os {
             what: "to wait for descriptors (`poll`)",
             error: Arc::new(error),
@@ -613,16 +603,18 @@ impl ProcessPoolBuilder {
             }
             min => min.unwrap_or(0),
         };
-        let mut envs = self.place.thread_variables();
-        envs.extend(self.envs.into_iter().map(|(key, value)| (key, Some(value))));
+        let mut starting = self.starting;
+        starting.environment.splice(..0, self.place.thread_variables());
         let places = self.place.checked(workers_max)?;
         // Use shared memory, unless the environment selects the fallback.
         let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
+        let per_task = starting.isolation == Isolation::PerTask;
+        let tasks_max = if per_task { Some(1) } else { self.max_tasks_per_worker };
         let pool = Pool::new(PoolOptions {
             workers_max,
             workers_min,
             // A limit that does not fit into 32 bits is never reached, so it means no limit.
-            tasks_max: self.max_tasks_per_worker.and_then(|tasks| u32::try_from(tasks).ok()),
+            tasks_max: tasks_max.and_then(|tasks| u32::try_from(tasks).ok()),
             lifespan: self.lifespan,
             start_timeout: self.start_timeout.unwrap_or(START_TIMEOUT),
             initializer_timeout,
@@ -630,7 +622,7 @@ impl ProcessPoolBuilder {
             finalizer,
             finalizer_timeout,
             graces: self.graces,
-            envs,
+            start: starting.check(workers_max, initializer_timeout)?,
             places,
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport,
@@ -706,8 +698,3 @@ static TRANSPORT: Setting<Transport> =
         "ipc" => Some(Transport::Ipc),
         _ => None,
     });
-
-pub(super) fn is_env(key: &OsString, value: &OsString) -> bool {
-    let (key, value) = (key.as_encoded_bytes(), value.as_encoded_bytes());
-    !key.is_empty() && !key.contains(&b'=') && !key.contains(&0) && !value.contains(&0)
-}

@@ -7,8 +7,9 @@
 
 use std::{ffi::OsString, fmt, sync::Arc};
 
-use super::builder::{ProcessPoolBuilder, is_env};
+use super::builder::ProcessPoolBuilder;
 use crate::{
+    child::environment,
     error::BuildError,
     os::affinity,
     pool::place::{Pin, Places, Variable},
@@ -78,6 +79,16 @@ impl PlaceOptions {
         self.slots.as_ref().map(Vec::len)
     }
 
+    /// Returns whether each slot has variables of its own.
+    pub(super) fn has_env_of_slot(&self) -> bool {
+        self.env_of_slot.is_some()
+    }
+
+    /// Returns whether workers are bound to CPUs.
+    pub(super) fn pins(&self) -> bool {
+        self.pin.is_some()
+    }
+
     /// Returns the variables for the number of inner threads. They come before the user's own.
     pub(super) fn thread_variables(&self) -> Vec<Variable> {
         let Some(threads) = self.inner_threads else { return Vec::new() };
@@ -99,7 +110,10 @@ impl PlaceOptions {
         if let Some(nice) = self.nice.filter(|nice| !(-20..=19).contains(nice)) {
             return invalid(format!("nice is {nice}, but must lie between -20 and 19"));
         }
-        let slots = match (self.slots, self.env_of_slot) {
+        let some = |env: Vec<(OsString, OsString)>| {
+            env.into_iter().map(|(key, value)| (key, Some(value))).collect()
+        };
+        let slots: Vec<(String, Vec<Variable>)> = match (self.slots, self.env_of_slot) {
             (None, Some(_)) => return invalid("env_of_slot without slots".into()),
             (None, None) => Vec::new(),
             (Some(slots), _) if slots.is_empty() => {
@@ -114,23 +128,17 @@ impl PlaceOptions {
             (Some(slots), env) => {
                 let with_env = |slot: String| {
                     let variables = env.as_ref().map_or_else(Vec::new, |env| env(&slot));
-                    (slot, variables)
+                    (slot, some(variables))
                 };
                 slots.into_iter().map(with_env).collect()
             }
         };
-        let is_wrong = |(key, value): &(OsString, OsString)| !is_env(key, value);
-        if let Some((slot, _)) = slots.iter().find(|(_, env)| env.iter().any(is_wrong)) {
-            return invalid(format!(
-                "env_of_slot for `{slot}`: a name is empty or has a `=` or a zero byte, or its value has one"
-            ));
+        if let Some((slot, _)) = slots.iter().find(|(_, env)| !environment::is_valid(env)) {
+            return invalid(format!("env_of_slot for `{slot}`: {}", environment::INVALID));
         }
-        let some = |env: Vec<(OsString, OsString)>| {
-            env.into_iter().map(|(key, value)| (key, Some(value))).collect()
-        };
         Ok(Places {
             name: self.name,
-            slots: slots.into_iter().map(|(slot, env)| (slot, some(env))).collect(),
+            slots,
             cpus: self.pin.map_or_else(|| Ok(Vec::new()), sets)?,
             nice: self.nice,
         })
@@ -178,7 +186,8 @@ impl ProcessPoolBuilder {
     ///
     /// The worker with index 3 of the program `render` is `render:3`, or `render:tiles:3` if the
     /// executor is named `tiles`. The kernel allows 15 bytes for this, so long names are
-    /// shortened. The whole line (`ps -ef`) begins with `/usr/bin/render: worker 3 of tiles`.
+    /// shortened. The whole line (`ps -ef`) begins with `/usr/bin/render: worker 3 of tiles`. Copies
+    /// of a fork server have its line, `/usr/bin/render: fork server`.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -204,7 +213,9 @@ impl ProcessPoolBuilder {
     /// two workers have one at the same time. If two workers are to share a device, name it twice.
     ///
     /// There are as many workers as slots by default. With a larger
-    /// [`max_workers`](Self::max_workers), [`build`](Self::build) fails.
+    /// [`max_workers`](Self::max_workers), [`build`](Self::build) fails. With
+    /// [`Isolation::PerTask`](crate::Isolation::PerTask) it fails, too: there are then more workers
+    /// than tasks that run.
     ///
     /// ```
     /// use executor::prelude::*;
@@ -231,6 +242,9 @@ impl ProcessPoolBuilder {
     /// Sets environment variables for the worker of each [slot](Self::slots). They take precedence
     /// over those of [`env`](Self::env). [`build`](Self::build) calls this function once for each
     /// slot.
+    ///
+    /// With [`StartMethod::ForkServer`](crate::StartMethod::ForkServer) it is refused: workers are
+    /// then copies of one process, and what it has loaded may have read its environment already.
     pub fn env_of_slot<E, K, V>(mut self, env: impl Fn(&str) -> E + Send + Sync + 'static) -> Self
     where
         E: IntoIterator<Item = (K, V)>,
@@ -250,6 +264,8 @@ impl ProcessPoolBuilder {
     /// Only threads that a constructor of the program starts before `main` are not affected.
     ///
     /// [`build`](Self::build) fails if a CPU does not exist, or if this process may not run on it.
+    /// It also fails with [`Isolation::PerTask`](crate::Isolation::PerTask), because tasks that run
+    /// at the same time could then get the same CPU while others are free.
     ///
     /// ```
     /// # use executor::{BuildError, Pin, prelude::*};

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use super::{OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
+use super::{Isolation, OnDrop, ProcessPoolBuilder, ProcessPoolExecutor};
 use crate::{error::BuildError, os::fork::PerProcess, pool::Shutdown};
 
 /// How long workers of the reusable executor may be idle, unless the options say something else.
@@ -106,6 +106,7 @@ impl ProcessPoolBuilder {
     ///   [`reusable_replacing`](Self::reusable_replacing) ends it at once.
     ///
     /// An initializer whose arguments contain descriptors, such as a queue, is different each time.
+    /// So is a [standard stream](Self::stdout) that is a file, unless the builder is a clone.
     ///
     /// # Errors
     /// The same as [`build`](Self::build). The executor that is kept does not change then.
@@ -175,7 +176,10 @@ impl ProcessPoolBuilder {
             self.max_workers = max_workers;
             return self.build();
         }
-        self.lifespan.idle_timeout.get_or_insert(IDLE_TIMEOUT);
+        // With isolation, each worker is kept for one task.
+        if self.starting.isolation == Isolation::PerWorker {
+            self.lifespan.idle_timeout.get_or_insert(IDLE_TIMEOUT);
+        }
         let mut built = Brief(None);
         loop {
             let (fits, mut present) = match &*kept() {

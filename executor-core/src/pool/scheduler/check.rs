@@ -91,7 +91,11 @@ impl<C: Scheduled> Scheduler<C> {
         assert_eq!(timed, self.timed, "the count of timed tasks");
         let working = !self.state.is_over();
         assert!(
-            !working || self.queued == 0 || self.idle.is_empty() || self.rebalance_at.is_some(),
+            !working
+                || self.queued == 0
+                || self.idle.is_empty()
+                || self.rebalance_at.is_some()
+                || self.is_full(),
             "a worker is idle while work is queued"
         );
         let waits = |worker: &Worker| {
@@ -106,7 +110,7 @@ impl<C: Scheduled> Scheduler<C> {
                 || !self.workers.values().any(waits),
             "a task waits behind another one, and nobody is going to look"
         );
-        assert!(self.staying() <= self.config.workers_max, "too many workers");
+        assert!(self.staying() <= self.workers_limit(), "too many workers");
         for (id, worker) in &self.workers {
             let leaves = worker.is_leaving() && worker.may_be_recalled();
             assert!(!leaves || self.leaving.contains(id), "{id:?} is leaving");
@@ -120,6 +124,12 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let indices: BTreeSet<_> = self.workers.values().map(Worker::index).collect();
         assert_eq!(indices.len(), self.workers.len(), "two workers have one index");
+        assert!(
+            self.config.spares.is_none()
+                || self.occupied_to_stay() <= self.config.workers_max
+                    && self.workers.values().all(|worker| worker.in_flight.len() <= 1),
+            "each task has a worker of its own"
+        );
         assert!(
             !self.lacks_workers() || self.no_start_before.is_some() || self.next_worker == 0,
             "too few workers"

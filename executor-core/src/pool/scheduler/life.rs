@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A worker that leaves keeps only the task that it has begun, and gets no other, except those of
-//! [broadcasts](super::broadcast) that wait for it. So it leaves between two tasks, however long they
-//! are and however many wait.
+//! [broadcasts](super::broadcast) that wait for it. So it leaves between two tasks, however long
+//! they are and however many wait.
 
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,19 @@ impl<C: Scheduled> Scheduler<C> {
         out: &mut Actions<C>,
     ) -> usize {
         self.config.workers_max = workers_max;
+        let busy = match self.config.spares {
+            None => self.shrink_or_grow(now, claims),
+            Some(spares) => self.shrink_isolated(spares, claims),
+        };
+        self.after_changes(now, claims, out);
+        self.look_at_lives();
+        busy
+    }
+
+    /// Lets workers leave that are too many, or keeps some that were about to leave. Returns how
+    /// many leave only after a task.
+    fn shrink_or_grow(&mut self, now: Instant, claims: &dyn Claims) -> usize {
+        let workers_max = self.config.workers_max;
         let staying = self.staying();
         for _ in staying..workers_max {
             if !self.recall(now) {
@@ -88,8 +101,6 @@ impl<C: Scheduled> Scheduler<C> {
             self.let_go(id, 0, claims);
             busy += usize::from(!self.workers[&id].in_flight.is_empty());
         }
-        self.after_changes(now, claims, out);
-        self.look_at_lives();
         busy
     }
 
@@ -107,7 +118,7 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Lets a worker leave as soon as it has ended what it has begun, and its first `keeps` chunks.
-    fn let_go(&mut self, id: WorkerId, keeps: usize, claims: &dyn Claims) {
+    pub(super) fn let_go(&mut self, id: WorkerId, keeps: usize, claims: &dyn Claims) {
         let worker = self.workers.get_mut(&id).expect("one of the workers");
         worker.transition_to_leaving();
         let behind = worker.in_flight.len().saturating_sub(keeps);

@@ -29,7 +29,8 @@
 //! ```text
 //!  events in     broadcast, replies, cancel, lifecycle, life, shutdown, attempts, deadlines (time);
 //!                `on_submit` in queue
-//!  decisions     placement, bound, rebalance, restarts, termination, verdict (a worker has ended)
+//!  decisions     placement, bound, rebalance, restarts, spares, termination, verdict (a worker has
+//!                ended)
 //!  records       task, worker, in_flight, termination, state, estimate, queue, line, waits
 //!  asked         claims, and `Scheduled` in task
 //!  tells         rows
@@ -66,6 +67,7 @@ mod replies;
 mod restarts;
 mod rows;
 mod shutdown;
+mod spares;
 mod state;
 mod task;
 mod termination;
@@ -118,9 +120,15 @@ pub(crate) struct Config {
     pub(crate) finalizer: Option<Box<str>>,
     pub(crate) finalizer_timeout: Duration,
     pub(crate) graces: Graces,
+    /// With isolation of tasks, the number of workers that are kept ready beside those that run.
+    /// `tasks_max` is 1 then.
+    pub(crate) spares: Option<usize>,
     /// Number of tasks after which a worker leaves.
     pub(crate) tasks_max: Option<u32>,
     pub(crate) lifespan: Lifespan,
+    /// How long it may take from the order to start a worker until its process exists, in addition
+    /// to `start_timeout`.
+    pub(crate) launch_timeout: Duration,
     pub(crate) start_timeout: Duration,
     /// Number of workers that can run at the same time.
     pub(crate) processors: usize,

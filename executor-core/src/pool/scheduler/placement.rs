@@ -97,6 +97,9 @@ impl<C: Scheduled> Scheduler<C> {
     fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         let mut woken = false;
         while let Some(chunk) = self.next_queued() {
+            if self.is_full() {
+                return;
+            }
             let all_rest = self.idle.len() == self.workers.len();
             let tiny = !all_rest && self.takes_at_most(TINY, chunk);
             let crowded = self.is_crowded(now);
@@ -287,7 +290,9 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns whether waking another worker would make more workers run than there are processors.
     pub(super) fn is_crowded(&self, now: Instant) -> bool {
         let processors = self.config.processors;
-        if self.config.workers_max <= processors
+        // With isolation, no task can wait behind another one.
+        if self.config.spares.is_some()
+            || self.config.workers_max <= processors
             || self.workers.len() - self.idle.len() < processors
         {
             return false;

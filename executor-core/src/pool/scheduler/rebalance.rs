@@ -49,7 +49,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns whether another worker could run what waits behind a task, now or when starts are
     /// tried again.
     pub(super) fn could_grow(&self) -> bool {
-        !self.idle.is_empty() || self.workers.len() < self.config.workers_max
+        !self.idle.is_empty() || self.workers.len() < self.workers_limit()
     }
 
     /// Returns how long a task may wait behind another one, in addition to its own estimates.

@@ -20,6 +20,9 @@ const START_FAILURES_MAX: usize = 5;
 
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
 
+/// Stands for the end of time.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
 
 impl<C: Scheduled> Scheduler<C> {
@@ -37,7 +40,8 @@ impl<C: Scheduled> Scheduler<C> {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         self.counted.started();
-        self.workers.insert(id, Worker::new(now, index, self.config.tasks_max));
+        let since = now.checked_add(self.config.launch_timeout).unwrap_or_else(|| now + FAR);
+        self.workers.insert(id, Worker::new(now, since, index, self.config.tasks_max));
         out.push(Action::Start(id, index));
     }
 
@@ -46,6 +50,13 @@ impl<C: Scheduled> Scheduler<C> {
     fn free_index(&self) -> u32 {
         let taken: BTreeSet<u32> = self.workers.values().map(Worker::index).collect();
         (0..).find(|index| !taken.contains(index)).expect("there are fewer workers than numbers")
+    }
+
+    /// Handles the creation of a worker's process. Its hello is to come within `start_timeout`.
+    pub(crate) fn on_launched(&mut self, now: Instant, id: WorkerId) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.seen_launched(now);
+        }
     }
 
     /// Returns whether to start another worker: there is more work than for the workers that are
@@ -58,6 +69,9 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let comes = |worker: &&Worker| worker.is_coming_up() && worker.stays();
         let coming = self.workers.values().filter(comes).count();
+        if self.config.spares.is_some() {
+            return self.needs_another(coming);
+        }
         // With a limit on tasks per worker, a worker may take only a part of a chunk.
         let too_many = |tasks_max: u32| {
             let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(chunk));
@@ -71,13 +85,15 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether another worker could be started now.
     pub(super) fn has_place(&self, now: Instant) -> bool {
-        self.workers.len() < self.config.workers_max
-            && self.no_start_before.is_none_or(|at| at <= now)
+        self.workers.len() < self.workers_limit() && self.no_start_before.is_none_or(|at| at <= now)
     }
 
-    /// Returns whether there are fewer workers than `workers_min`, and there is a place for another
-    /// one.
+    /// Returns whether there are fewer workers than `workers_min`, or fewer spare ones than there
+    /// should be, and there is a place for another one.
     pub(super) fn lacks_workers(&self) -> bool {
+        if self.config.spares.is_some() {
+            return self.lacks_spares();
+        }
         // Workers are counted only if it matters, because counting means looking at each.
         let min = self.workers_min();
         min > 0 && self.workers.len() < self.config.workers_max && self.staying() < min

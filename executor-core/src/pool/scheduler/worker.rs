@@ -53,10 +53,11 @@ pub(super) enum Leaving {
 }
 
 impl Worker {
-    pub(super) fn new(now: Instant, index: u32, budget: Option<u32>) -> Self {
+    /// `since` is when the time for its start begins at the latest: when its process exists.
+    pub(super) fn new(now: Instant, since: Instant, index: u32, budget: Option<u32>) -> Self {
         Worker {
             index,
-            state: WorkerState::Starting { since: now },
+            state: WorkerState::Starting { since },
             in_flight: InFlight::new(now, budget),
             stopped: None,
             ended: false,
@@ -219,6 +220,13 @@ impl Worker {
             && self.is_wanted()
     }
 
+    /// Returns whether the worker has had no task, and is not about to leave. One that has died is
+    /// spare until its end is known: it is replaced then.
+    pub(super) fn is_spare(&self) -> bool {
+        let leaves = self.leaving || self.is_stopping();
+        !leaves && self.in_flight.is_empty() && !self.in_flight.is_spent()
+    }
+
     /// Returns whether the worker has finished its start.
     pub(super) fn was_ready(&self) -> bool {
         matches!(self.state, WorkerState::Ready | WorkerState::Stopping { .. })
@@ -340,6 +348,13 @@ impl Worker {
     /// Records that the worker was continued.
     pub(super) fn seen_continued(&mut self) {
         self.stopped = None;
+    }
+
+    /// Records that the worker's process exists.
+    pub(super) fn seen_launched(&mut self, now: Instant) {
+        if let WorkerState::Starting { since } = &mut self.state {
+            *since = now.min(*since);
+        }
     }
 
     /// Records that the worker's process has ended.

@@ -17,7 +17,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
     thread,
@@ -25,11 +25,13 @@ use std::{
 };
 
 use dying::{EXTRA_ROUNDS_MAX, HANGS_AFTER, ROUNDS, Random, number};
-use executor::{BrokenCause, ExitStatus, SharedBytes, prelude::*};
+use executor::{BrokenCause, ExitStatus, SharedBytes, StartMethod, prelude::*};
 use executor_core::kill_point::{self, Step};
 
 /// Names the file of the record.
 const RECORD: &str = "EXECUTOR_TEST_RECORD";
+/// Is set if workers are copies of a fork server.
+const COPIES: &str = "EXECUTOR_TEST_COPIES";
 
 // ---- the record ---------------------------------------------------------------------------------
 
@@ -182,24 +184,41 @@ impl Manner {
 
 // ---- the side of the workers --------------------------------------------------------------------
 
-/// In a worker: the record, and the worker's number in it.
-static OWN: OnceLock<(&'static Record, usize)> = OnceLock::new();
+/// In a worker, and in the fork server: the record.
+static OWN: OnceLock<&'static Record> = OnceLock::new();
+/// The worker's number in the record, and the process that has this number.
+static NUMBER: AtomicUsize = AtomicUsize::new(LIVES);
+static PROCESS: AtomicU32 = AtomicU32::new(0);
 
 /// In a worker: enables the hook, so that every step from now on may be the last.
 fn enroll(path: &std::ffi::OsStr) {
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the record");
-    let record = map(file.as_raw_fd());
-    let number = record.started.fetch_add(1, SeqCst) as usize;
-    if let Some(life) = record.lives.get(number) {
-        life.pid.store(std::process::id(), SeqCst);
+    let _ = OWN.set(map(file.as_raw_fd()));
+    if std::env::var_os(COPIES).is_some() {
+        // The fork server is no worker, and has no number.
+        PROCESS.store(std::process::id(), SeqCst);
     }
-    let _ = OWN.set((record, number));
+    own();
     kill_point::set_hook(on_step);
 }
 
+/// Returns the record and this worker's number. A copy of a fork server gets its number here.
+fn own() -> Option<(&'static Record, usize)> {
+    let record = *OWN.get()?;
+    let process = std::process::id();
+    if PROCESS.swap(process, SeqCst) != process {
+        let number = record.started.fetch_add(1, SeqCst) as usize;
+        if let Some(life) = record.lives.get(number) {
+            life.pid.store(process, SeqCst);
+        }
+        NUMBER.store(number, SeqCst);
+    }
+    Some((record, NUMBER.load(SeqCst)))
+}
+
 fn own_life() -> Option<(&'static Record, &'static Life)> {
-    let (record, number) = OWN.get()?;
-    Some((record, record.lives.get(*number)?))
+    let (record, number) = own()?;
+    Some((record, record.lives.get(number)?))
 }
 
 fn on_step(step: Step) {
@@ -249,14 +268,14 @@ fn die(life: &Life) -> ! {
 
 /// Records that a task has begun. Called before anything else in the task.
 fn begin(number: u32, result_len: usize) {
-    let Some((record, own)) = OWN.get() else { return };
-    if let Some(life) = record.lives.get(*own) {
+    let Some((record, own)) = own() else { return };
+    if let Some(life) = record.lives.get(own) {
         life.result_len.store(result_len as u32, SeqCst);
     }
     let task = &record.tasks[number as usize];
     // Record the worker first, then the task: if the worker were killed from outside in between,
     // the task would have run in no recorded worker.
-    task.life.store(*own as u32 + 1, SeqCst);
+    task.life.store(own as u32 + 1, SeqCst);
     task.times.fetch_add(1, SeqCst);
     let at = record.begun.fetch_add(1, SeqCst) as usize;
     if let Some(place) = record.order.get(at) {
@@ -333,6 +352,8 @@ struct Plan {
     initializer: bool,
     /// Whether its workers run a finalizer.
     finalizer: bool,
+    /// Whether workers are copies of a fork server.
+    copies: bool,
     /// Whether a first task ends before any worker dies. From then on, the pool does not consider
     /// itself broken.
     warm: bool,
@@ -464,7 +485,9 @@ impl Plan {
                 works.push(work);
             }
         }
-        Plan { workers, initializer, finalizer, warm, deaths, outside, works }
+        // A copy is past the first step when it is made.
+        let copies = dice.one_in(3) && first != Step::Started;
+        Plan { workers, initializer, finalizer, copies, warm, deaths, outside, works }
     }
 }
 
@@ -809,6 +832,9 @@ impl Test {
         }
         if plan.initializer {
             builder = builder.initializer(prepare::task());
+        }
+        if plan.copies {
+            builder = builder.start_method(StartMethod::ForkServer).env(COPIES, "");
         }
         let pool = builder.build().expect("a pool");
         outcomes.lock().expect("nobody has it").resize(TASKS, Outcome::Unknown);

@@ -21,6 +21,10 @@ impl ProcessPoolBuilder {
     /// - **Whose.** The memory is that of the worker. What earlier tasks have left in it counts,
     ///   and the task that takes it above the limit fails. Let
     ///   [`max_rss_growth`](Self::max_rss_growth) replace workers in time if tasks leak.
+    /// - **Copies of a fork server.** With
+    ///   [`StartMethod::ForkServer`](crate::StartMethod::ForkServer), what a worker has when it is
+    ///   copied does not count, because all workers share it. It does not count either when a task
+    ///   writes to it, although the worker then has a page of its own instead.
     /// - **What does not count.** Shared memory ([`SharedBytes`](crate::SharedBytes) and the like,
     ///   and large arguments and results on their way), files that are mapped, and the memory of
     ///   processes that a task starts.
@@ -91,7 +95,8 @@ impl ProcessPoolBuilder {
     /// - [`memory`](Limits::memory) counts what a worker has reserved, even if it is not used. An
     ///   allocation beyond it fails, which in Rust ends the worker. The task then fails with
     ///   [`TaskError::MemoryLimit`](crate::TaskError::MemoryLimit). In most cases
-    ///   [`worker_memory_limit`](Self::worker_memory_limit) is the better choice.
+    ///   [`worker_memory_limit`](Self::worker_memory_limit) is the better choice. A copy of a fork
+    ///   server has reserved what the server has, so this counts.
     /// - [`open_files`](Limits::open_files) and [`file_size`](Limits::file_size) are in force for
     ///   the worker's own work as well. A worker has about twelve open descriptors before its first
     ///   task. Large results are sent in parts where a file of shared memory would be too large.
