@@ -6,6 +6,7 @@ mod blame;
 mod broadcast;
 mod broken;
 mod cancelling;
+mod copies;
 mod executor_trait;
 mod finalizer;
 mod future;

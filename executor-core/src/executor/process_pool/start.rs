@@ -334,11 +334,11 @@ impl ProcessPoolBuilder {
     /// [`max_tasks_per_worker`](Self::max_tasks_per_worker), [`min_workers`](Self::min_workers),
     /// [`idle_timeout`](Self::idle_timeout), [`max_lifetime`](Self::max_lifetime),
     /// [`max_rss_growth`](Self::max_rss_growth). So is what each worker has one of:
-    /// [`slots`](Self::slots), [`pin`](Self::pin), and [maps in round-robin
-    /// order](crate::Map::round_robin). [`worker_index`](crate::worker_index) is another one in each
-    /// worker that lives, but may be as high as twice the number of tasks and of ready workers.
-    /// [`resize`](crate::ProcessPoolExecutor::resize) changes how many tasks run at the same time, and not
-    /// how many workers are kept ready.
+    /// [`slots`](Self::slots), [`pin`](Self::pin), and [`Map::round_robin`](crate::Map::round_robin).
+    ///
+    /// No two workers have one [index](crate::worker_index) at the same time, but it may be above
+    /// the number of tasks that run. [`resize`](crate::ProcessPoolExecutor::resize) changes how
+    /// many tasks run at the same time, and not how many workers are kept ready.
     ///
     /// ```
     /// # use executor::{Isolation, prelude::*};
@@ -455,5 +455,40 @@ impl ProcessPoolBuilder {
     pub fn executable(mut self, path: impl Into<PathBuf>) -> Self {
         self.starting.executable = Some(path.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn copies_of_a_descriptor_are_the_same_and_two_descriptors_never() {
+        let file = || File::open("/dev/null").unwrap();
+        let builder = || ProcessPoolBuilder::default();
+        let one = builder().stdout(file());
+        assert!(one.starting.is_same(&one.clone().starting));
+        assert!(!one.starting.is_same(&builder().stdout(file()).starting));
+        assert!(!one.starting.is_same(&Starting::default()));
+        let null = || builder().stdin(Stdio::null()).stderr(Stdio::null());
+        assert!(null().starting.is_same(&null().starting));
+        assert!(!null().starting.is_same(&null().stdin(Stdio::inherit()).starting));
+        let changes: [fn(ProcessPoolBuilder) -> ProcessPoolBuilder; 8] = [
+            |builder| builder.start_method(StartMethod::ForkServer),
+            |builder| builder.isolation(Isolation::PerTask),
+            |builder| builder.ready(1),
+            |builder| builder.executable("/bin/true"),
+            |builder| builder.env("MODE", "1"),
+            |builder| builder.env_remove("MODE"),
+            |builder| builder.cwd("/"),
+            |builder| builder.stderr(Stdio::null()),
+        ];
+        for (at, change) in changes.into_iter().enumerate() {
+            let changed = change(builder());
+            assert!(changed.starting.is_same(&change(builder()).starting), "{at}");
+            assert!(!changed.starting.is_same(&Starting::default()), "{at}");
+        }
     }
 }
