@@ -3539,6 +3539,68 @@ fn a_worker_that_is_old_at_once_keeps_its_first_task() {
 }
 
 #[test]
+fn a_worker_gets_nothing_at_the_moment_at_which_it_is_too_old() {
+    let lifespan = Lifespan { lifetime_max: Some(A_MOMENT), ..Lifespan::default() };
+    let mut world = World::of(Config { lifespan, ..small(1, Duration::from_secs(10)) });
+    world.retries = 1;
+    let tasks = [(); 3].map(|()| world.submit(0, None, Conduct::Fails));
+    world.retries = 0;
+    while world.undecided.len() < tasks.len() {
+        assert!(world.any_turn() || world.wait(), "all of them fail");
+    }
+    for task in std::mem::take(&mut world.undecided) {
+        world.later.push((task, world.now + A_MOMENT));
+        world.event(|scheduler, now, claims, out| {
+            scheduler.on_retry(now, task, A_MOMENT, claims, out)
+        });
+    }
+    world.advance(A_MOMENT);
+    world.tick();
+    assert_eq!(world.holding(0), 0, "they are due, and are for the next worker");
+    assert!(world.processes[&WorkerId(0)].stop_sent.is_some());
+    world.until_all_end();
+    assert!(world.all_return(&tasks));
+}
+
+#[test]
+fn what_a_worker_keeps_for_too_long_while_it_leaves_goes_to_others() {
+    // The function takes a second, which nobody knows yet.
+    const ITEMS: usize = 20;
+    let lifetime_max = Some(Duration::from_nanos(1));
+    let lifespan = Lifespan { lifetime_max, ..Lifespan::default() };
+    let mut world = World::of(Config { lifespan, ..small(2, Duration::from_secs(10)) });
+    world.submit_chunk(5, None, &[Conduct::Returns; ITEMS]);
+    while world.processes.values().all(|process| !process.ready) {
+        assert!(world.any_turn());
+    }
+    world.advance(A_MOMENT);
+    world.tick();
+    assert_eq!(world.holding(0), ITEMS, "it is old, and keeps its first chunk");
+    world.pass(5 * (START_COST + SLOW_START));
+    assert_eq!(world.holding(0), 1, "it has begun one, and the others went elsewhere");
+    assert_eq!(world.processes.len(), 2, "another worker was started for them");
+    world.until_all_end();
+    let ends = world.stories.iter().map(|story| story.ending);
+    assert!(ends.into_iter().all(|ending| ending == Some(Ending::Value)));
+}
+
+#[test]
+fn ticks_for_other_reasons_do_not_put_off_the_end_of_an_old_worker() {
+    let lifespan = Lifespan { lifetime_max: Some(A_MOMENT), ..Lifespan::default() };
+    let mut world = World::of(Config { lifespan, ..small(1, Duration::from_secs(10)) });
+    let first = world.calls(0, 1);
+    world.until_all_end();
+    assert!(world.all_return(&first));
+    let since = world.now;
+    while world.processes[&WorkerId(0)].stop_sent.is_none() {
+        // The driver is woken for other reasons, ten times in a millisecond.
+        world.advance(Duration::from_micros(100));
+        world.tick();
+        assert!(world.now - since < 2 * A_MOMENT, "it is far too old");
+    }
+}
+
+#[test]
 fn workers_that_are_kept_are_replaced_when_they_are_old_at_different_times() {
     let lifetime_max = Some(Duration::from_secs(100));
     let lifespan = Lifespan { lifetime_max, ..Lifespan::default() };

@@ -143,8 +143,11 @@ impl<C: Scheduled> Scheduler<C> {
         if lives {
             self.look_at_lives();
         }
-        // Otherwise the driver would do nothing else.
-        self.life_at = self.life_at.map(|at| at.max(now + LOOK_AGAIN));
+        // After a look, or if this tick has made a worker idle for which the next look is due, it
+        // comes in a moment. Otherwise the driver would do nothing else. Any other look stays when
+        // it is: the driver may tick more often than that for other reasons.
+        let soon = |at| lives || at <= now;
+        self.life_at = self.life_at.map(|at| if soon(at) { at.max(now + LOOK_AGAIN) } else { at });
         if any_ended {
             self.close_if_drained(now, out);
         }
