@@ -6,7 +6,6 @@ mod blame;
 mod broadcast;
 mod broken;
 mod cancelling;
-mod copies;
 mod executor_trait;
 mod finalizer;
 mod future;
@@ -26,6 +25,7 @@ mod recycle;
 mod retries;
 mod reusable;
 mod start;
+mod start_options;
 mod stats;
 mod submit_map;
 #[path = "../support/mod.rs"]

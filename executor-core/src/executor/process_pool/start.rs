@@ -334,7 +334,8 @@ impl ProcessPoolBuilder {
     /// [`max_tasks_per_worker`](Self::max_tasks_per_worker), [`min_workers`](Self::min_workers),
     /// [`idle_timeout`](Self::idle_timeout), [`max_lifetime`](Self::max_lifetime),
     /// [`max_rss_growth`](Self::max_rss_growth). So is what each worker has one of:
-    /// [`slots`](Self::slots), [`pin`](Self::pin), and [`Map::round_robin`](crate::Map::round_robin).
+    /// [`slots`](Self::slots), [`pin`](Self::pin), and
+    /// [`Map::round_robin`](crate::Map::round_robin).
     ///
     /// No two workers have one [index](crate::worker_index) at the same time, but it may be above
     /// the number of tasks that run. [`resize`](crate::ProcessPoolExecutor::resize) changes how
