@@ -49,7 +49,8 @@ impl<C: Scheduled> Scheduler<C> {
             self.let_go(id, 0, claims);
             busy += usize::from(!self.workers[&id].in_flight.is_empty());
         }
-        let places = workers_max.saturating_sub(self.occupied());
+        // A worker that is about to end makes room for one of these.
+        let places = workers_max.saturating_sub(self.occupied_to_stay());
         let waiting = self.workers.values().filter(|worker| worker.stays() && worker.is_spare());
         let too_many = waiting.count().saturating_sub(spares.saturating_add(places));
         for id in self.least_missed(too_many, Worker::is_spare) {
