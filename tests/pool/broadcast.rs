@@ -152,12 +152,64 @@ fn x68_workers_that_come_later_run_it_before_their_first_task() {
 }
 
 #[test]
+fn x68_workers_that_are_to_leave_run_it_before_they_do() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(3), Gate::new());
+    let workers = start_all(&pool, 3);
+    let held: Vec<_> = (0..3).map(|_| pool.submit(hold::task(gate.path()))).collect();
+    gate.wait_for(3);
+    pool.resize(1).unwrap();
+    let done = pool.stats().done;
+    let ran = pool.broadcast(pid::task());
+    let stats = pool.stats();
+    assert_eq!((stats.queued, stats.running, stats.done), (3, 3, done));
+    gate.open();
+    let ran: BTreeSet<_> = results(ran).into_iter().map(Result::unwrap).collect();
+    assert_eq!(ran, workers);
+    results(held).into_iter().for_each(|held| assert!(held.is_ok()));
+    eventually("two have left", || pool.worker_pids().len() == 1);
+    let stats = pool.stats();
+    assert_eq!((stats.queued, stats.running, stats.done), (0, 0, done + 6));
+    assert_eq!((stats.failed.total(), stats.workers_lost), (0, 0));
+}
+
+#[test]
+fn x68_a_broadcast_comes_between_the_chunks_that_only_one_worker_may_run() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    start_all(&pool, 2);
+    let mut map = pool.map(echo::task, 0..400).round_robin().chunk_size(1).buffer_size(400);
+    assert_eq!(map.next().unwrap().unwrap(), 0);
+    let ran = results(pool.broadcast(pid::task()));
+    let ran: BTreeSet<_> = ran.into_iter().map(Result::unwrap).collect();
+    assert_eq!(ran, pool.worker_pids().into_iter().collect());
+    assert_eq!(map.map(Result::unwrap).collect::<Vec<_>>(), (1..400).collect::<Vec<_>>());
+}
+
+#[test]
+fn x68_what_a_broadcast_costs_is_measured_in_each_worker() {
+    let _watchdog = watchdog();
+    let pool = pool(2);
+    let workers = start_all(&pool, 2);
+    let ran = pool.broadcast(pid::task().measure_usage());
+    let usages: Vec<_> = ran.iter().map(TaskFuture::usage_handle).collect();
+    let ran = results(ran);
+    assert_eq!(ran.len(), 2);
+    for (ran, usage) in ran.into_iter().zip(usages) {
+        assert_eq!(usage.get().unwrap().worker, ran.unwrap());
+    }
+    assert_eq!(pool.worker_pids().into_iter().collect::<BTreeSet<_>>(), workers);
+}
+
+#[test]
 fn x68_a_broadcast_with_an_option_that_it_cannot_honour_is_refused() {
     let _watchdog = watchdog();
     let pool = pool(1);
     start_all(&pool, 1);
-    let refused = results(pool.broadcast(echo::task(1).retries(2)));
-    assert!(matches!(refused[..], [Err(TaskError::Invalid(_))]), "{refused:?}");
+    for task in [echo::task(1).retries(2), echo::task(1).priority(1)] {
+        let refused = results(pool.broadcast(task));
+        assert!(matches!(refused[..], [Err(TaskError::Invalid(_))]), "{refused:?}");
+    }
     let limited = results(pool.broadcast(hold::task(Path::new("/nowhere")).timeout(SHORT)));
     assert!(limited[0].as_ref().is_err_and(|error| error.is_timeout()), "{limited:?}");
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);

@@ -396,3 +396,22 @@ fn to13_a_join_with_a_limit_says_whether_the_pool_has_ended() {
     assert!(held.done());
     assert!(pool.join_timeout(Duration::ZERO), "also a second time");
 }
+
+#[test]
+fn x05_a_worker_goes_on_after_a_measured_task_that_was_asked_to_stop() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool_with_grace(LONG), open_gate());
+    for round in 1..5 {
+        let asked = pool.submit(until_cancelled::task(gate.path()).measure_usage());
+        gate.wait_for(round);
+        assert!(asked.cancel_running());
+        let usage = asked.usage_handle();
+        assert!(asked.result().unwrap_err().is_cancelled());
+        assert!(usage.get().is_none(), "it has no result of its own");
+        let next = pool.submit(pid::task().measure_usage());
+        let usage = next.usage_handle();
+        assert_eq!(next.result().unwrap(), usage.get().unwrap().worker);
+    }
+    assert_eq!(pool.stats().workers_started, 1, "the worker is kept");
+    assert_eq!((pool.stats().failed.cancelled, pool.stats().queued), (4, 0));
+}

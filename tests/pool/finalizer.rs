@@ -210,3 +210,51 @@ fn x17_options_of_a_finalizer_that_make_no_sense_are_refused() {
     pool.shutdown(true);
     assert!(pool.finalizer_results::<ends_badly>()[0].as_ref().unwrap_err().is_timeout());
 }
+
+/// Leaves the worker with so many more bytes of memory.
+#[task]
+fn leak(bytes: usize) -> u32 {
+    std::mem::forget(std::hint::black_box(vec![1_u8; bytes]));
+    std::process::id()
+}
+
+#[test]
+fn in05_workers_that_are_idle_old_grown_or_too_many_run_their_finalizer() {
+    let _watchdog = watchdog();
+    let builder = || ProcessPoolExecutor::builder().max_workers(2).finalizer(pid::task());
+    let finalized = |pool: &ProcessPoolExecutor, count: usize| {
+        let mut all = BTreeSet::new();
+        eventually("they have left", || {
+            all.extend(pool.finalizer_results::<pid>().into_iter().map(Result::unwrap));
+            all.len() >= count
+        });
+        all
+    };
+    let idle = builder().idle_timeout(SHORT).build().unwrap();
+    let worker = idle.submit(pid::task()).result().unwrap();
+    assert_eq!(finalized(&idle, 1), [worker].into());
+
+    let old = builder().max_lifetime(Duration::from_nanos(1)).build().unwrap();
+    let worker = old.submit(pid::task()).result().unwrap();
+    assert_eq!(finalized(&old, 1), [worker].into());
+
+    let grown = builder().max_rss_growth(8 << 20).build().unwrap();
+    let worker = grown.submit(leak::task(32 << 20)).result().unwrap();
+    assert_eq!(finalized(&grown, 1), [worker].into());
+
+    let (many, gate) = (builder().build().unwrap(), Gate::new());
+    let held: Vec<_> = (0..2).map(|_| many.submit(hold::task(gate.path()))).collect();
+    let workers: BTreeSet<_> = gate.wait_for(2).into_iter().collect();
+    gate.open();
+    held.into_iter().for_each(|held| assert!(workers.contains(&held.result().unwrap())));
+    many.resize(1).unwrap();
+    let first = finalized(&many, 1);
+    assert!(first.len() == 1 && first.is_subset(&workers));
+    many.shutdown(true);
+    assert_eq!(&finalized(&many, 1) | &first, workers, "each has run it once");
+
+    for pool in [idle, old, grown, many] {
+        assert_eq!(pool.stats().workers_lost, 0);
+        assert_eq!(pool.stats().failed.total(), 0);
+    }
+}

@@ -112,6 +112,28 @@ fn changes_the_initializer() {
     assert_eq!(forced, other, "whoever takes the one that is there gets the old state");
 }
 
+#[task]
+fn changes_how_workers_end() {
+    let of = |grace, finalizer: Option<u64>| {
+        let options = builder().max_workers(1).cancel_grace(Duration::from_secs(grace));
+        let pool = match finalizer {
+            Some(x) => options.finalizer(echo::task(x)).reusable(),
+            None => options.reusable(),
+        };
+        pool.unwrap().submit(pid::task()).result().unwrap()
+    };
+    let first = of(1, None);
+    assert_eq!(of(1, None), first);
+    let others = [of(2, None), of(2, Some(1)), of(2, Some(2))];
+    assert_eq!(of(2, Some(2)), others[2]);
+    assert!(!others.contains(&first) && others[0] != others[1] && others[1] != others[2]);
+}
+
+#[test]
+fn another_finalizer_or_grace_means_other_workers() {
+    alone(changes_how_workers_end::task());
+}
+
 #[test]
 fn in04_another_initializer_means_other_workers_and_forced_reuse_keeps_the_state() {
     alone(changes_the_initializer::task());

@@ -225,7 +225,8 @@ impl ProcessPoolExecutor {
     /// Runs a task once in each worker that there is now, and returns a future for each of them.
     ///
     /// Each worker runs it between two other tasks, as soon as it has finished those that it has
-    /// begun. A worker that is starting runs it first. Workers start on demand, so the list is
+    /// begun. A worker that is starting runs it first, and one that is about to leave runs it
+    /// before it does. Workers start on demand, so the list is
     /// empty before the first task: see [`broadcast_and_later`](Self::broadcast_and_later). If a
     /// worker ends before it has run the task, its future gets
     /// [`WorkerLost`](crate::TaskError::WorkerLost), and the task does not run elsewhere. The tasks
@@ -235,7 +236,8 @@ impl ProcessPoolExecutor {
     /// # Errors
     /// A task that cannot be sent gives one future with the error:
     /// [`Encode`](crate::TaskError::Encode), or [`Invalid`](crate::TaskError::Invalid) if it has
-    /// [`retries`](crate::Task::retries), because a lost worker cannot run it again, or if each
+    /// [`retries`](crate::Task::retries), because a lost worker cannot run it again, or a
+    /// [`priority`](crate::Task::priority), because it overtakes all others anyway, or if each
     /// worker runs one task only ([`Isolation::PerTask`](crate::Isolation::PerTask)).
     ///
     /// ```

@@ -1,7 +1,7 @@
 //! Tasks that run in every worker.
 //!
 //! ```text
-//!  broadcast ─► for each worker there is: a chunk that is bound to it ─► scheduler.on_broadcast
+//!  broadcast ─► for each worker there is: a chunk for it alone ─► scheduler.on_broadcast
 //!  and_later ─► Standing ── Action::Start ─► the same for each worker that comes later
 //! ```
 
@@ -56,8 +56,8 @@ impl Pool {
         });
     }
 
-    /// Binds the standing broadcasts to a worker that has just been ordered.
-    pub(super) fn bind_standing(&self, core: &mut Core, id: WorkerId, outcomes: &mut Outcomes) {
+    /// Adds the standing broadcasts for a worker that has just been ordered.
+    pub(super) fn add_standing(&self, core: &mut Core, id: WorkerId, outcomes: &mut Outcomes) {
         if !self.standing.any.load(Ordering::Relaxed) {
             return;
         }

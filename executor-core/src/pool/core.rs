@@ -377,7 +377,7 @@ impl Pool {
                 }
                 Action::Start(id, index) => {
                     core.workers.insert(id, Worker::default());
-                    self.bind_standing(core, id, outcomes);
+                    self.add_standing(core, id, outcomes);
                     if let Threads::Running { starter } = &core.threads {
                         // The starter lives until the driver has ended, which is after the end of
                         // the last worker.

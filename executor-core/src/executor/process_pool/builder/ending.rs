@@ -71,8 +71,10 @@ impl ProcessPoolBuilder {
     }
 
     /// Sets a task that each worker runs once when it leaves, on the same thread as its tasks and
-    /// after the last of them: when the executor is shut down, and when the worker is
-    /// [replaced](Self::max_tasks_per_worker).
+    /// after the last of them: when the executor is shut down, and when the worker leaves because
+    /// it has had [its tasks](Self::max_tasks_per_worker), is [idle](Self::idle_timeout) or
+    /// [old](Self::max_lifetime), has [grown](Self::max_rss_growth), or is one
+    /// [too many](crate::ProcessPoolExecutor::resize).
     ///
     /// It is for what a worker should do last: write what it has collected, or close what the
     /// [`initializer`](Self::initializer) has opened. A worker that is ended by a signal does not
