@@ -51,9 +51,9 @@ impl Stdio {
         Stdio(StreamTarget::Inherit)
     }
 
-    /// Makes a pipe, whose other end is kept by the [`Child`]. A pipe holds 64 KiB. So read all of
-    /// the output before you call [`join`](Child::join): a child whose pipe is full waits for its
-    /// reader, and never ends.
+    /// Makes a pipe, whose other end is kept by the [`Child`](crate::Child). A pipe holds 64 KiB.
+    /// So read all of the output before you call [`join`](crate::Child::join): a child whose pipe is
+    /// full waits for its reader, and never ends.
     pub fn piped() -> Self {
         Stdio(StreamTarget::Piped)
     }

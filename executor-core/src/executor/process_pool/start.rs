@@ -327,8 +327,9 @@ impl ProcessPoolBuilder {
     ///
     /// At most [`max_workers`](Self::max_workers) tasks run at the same time. In addition there are
     /// workers that are ready, and workers that have run their task and are about to end. No task
-    /// is sent to a worker ahead of time, and the items of a [`map`](ProcessPoolExecutor::map) are
-    /// sent one by one. An [`initializer`](Self::initializer) runs in each worker before its task.
+    /// is sent to a worker ahead of time, and the items of a
+    /// [`map`](crate::ProcessPoolExecutor::map) are sent one by one. An
+    /// [`initializer`](Self::initializer) runs in each worker before its task.
     ///
     /// Options that say how long a worker is kept are refused, as each is kept for one task:
     /// [`max_tasks_per_worker`](Self::max_tasks_per_worker), [`min_workers`](Self::min_workers),

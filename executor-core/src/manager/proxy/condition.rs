@@ -44,7 +44,7 @@ use crate::manager::{
 /// }
 /// ```
 ///
-/// It uses a [`Lock`], or with [`Manager::condition_with_lock`] an [`RLock`](super::RLock). A wait
+/// It uses a [`Lock`], or with [`Manager::condition_with_lock`] an [`RLock`](crate::manager::RLock). A wait
 /// gives up an `RLock` altogether, however often this thread has acquired it, and then holds it as
 /// often again. Guards may be those of `acquire` or of `acquire_owned`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +72,7 @@ impl Manager {
         self.condition_with_lock(self.lock()?)
     }
 
-    /// Creates a condition that uses this [`Lock`] or [`RLock`](super::RLock), which may be that of
+    /// Creates a condition that uses this [`Lock`] or [`RLock`](crate::manager::RLock), which may be that of
     /// other conditions.
     ///
     /// ```

@@ -187,8 +187,8 @@ fn releasing(lock: &Reference, operation: Operation, owner: u64) -> Request<'_> 
     lock.request(operation).number(owner)
 }
 
-/// A guard of a lock of type `L`, with which a [`Condition<L>`](super::Condition) can be waited
-/// for: that of `acquire`, or that of `acquire_owned`.
+/// A guard of a lock of type `L`, with which a [`Condition<L>`](crate::manager::Condition) can be
+/// waited for: that of `acquire`, or that of `acquire_owned`.
 ///
 /// This trait is sealed: it cannot be implemented outside this crate.
 pub trait ConditionGuard<L>: Sized + Sealed {
