@@ -104,6 +104,13 @@ impl Guard {
         }
     }
 
+    /// The finalizer has ended. It must not be answered before this returns.
+    pub(super) fn finalizer_ends(&mut self) {
+        if let Some(gauge) = self.gauge {
+            gauge.task_ends(true);
+        }
+    }
+
     /// A task has ended. It must not be answered before this returns. Returns whether the worker
     /// has grown so much that it should be replaced.
     #[inline]

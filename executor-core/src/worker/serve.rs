@@ -162,7 +162,7 @@ impl<E: WorkerEnd> Job<'_, E> {
     /// Runs the finalizer, and reports how it has ended.
     fn finalize(mut self) -> Result<(), Ended> {
         let arguments = std::mem::replace(&mut self.arguments, Err(io::ErrorKind::Other.into()));
-        let Job { end, caller, control, header, .. } = self;
+        let Job { end, caller, guard, control, header, .. } = self;
         let mut arguments = match arguments {
             Ok(arguments) => arguments,
             Err(error) => {
@@ -170,7 +170,10 @@ impl<E: WorkerEnd> Job<'_, E> {
                 return Ok(end.reply(header, unmapped(&error).as_bytes())?);
             }
         };
+        // The limits of tasks are for it, too.
+        guard.task_begins();
         caller.call(header.task, header.function, &mut arguments, |kind, contents, attachments| {
+            guard.finalizer_ends();
             let header = FromWorker { task: header.task, ..FromWorker::new(kind) };
             kill_point!(Finalized);
             reply(end, control, header, contents, attachments)

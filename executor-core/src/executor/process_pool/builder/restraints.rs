@@ -16,8 +16,8 @@ impl ProcessPoolBuilder {
     /// - **When.** The memory is read at most 50 ms apart while a task runs, more often near the
     ///   limit, and at the end of each task that took 20 µs or longer. So a task that leaves the
     ///   worker above the limit always fails. One that is above it for a few milliseconds may not
-    ///   be noticed, and one that fills memory quickly gets a little beyond the limit. While no
-    ///   task runs, nothing is read.
+    ///   be noticed, and one that fills memory quickly gets a little beyond the limit. Initializers
+    ///   and finalizers count as tasks here. While none of these runs, nothing is read.
     /// - **Whose.** The memory is that of the worker. What earlier tasks have left in it counts,
     ///   and the task that takes it above the limit fails. Let
     ///   [`max_rss_growth`](Self::max_rss_growth) replace workers in time if tasks leak.
