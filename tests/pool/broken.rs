@@ -1,10 +1,7 @@
 //! Faults in tasks and workers: which future fails, and with which error.
 //!
-//! Faults are {error, panic, exit, abort, kill, segfault}. Places are {encode args, decode args,
-//! run, encode result, decode result, idle, during shutdown}. The name of a test is its pair of
-//! fault and place. The caller's own process encodes arguments and decodes results, so only an
-//! error and a panic are tested there: exit, abort and kill would end the program that submitted
-//! the task.
+//! All pairs of fault and place are in `faults.rs`. Here are those that a behaviour names, and what
+//! is not a pair: tasks of several workers, maps, several faults at once.
 
 use std::{
     fs,
@@ -228,33 +225,15 @@ macro_rules! matrix {
 
 matrix! {
     br07_error_at_encode_args: check(EncodeArgs, Error);
-    panic_at_encode_args: check(EncodeArgs, Panic);
     br10_error_at_decode_args: check(DecodeArgs, Error);
-    panic_at_decode_args: check(DecodeArgs, Panic);
     br09_exit_at_decode_args: check(DecodeArgs, Exit);
-    abort_at_decode_args: check(DecodeArgs, Abort);
-    kill_at_decode_args: check(DecodeArgs, Kill);
-    segfault_at_decode_args: check(DecodeArgs, Segfault);
-    error_at_run: check(Run, Error);
     br14_panic_at_run: check(Run, Panic);
-    exit_at_run: check(Run, Exit);
-    abort_at_run: check(Run, Abort);
-    kill_at_run: check(Run, Kill);
     br12_segfault_at_run: check(Run, Segfault);
     br17_error_at_encode_result: check(EncodeResult, Error);
-    panic_at_encode_result: check(EncodeResult, Panic);
     br16_exit_at_encode_result: check(EncodeResult, Exit);
-    abort_at_encode_result: check(EncodeResult, Abort);
-    kill_at_encode_result: check(EncodeResult, Kill);
     br15_segfault_at_encode_result: check(EncodeResult, Segfault);
-    error_at_decode_result: check(DecodeResult, Error);
     br19_panic_at_decode_result: check(DecodeResult, Panic);
 
-    error_at_run_during_shutdown: check_during_shutdown(Run, Error);
-    panic_at_run_during_shutdown: check_during_shutdown(Run, Panic);
-    exit_at_run_during_shutdown: check_during_shutdown(Run, Exit);
-    abort_at_run_during_shutdown: check_during_shutdown(Run, Abort);
-    kill_at_run_during_shutdown: check_during_shutdown(Run, Kill);
     exit_at_encode_result_during_shutdown: check_during_shutdown(EncodeResult, Exit);
     panic_at_encode_result_during_shutdown: check_during_shutdown(EncodeResult, Panic);
     panic_at_decode_result_during_shutdown: check_during_shutdown(DecodeResult, Panic);
@@ -285,16 +264,6 @@ fn check_idle(fault: Fault) {
     assert_ne!(next, worker);
     pool.shutdown(true);
     assert_eq!(support::state(worker), None);
-}
-
-#[test]
-fn exit_at_idle() {
-    check_idle(Fault::Exit);
-}
-
-#[test]
-fn abort_at_idle() {
-    check_idle(Fault::Abort);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod broadcast;
 mod broken;
 mod cancelling;
 mod executor_trait;
+mod faults;
 mod finalizer;
 mod future;
 mod life;
