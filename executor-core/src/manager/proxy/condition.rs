@@ -44,9 +44,9 @@ use crate::manager::{
 /// }
 /// ```
 ///
-/// It uses a [`Lock`], or with [`Manager::condition_with_lock`] an [`RLock`](crate::manager::RLock). A wait
-/// gives up an `RLock` altogether, however often this thread has acquired it, and then holds it as
-/// often again. Guards may be those of `acquire` or of `acquire_owned`.
+/// It uses a [`Lock`], or with [`Manager::condition_with_lock`] an
+/// [`RLock`](crate::manager::RLock). A wait gives up an `RLock` altogether, however often this
+/// thread has acquired it, and then holds it as often again. Guards may be those of `acquire` or of `acquire_owned`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Condition<L = Lock> {
     reference: std::sync::Arc<Reference>,
@@ -72,8 +72,8 @@ impl Manager {
         self.condition_with_lock(self.lock()?)
     }
 
-    /// Creates a condition that uses this [`Lock`] or [`RLock`](crate::manager::RLock), which may be that of
-    /// other conditions.
+    /// Creates a condition that uses this [`Lock`] or [`RLock`](crate::manager::RLock), which may
+    /// be that of other conditions.
     ///
     /// ```
     /// # use executor::manager::Manager;
