@@ -52,8 +52,8 @@ impl Stdio {
     }
 
     /// Makes a pipe, whose other end is kept by the [`Child`](crate::Child). A pipe holds 64 KiB.
-    /// So read all of the output before you call [`join`](crate::Child::join): a child whose pipe is
-    /// full waits for its reader, and never ends.
+    /// So read all of the output before you call [`join`](crate::Child::join): a child whose pipe
+    /// is full waits for its reader, and never ends.
     pub fn piped() -> Self {
         Stdio(StreamTarget::Piped)
     }

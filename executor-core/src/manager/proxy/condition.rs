@@ -46,7 +46,8 @@ use crate::manager::{
 ///
 /// It uses a [`Lock`], or with [`Manager::condition_with_lock`] an
 /// [`RLock`](crate::manager::RLock). A wait gives up an `RLock` altogether, however often this
-/// thread has acquired it, and then holds it as often again. Guards may be those of `acquire` or of `acquire_owned`.
+/// thread has acquired it, and then holds it as often again. Guards may be those of
+/// `acquire` or of `acquire_owned`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Condition<L = Lock> {
     reference: std::sync::Arc<Reference>,
