@@ -47,7 +47,8 @@
 //! - the task returned `Err` ([`Failed`](TaskError::Failed));
 //! - the task panicked ([`Panicked`](TaskError::Panicked), with message and location);
 //! - its worker died ([`WorkerLost`](TaskError::WorkerLost), with signal or exit code);
-//! - its time limit passed ([`TimedOut`](TaskError::TimedOut)).
+//! - its time limit passed ([`TimedOut`](TaskError::TimedOut));
+//! - its worker exceeded its limit on memory ([`MemoryLimit`](TaskError::MemoryLimit)).
 //!
 //! A pool that cannot go on reports this in each future ([`Broken`](TaskError::Broken)) and through
 //! [`broken`](ProcessPoolExecutor::broken). `{:?}` prints an error as the same text as `{}`, so
@@ -75,6 +76,14 @@
 //! - State in workers: [`initializer`](ProcessPoolBuilder::initializer),
 //!   [`finalizer`](ProcessPoolBuilder::finalizer), [`worker_state`],
 //!   [`broadcast`](ProcessPoolExecutor::broadcast).
+//! - Limits and second attempts: [`Task::timeout`], [`Task::queue_timeout`], [`Task::retries`];
+//!   [`worker_memory_limit`](ProcessPoolBuilder::worker_memory_limit),
+//!   [`max_rss_growth`](ProcessPoolBuilder::max_rss_growth),
+//!   [`max_pending`](ProcessPoolBuilder::max_pending); what a task has cost is its [`Usage`].
+//! - How many workers there are, and for how long:
+//!   [`min_workers`](ProcessPoolBuilder::min_workers),
+//!   [`idle_timeout`](ProcessPoolBuilder::idle_timeout),
+//!   [`max_lifetime`](ProcessPoolBuilder::max_lifetime), [`resize`](ProcessPoolExecutor::resize).
 //! - Tasks that stop when they are asked to: [`is_cancelled`], [`cancelled`], [`cancellation`].
 //! - Which worker, where and when: [`worker_index`], [`slots`](ProcessPoolBuilder::slots) and
 //!   [`slot`], [`pin`](ProcessPoolBuilder::pin), [`nice`](ProcessPoolBuilder::nice);

@@ -287,8 +287,10 @@ impl<F: TaskFn, A> Task<F, A> {
     }
 
     /// Tries the task again, up to `retries` times, if it fails in a way that may pass: it returns
-    /// an error ([`Failed`](crate::TaskError::Failed)), it panics, its worker is lost, or its
-    /// [time limit](Self::timeout) passes. Each attempt has the whole time limit.
+    /// an error ([`Failed`](crate::TaskError::Failed)), it panics, its worker is lost, its
+    /// [time limit](Self::timeout) passes, or it exceeds the
+    /// [limit on memory](crate::ProcessPoolBuilder::worker_memory_limit). Each attempt has the
+    /// whole time limit.
     ///
     /// Use it only for a task that may run more than once: without retries, nothing that has begun
     /// ever runs a second time. A task that was cancelled is not tried again, nor one whose
