@@ -400,6 +400,20 @@ fn x15_the_limit_on_processor_time_is_one_for_each_task() {
     assert_ne!(pool.submit(pid::task()).result().unwrap(), pids[0]);
 }
 
+#[test]
+fn x15_a_finalizer_may_use_as_much_processor_time_as_a_task() {
+    let _watchdog = watchdog();
+    let builder = ProcessPoolExecutor::builder().max_workers(1).finalizer(burn::task(1000));
+    let pool = builder.limits(Limits::default().cpu_time(Duration::from_secs(1))).build().unwrap();
+    // The second one leaves less of its time than the finalizer needs.
+    let [first, second] = [600; 2].map(|millis| pool.submit(burn::task(millis)).result().unwrap());
+    assert_eq!(first, second);
+    pool.shutdown(true);
+    let finalized: Vec<_> =
+        pool.finalizer_results::<burn>().into_iter().map(Result::unwrap).collect();
+    assert_eq!(finalized, [first]);
+}
+
 /// Opens the file this many times. Returns how many it got.
 #[task]
 fn open_files(count: usize) -> usize {
