@@ -574,6 +574,37 @@ fn ex13_an_endless_input_is_pulled_only_as_far_as_the_buffer_size() {
     }
 }
 
+#[task]
+fn squared_slowly(x: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(1));
+    x * x
+}
+
+#[test]
+fn x27_more_items_are_sent_together_if_their_calls_are_short() {
+    let _watchdog = watchdog();
+    // So many are taken ahead for a worker if each is sent alone.
+    const ALONE: u64 = 32;
+    let pool = pool(1);
+    let pulled = Cell::new(0);
+    let input = || {
+        pulled.set(0);
+        (0..).inspect(|_| pulled.set(pulled.get() + 1))
+    };
+    for (yielded, square) in pool.map(squared_slowly::task, input()).take(100).enumerate() {
+        square.unwrap();
+        let ahead = pulled.get() - yielded as u64;
+        assert!(ahead <= ALONE, "{ahead}");
+    }
+    // The first calls are sent alone, too: nobody knows yet how long they take.
+    let is_more =
+        pool.map(square::task, input()).take(1_000_000).enumerate().any(|(yielded, square)| {
+            assert_eq!(square.unwrap(), (yielded * yielded) as u64);
+            pulled.get() - yielded as u64 > 2 * ALONE
+        });
+    assert!(is_more);
+}
+
 #[test]
 fn ex15_a_map_of_an_empty_input_ends_at_once() {
     let _watchdog = watchdog();
