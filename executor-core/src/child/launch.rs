@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use super::{birth::MARKER, title};
+use super::{birth::MARKER, title, watch};
 use crate::{
     os::{
         asked::Asked,
@@ -123,7 +123,8 @@ impl Launch<'_> {
                     Child::start(start, line, MARKER, tell).map_err(Step::Start.refused())?;
                 Ok(Launched { child, socket })
             }
-            Way::Copied(ServerCopy { pid, socket }) => {
+            Way::Copied(copy) => {
+                let (pid, socket) = copy.take();
                 let child = Child::adopt(pid).map_err(Step::Watch.refused())?;
                 // Send the setup only after the copy exists: if the server dies, no other copy
                 // reads the same setup. If the copy has died meanwhile, its exit status will say
@@ -149,8 +150,49 @@ impl Launch<'_> {
     }
 }
 
-/// A copy that a fork server has made and that waits for its setup. It exits if this is dropped.
+/// A copy that a fork server has made and that waits for its setup. It is killed and reaped if this
+/// is dropped: it is a child of this process, and nobody else knows it yet.
 pub(crate) struct ServerCopy {
-    pub(super) pid: u32,
-    pub(super) socket: OwnedFd,
+    pid: u32,
+    /// `None` once the copy is launched.
+    socket: Option<OwnedFd>,
+}
+
+impl ServerCopy {
+    pub(super) fn new(pid: u32, socket: OwnedFd) -> Self {
+        ServerCopy { pid, socket: Some(socket) }
+    }
+
+    fn take(mut self) -> (u32, OwnedFd) {
+        (self.pid, self.socket.take().expect("it is taken once"))
+    }
+}
+
+impl Drop for ServerCopy {
+    fn drop(&mut self) {
+        if self.socket.take().is_some()
+            // If this fails, it has killed and reaped the copy itself.
+            && let Ok(child) = Child::adopt(self.pid)
+        {
+            watch::abandon(&child, LAST_MOMENT);
+        }
+    }
+}
+
+#[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
+mod tests {
+    use std::{os::unix::process::CommandExt, process::Command};
+
+    use super::*;
+
+    #[test]
+    #[allow(clippy::zombie_processes, reason = "reaping it is what is tested")]
+    fn a_copy_that_is_not_launched_is_reaped() {
+        let (ours, _theirs) = socket::pair().unwrap();
+        let copy = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
+        let process = format!("/proc/{}", copy.id());
+        assert!(std::fs::exists(&process).unwrap());
+        drop(ServerCopy::new(copy.id(), ours));
+        assert!(!std::fs::exists(&process).unwrap(), "neither a process nor a zombie is left");
+    }
 }

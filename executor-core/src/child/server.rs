@@ -181,7 +181,7 @@ impl Server {
                 // server's group is killed and reaped with the server, and the status of the copy
                 // would be lost.
                 lead_own_group(pid);
-                Ok(ServerCopy { pid, socket })
+                Ok(ServerCopy::new(pid, socket))
             }
             error => Err(ServerError::Refused(io::Error::from_raw_os_error(-error as i32))),
         }
