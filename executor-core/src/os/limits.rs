@@ -40,9 +40,9 @@ impl Limits {
     /// Maximum processor time, rounded up to whole seconds (`RLIMIT_CPU`). `SIGXCPU` ends a process
     /// that uses more.
     ///
-    /// In a worker of an executor, the limit is one for each task, and for the initializer: time
-    /// that earlier tasks have used does not count. All threads of the worker count. The system
-    /// counts in whole seconds, so a task may get up to one second more.
+    /// In a worker of an executor, the limit is one for each task, for the initializer, and for the
+    /// finalizer: time that earlier tasks have used does not count. All threads of the worker
+    /// count. The system counts in whole seconds, so a task may get up to one second more.
     pub fn cpu_time(mut self, time: Duration) -> Self {
         self.cpu_time = Some(time);
         self
