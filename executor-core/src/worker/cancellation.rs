@@ -227,7 +227,14 @@ impl Cancellation {
         if CALL.load(Ordering::Acquire) != self.call {
             return true;
         }
-        BOARD.get().is_some_and(|(board, _)| board.asked() == self.sending)
+        BOARD.get().is_some_and(|(board, _)| self.is_meant(board.asked()))
+    }
+
+    /// Returns whether this is the sending that is asked to stop. 0 means that none is, also for
+    /// the sending that has this number because the numbers have wrapped.
+    #[inline]
+    fn is_meant(&self, asked: u32) -> bool {
+        asked != 0 && asked == self.sending
     }
 
     /// Sleeps for this time, or until the task is asked to stop. Returns whether it was. So it is a
@@ -363,4 +370,17 @@ fn listen() -> io::Result<()> {
     })?;
     *listens = true;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sending_is_asked_by_its_number_and_never_by_0() {
+        let of = |sending| Cancellation { call: 1, sending };
+        assert!(of(7).is_meant(7) && of(u32::MAX).is_meant(u32::MAX));
+        assert!(!of(7).is_meant(0) && !of(7).is_meant(6));
+        assert!(!of(0).is_meant(0), "the numbers have wrapped, and nobody is asked");
+    }
 }
