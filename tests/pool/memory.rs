@@ -468,6 +468,19 @@ fn x15_the_systems_limit_on_memory_is_told_as_one() {
 }
 
 #[test]
+fn x15_of_two_limits_on_memory_each_is_kept() {
+    let _watchdog = watchdog();
+    let high = Limits::default().memory(64 << 30);
+    let builder = ProcessPoolExecutor::builder().max_workers(1).worker_memory_limit(LIMIT as u64);
+    let pool = builder.limits(high).build().unwrap();
+    assert!(
+        !pool.submit(try_to_reserve::task(2 << 30)).result().unwrap(),
+        "far above the lower one"
+    );
+    assert!(pool.submit(try_to_reserve::task(LIMIT / 2)).result().unwrap());
+}
+
+#[test]
 fn x15_limits_that_make_no_sense_are_refused_by_name() {
     let builder = ProcessPoolExecutor::builder;
     let limits = Limits::default;

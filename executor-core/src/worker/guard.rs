@@ -52,6 +52,7 @@ impl Guard {
     ) -> Result<Self, String> {
         let Restraints { memory, growth, limits } = restraints;
         let mut guard = Guard::default();
+        let mut limited = None;
         if memory.is_some() || growth.is_some() || limits.of_memory().is_some() {
             let read = PrivateMemory::open()
                 .map_err(|error| format!("to open /proc/self/statm: {error}"))?;
@@ -59,6 +60,7 @@ impl Guard {
             let read: &'static PrivateMemory = Box::leak(Box::new(read));
             if let Some(limit) = memory {
                 guard.gauge = Some(Gauge::start(*limit, read, board)?);
+                limited = Some((*limit, read));
             }
             guard.growth = growth.map(|max| Growth { memory: read, max, ready: None, short: 0 });
             private_memory::note_refused_memory(read, &board.memory_refused);
@@ -66,6 +68,12 @@ impl Guard {
         guard.board = Some(board);
         // Set last, because the steps above need a descriptor.
         guard.cpu_time = limits.adopt_in_worker()?;
+        if let Some((limit, read)) = limited {
+            // Once more: a limit on all memory that is higher has just replaced this one.
+            read.limit_data(limit).map_err(|error| {
+                format!("to limit its memory (setrlimit, RLIMIT_DATA): {error}")
+            })?;
+        }
         Ok(guard)
     }
 
