@@ -51,7 +51,20 @@ fn never_stops(gate: &Path) {
     }
 }
 
-/// Does the same, and ignores SIGTERM.
+/// Comes to the first gate, and to the second one when it is asked to stop, which it does not.
+#[task]
+fn reports_that_it_is_asked(gate: &Path, asked: &Path) {
+    come_to(gate);
+    while !executor::is_cancelled() {
+        thread::yield_now();
+    }
+    come_to(asked);
+    loop {
+        thread::park();
+    }
+}
+
+/// Does the same as `never_stops`, and ignores SIGTERM.
 #[task]
 fn never_stops_nor_terminates(gate: &Path) {
     // SAFETY: sets a disposition in this worker.
@@ -366,6 +379,35 @@ fn x53_a_shutdown_with_a_limit_ends_whatever_a_worker_does() {
     pool.submit(echo::task(1)).result().unwrap();
     pool.shutdown_with(ShutdownOptions::new().timeout(LONG));
     assert!(pool.join_timeout(Duration::ZERO));
+}
+
+#[test]
+fn x53_a_later_shutdown_may_give_tasks_that_were_asked_less_time() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool_with_grace(Duration::ZERO), open_gate());
+    let asked = Gate::new();
+    let running = pool.submit(reports_that_it_is_asked::task(gate.path(), asked.path()));
+    gate.wait_for(1);
+    let now = Instant::now();
+    pool.shutdown_with(ShutdownOptions::new().wait(false).deadline(now).cancel_grace(LONG));
+    asked.wait_for(1);
+    // A deadline alone says nothing about their time.
+    pool.shutdown_with(ShutdownOptions::new().wait(false).deadline(now));
+    assert!(!pool.join_timeout(SHORT));
+    pool.shutdown_with(ShutdownOptions::new().deadline(now).cancel_grace(Duration::ZERO));
+    assert!(running.result().unwrap_err().is_shutdown());
+}
+
+#[test]
+fn x53_a_shutdown_shortens_the_time_of_workers_that_were_signalled_before() {
+    let _watchdog = watchdog();
+    let gate = open_gate();
+    let pool = ProcessPoolExecutor::builder().max_workers(1).terminate_grace(LONG).build().unwrap();
+    let running = pool.submit(never_stops_nor_terminates::task(gate.path()));
+    gate.wait_for(1);
+    assert!(running.cancel_running(), "SIGTERM has no effect, and SIGKILL is far away");
+    pool.shutdown_with(ShutdownOptions::new().deadline(Instant::now()).terminate_grace(SHORT));
+    assert!(running.result().unwrap_err().is_cancelled());
 }
 
 #[test]

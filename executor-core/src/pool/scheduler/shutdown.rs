@@ -51,9 +51,14 @@ impl Ending {
     /// Adds a plan. Of several, the earliest times count, and of the graces the last ones.
     fn plan(&mut self, how: &Shutdown) {
         let earlier = |old: Option<Instant>, new: Option<Instant>| old.into_iter().chain(new).min();
-        // Tasks that were asked to stop already keep their time.
-        if self.terminate_at.is_none() {
-            self.ask_at = earlier(self.ask_at, how.deadline);
+        match &mut self.terminate_at {
+            None => self.ask_at = earlier(self.ask_at, how.deadline),
+            // Tasks that were asked to stop already keep their time, unless this gives them less.
+            Some(at) => {
+                let times = how.deadline.zip(how.cancel_grace);
+                let end = times.and_then(|(deadline, grace)| deadline.checked_add(grace));
+                *at = end.map_or(*at, |end| end.min(*at));
+            }
         }
         self.kill_at = earlier(self.kill_at, how.kill_at);
         self.cancel = how.cancel_grace.or(self.cancel);
@@ -210,7 +215,16 @@ impl<C: Scheduled> Scheduler<C> {
         for id in self.workers.keys().copied().collect::<Vec<_>>() {
             // A worker that must end already keeps its reason, unless SIGKILL now replaces SIGTERM.
             match self.workers[&id].termination() {
-                Some(termination) if termination.is_killed() || !at_once => {}
+                Some(termination) if termination.is_killed() => {}
+                Some(_) if !at_once => {
+                    // But it gets no more time than the others.
+                    let worker = self.workers.get_mut(&id).expect("listed above");
+                    if let (Some(termination), Some(until)) =
+                        (worker.termination_mut(), now.checked_add(grace))
+                    {
+                        termination.shorten(until);
+                    }
+                }
                 termination => {
                     // A task for which a worker has got SIGTERM ends with its own error.
                     let reason = match termination.map(Termination::reason) {

@@ -180,6 +180,12 @@ impl Termination {
         Due::Kill
     }
 
+    /// Sends SIGKILL at this time at the latest, to a worker that only got SIGTERM.
+    pub(super) fn shorten(&mut self, until: Instant) {
+        debug_assert!(!self.killed, "then it is given up at that time");
+        self.next = self.next.min(until);
+    }
+
     /// Records that the system has refused the signal. The worker was asked to end itself instead.
     fn refused(&mut self, now: Instant) {
         self.next = self.next.min(now + UNSIGNALLED_GRACE);
