@@ -7,6 +7,7 @@ use std::{
     io::{Read, Write},
     os::{fd::OwnedFd, unix::process::parent_id},
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -23,7 +24,7 @@ use rustix::process::Signal;
 
 use crate::support::{
     Gate, LONG, come_to, descriptors, echo, eventually, exit, hold, memory_to_spare, note, notes,
-    pid, signal, spin, state, stop, variable, watchdog, with_a_timeout_long_enough,
+    pid, runs, signal, spin, state, stop, variable, watchdog, with_a_timeout_long_enough,
 };
 
 const METHODS: [StartMethod; 2] = [StartMethod::Spawn, StartMethod::ForkServer];
@@ -192,6 +193,47 @@ fn a_killed_fork_server_is_started_again_and_its_workers_go_on() {
     assert!(other != server && sum == 10);
     gate.open();
     assert!(held.result().unwrap() != worker);
+}
+
+#[task]
+fn starts_a_program(notes: &Path) {
+    note(notes.into(), Command::new("sleep").arg("600").spawn().unwrap().id());
+}
+
+/// Has an executor whose fork server has started a program, and never ends.
+#[task]
+fn has_a_server_with_a_program(gate: &Path, notes: PathBuf) {
+    let pool = builder(1).preload(starts_a_program::task(&notes)).build().unwrap();
+    pool.submit(pid::task()).result().unwrap();
+    come_to(gate);
+    loop {
+        thread::park();
+    }
+}
+
+#[test]
+fn a_fork_server_ends_what_its_preload_has_started_however_its_parent_ends() {
+    let _watchdog = watchdog();
+    for kills in [false, true] {
+        let (gate, folder) = (Gate::new(), tempfile::tempdir().unwrap());
+        let file = folder.path().join("notes");
+        gate.open();
+        let program = || notes(&file)[0];
+        if kills {
+            let outer = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+            let held = outer.submit(has_a_server_with_a_program::task(gate.path(), file.clone()));
+            gate.wait_for(1);
+            assert!(runs(program()));
+            signal(outer.worker_pids()[0], Signal::KILL);
+            assert!(held.result().unwrap_err().is_worker_lost());
+        } else {
+            let pool = builder(1).preload(starts_a_program::task(&file)).build().unwrap();
+            pool.submit(pid::task()).result().unwrap();
+            assert!(runs(program()));
+            drop(pool);
+        }
+        eventually("the program has ended", || !runs(program()));
+    }
 }
 
 #[test]

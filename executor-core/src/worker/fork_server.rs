@@ -15,8 +15,9 @@
 //!                             no child that the parent does not know
 //!  the child dies before it has sent its pid: it is in the server's group, which is killed and
 //!                             reaped after that
-//!  the parent dies (pidfd), or hangs up (end of file): the server exits; while `preload` runs,
-//!                             another thread watches for that, and kills the server's group
+//!  the parent dies (pidfd), or hangs up (end of file): the server ends, with what `preload` has
+//!                             started; while `preload` runs, another thread watches for that, and
+//!                             kills the server's group
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -86,11 +87,14 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
         let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
         socket::retry(|| poll(&mut fds, None)).ok()?;
         if getppid() != Some(parent) {
-            return None;
+            // Nobody else ends what `preload` has started.
+            watcher::end_group();
         }
         let mut asked = [0; 1];
         let (len, descriptors) = socket::recv_short(socket, &mut asked).ok()?;
         if len == 0 {
+            // The parent may be dying: the system closes its descriptors first.
+            watcher::end_programs(parent);
             return None;
         }
         let own = descriptors.into_iter().next()?;

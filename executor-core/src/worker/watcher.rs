@@ -179,6 +179,27 @@ pub(crate) fn threads() -> usize {
     usize::from(WATCHED.load(Ordering::Relaxed) == getpid().as_raw_nonzero().get())
 }
 
+/// Kills the programs that this process has started, and not this process, which is about to end in
+/// an orderly way. `parent` lives, or did a moment ago.
+#[expect(clippy::disallowed_methods, reason = "the group that this very process has led")]
+pub(super) fn end_programs(parent: Pid) {
+    let own = getpid();
+    // SAFETY: both calls return a number, for any arguments.
+    let (led, others) = unsafe { (libc::getpgrp(), libc::getpgid(parent.as_raw_nonzero().get())) };
+    // A group that a task has chosen has other members.
+    if led != own.as_raw_nonzero().get() || others <= 0 || others == led {
+        return;
+    }
+    // SAFETY: the call has numbers as arguments.
+    let left = unsafe { libc::setpgid(0, others) } == 0;
+    // If the system refuses this, the parent kills the programs when it reaps this process, if it
+    // still lives.
+    if left {
+        // No other group gets this number as long as this process has it.
+        let _ = kill_process_group(own, Signal::KILL);
+    }
+}
+
 /// Kills this process and the programs that its tasks started.
 #[expect(clippy::disallowed_methods, reason = "the group of this very process")]
 pub(super) fn end_group() -> ! {
