@@ -326,3 +326,12 @@ fn retries_are_refused_where_a_task_runs_once_and_other_options_need_them() {
     let worker = pool.submit(pid::task().retries(0)).result().unwrap();
     assert_eq!(pool.worker_pids(), [worker]);
 }
+
+#[test]
+fn more_retries_than_are_counted_are_as_many_as_are_counted() {
+    // A count that stops at its maximum, below the number, would try for ever.
+    for (given, kept) in [(65_535, 65_535), (65_536, 65_535), (u32::MAX, 65_535), (7, 7)] {
+        let text = format!("{:?}", pid::task().retries(given));
+        assert!(text.contains(&format!("retries: Some({kept})")), "{text}");
+    }
+}

@@ -264,7 +264,7 @@ pub(super) struct TaskSettings {
     queue_timeout: Option<Duration>,
     name: Option<String>,
     /// How often the task is tried again, and the first delay.
-    retries: Option<(u32, Duration)>,
+    retries: Option<(u16, Duration)>,
 }
 
 impl TaskSettings {

@@ -387,7 +387,7 @@ impl Scheduled for Chunk {
 
     fn may_retry(&self, lost: bool) -> bool {
         let Some(retry) = self.options.retry() else { return false };
-        u32::from(self.failed) < retry.retries.unwrap_or(0)
+        self.failed < retry.retries.unwrap_or(0)
             && !(lost && u32::from(self.lost) + 1 >= self.options.poison_limit())
     }
 

@@ -290,7 +290,7 @@ impl<F: TaskFn, A> Task<F, A> {
     /// an error ([`Failed`](crate::TaskError::Failed)), it panics, its worker is lost, its
     /// [time limit](Self::timeout) passes, or it exceeds the
     /// [limit on memory](crate::ProcessPoolBuilder::worker_memory_limit). Each attempt has the
-    /// whole time limit.
+    /// whole time limit. A number above 65,535 means 65,535.
     ///
     /// Use it only for a task that may run more than once: without retries, nothing that has begun
     /// ever runs a second time. A task that was cancelled is not tried again, nor one whose
@@ -331,6 +331,7 @@ impl<F: TaskFn, A> Task<F, A> {
     /// }
     /// ```
     pub fn retries(mut self, retries: u32) -> Self {
+        let retries = u16::try_from(retries).unwrap_or(u16::MAX);
         self.options.set().retry.get_or_insert_default().retries = Some(retries);
         self
     }
@@ -547,7 +548,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) struct Retry {
     /// `None` if it was not set, although other options were.
-    pub(crate) retries: Option<u32>,
+    pub(crate) retries: Option<u16>,
     /// The delay before the first retry.
     pub(crate) delay: Duration,
     /// Asked for each error.
