@@ -511,7 +511,7 @@ const LIMITS: &[Cell] = &[
     or_says("24 descriptors", FILES, || limit(Resource::Nofile, 24)),
     or_says("32 descriptors", FILES, || limit(Resource::Nofile, 32)),
     works("64 descriptors", || limit(Resource::Nofile, 64)),
-    or_says("24 MiB of addresses", MEMORY, || limit(Resource::As, 24 << 20)),
+    // With less, there is no room for the program itself: the standard library aborts.
     or_says("30 MiB of addresses", MEMORY, || limit(Resource::As, 30 << 20)),
     or_says("40 MiB of addresses", MEMORY, || limit(Resource::As, 40 << 20)),
     or_says("50 MiB of addresses", MEMORY, || limit(Resource::As, 50 << 20)),
