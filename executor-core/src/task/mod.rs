@@ -228,7 +228,7 @@ impl<F: TaskFn, A> Task<F, A> {
     ///     let batch = pool.submit(calls::task().priority(-1));
     ///     let usual = pool.submit(calls::task());
     ///     let urgent = pool.submit(calls::task().priority(10));
-    ///     line.put(&()).unwrap();
+    ///     line.put(()).unwrap();
     ///     busy.result().unwrap();
     ///     let order = [urgent, usual, batch].map(|future| future.result().unwrap());
     ///     assert_eq!(order, [0, 1, 2]);

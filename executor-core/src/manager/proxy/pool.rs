@@ -30,7 +30,7 @@ handle! {
     /// times as fast for short tasks, because each task of this pool passes through the server.
     ///
     /// ```
-    /// use executor::{manager::{Manager, Pool}, prelude::*};
+    /// use executor::{Process, manager::{Manager, Pool}, prelude::*};
     ///
     /// #[task]
     /// fn square(x: u64) -> u64 { x * x }
