@@ -25,7 +25,8 @@ pub(super) struct Guard {
     cpu_time: Option<CpuTime>,
     gauge: Option<&'static Gauge>,
     growth: Option<Growth>,
-    /// `None` if memory is not looked at.
+    /// `None` if memory is not looked at. Then no clock is read either, which would take as long as
+    /// a short task.
     board: Option<&'static Board>,
     /// When the task began, in nanoseconds. The time that is reported to the pool is an average of
     /// several tasks, if they are short.
@@ -65,7 +66,9 @@ impl Guard {
             guard.growth = growth.map(|max| Growth { memory: read, max, ready: None, short: 0 });
             private_memory::note_refused_memory(read, &board.memory_refused);
         }
-        guard.board = Some(board);
+        if guard.gauge.is_some() || guard.growth.is_some() {
+            guard.board = Some(board);
+        }
         // Set last, because the steps above need a descriptor.
         guard.cpu_time = limits.adopt_in_worker()?;
         if let Some((limit, read)) = limited {
@@ -153,5 +156,26 @@ impl Growth {
         self.short = 0;
         let grown = self.memory.in_use()?.saturating_sub(self.ready?);
         (grown > self.max).then_some(grown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::board;
+
+    #[test]
+    fn a_worker_without_limits_on_memory_reads_no_clock_for_its_tasks() {
+        let (board, _memory) = board::create().unwrap();
+        let board: &'static Board = Box::leak(Box::new(board));
+        let mut guard = Guard::start(&Restraints::default(), false, board).unwrap();
+        guard.task_begins();
+        assert!(!guard.task_ends());
+        assert_eq!(guard.began, 0, "the clock was read");
+
+        let growth = Restraints { growth: Some(u64::MAX), ..Restraints::default() };
+        let mut guard = Guard::start(&growth, false, board).unwrap();
+        guard.task_begins();
+        assert_ne!(guard.began, 0);
     }
 }
