@@ -23,6 +23,7 @@ mod priority;
 #[path = "../programs/builder.rs"]
 mod programs;
 mod recycle;
+mod resources;
 mod retries;
 mod reusable;
 mod start;

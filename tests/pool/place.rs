@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fs, sync::Arc};
 
 use executor::{
-    BuildError, Pin, Process, ProcessPoolBuilder, physical_cpus, prelude::*, slot, usable_cpus,
-    worker_index,
+    BuildError, Isolation, Pin, Pool, Process, ProcessPoolBuilder, physical_cpus, prelude::*, slot,
+    usable_cpus, worker_index,
 };
 
 use crate::support::{Gate, come_to, pool};
@@ -438,4 +438,84 @@ fn to23_a_map_in_round_robin_order_can_be_cancelled_and_shut_down() {
     assert_eq!(map.next().unwrap().unwrap(), 0);
     pool.shutdown(true);
     assert_eq!(map.count(), 99, "the accepted items are finished");
+}
+
+#[test]
+fn to23_a_pool_in_round_robin_order_gives_each_task_to_the_next_worker() {
+    let pool = builder().max_workers(3).round_robin().build().unwrap();
+    for round in 0..4 {
+        let futures = [(); 5].map(|()| pool.submit(index::task()));
+        let indices = futures.map(|future| future.result().unwrap().unwrap());
+        assert_eq!(indices, [0, 1, 2, 3, 4].map(|at| (5 * round + at) % 3));
+    }
+    // The chunks of a map go on where the tasks have ended, those of its own order do not.
+    assert_eq!(in_turn(&pool, 6, 2), [0, 0, 1, 1, 2, 2]);
+    let map = pool.map(index_for::task, 0..6_u32).chunk_size(2);
+    assert_eq!(map.map(Result::unwrap).collect::<Vec<_>>(), [2, 2, 0, 0, 1, 1]);
+    assert_eq!(pool.submit(index::task().on_worker(1)).result().unwrap(), Some(1));
+    assert_eq!(pool.submit(index::task()).result().unwrap(), Some(2));
+}
+
+#[test]
+fn to23_a_task_in_round_robin_order_waits_for_its_worker_and_survives_its_death() {
+    let pool = Pool::builder().processes(2).round_robin().build().unwrap();
+    let gate = Gate::new();
+    let held = pool.apply_async(index_in::task(gate.path()));
+    gate.wait_for(1);
+    let [one, zero] = [(); 2].map(|()| pool.apply_async(index::task()));
+    assert_eq!(one.get().unwrap(), Some(1));
+    // Its worker is busy, and the other one does not take it over.
+    assert_eq!(pool.apply(index::task()).unwrap(), Some(1));
+    assert!(!zero.ready());
+    gate.open();
+    assert_eq!(held.get().unwrap(), 0);
+    assert_eq!(zero.get().unwrap(), Some(0));
+    assert!(pool.apply(aborts::task()).is_err());
+    assert_eq!(pool.apply(index::task()).unwrap(), Some(1));
+    assert_eq!(pool.apply(index::task()).unwrap(), Some(0), "the next one with this index");
+    pool.terminate();
+}
+
+#[test]
+fn x36_a_task_on_a_worker_waits_for_the_one_with_this_index() {
+    let (pool, gate) = (pool(3), Gate::new());
+    for at in [2, 0, 1, 2, 2, 0] {
+        assert_eq!(pool.submit(index::task().on_worker(at)).result().unwrap(), Some(at));
+    }
+    let held = pool.submit(index_in::task(gate.path()).on_worker(1));
+    gate.wait_for(1);
+    let waits = pool.submit(index::task().on_worker(1).priority(5));
+    for _ in 0..20 {
+        assert_ne!(pool.submit(index::task()).result().unwrap(), Some(1));
+    }
+    assert!(!waits.done());
+    gate.open();
+    assert_eq!((held.result().unwrap(), waits.result().unwrap()), (1, Some(1)));
+    // It is tried again on the one that replaces the worker.
+    let error = pool.submit(aborts::task().on_worker(1).retries(1)).result().unwrap_err();
+    assert_eq!(error.attempts(), 2);
+    let map = pool.map(|at: u32| index_for::task(at).on_worker(at as usize % 2), 0..10);
+    let indices: Vec<_> = map.map(Result::unwrap).collect();
+    assert_eq!(indices, [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]);
+}
+
+#[test]
+fn x36_a_worker_that_cannot_be_is_refused() {
+    let pool = pool(2);
+    let invalid = |result: Result<_, TaskError>| match result {
+        Err(TaskError::Invalid(why)) => why.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let on = |at: usize| pool.submit(index::task().name("mine").on_worker(at)).result();
+    assert!(invalid(on(2)).contains("`mine` is on worker 2"));
+    invalid(on(usize::MAX));
+    pool.resize(3).unwrap();
+    assert_eq!(on(2).unwrap(), Some(2));
+    invalid(pool.broadcast(index::task().on_worker(0)).pop().unwrap().result());
+    let process = Process::new(index::task().on_worker(0)).start();
+    assert!(process.unwrap_err().to_string().contains("`on_worker`"));
+    let isolated = || builder().isolation(Isolation::PerTask).max_workers(2);
+    let pool = isolated().build().unwrap();
+    invalid(pool.submit(index::task().on_worker(0)).result());
+    assert!(matches!(isolated().round_robin().build(), Err(BuildError::Invalid(_))));
 }

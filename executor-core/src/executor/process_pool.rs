@@ -236,9 +236,10 @@ impl ProcessPoolExecutor {
     /// # Errors
     /// A task that cannot be sent gives one future with the error:
     /// [`Encode`](crate::TaskError::Encode), or [`Invalid`](crate::TaskError::Invalid) if it has
-    /// [`retries`](crate::Task::retries), because a lost worker cannot run it again, or a
-    /// [`priority`](crate::Task::priority), because it overtakes all others anyway, or if each
-    /// worker runs one task only ([`Isolation::PerTask`](crate::Isolation::PerTask)).
+    /// [`retries`](crate::Task::retries), because a lost worker cannot run it again, a
+    /// [`priority`](crate::Task::priority) or [`needs`](crate::Task::needs), because it overtakes
+    /// all others anyway, or [`on_worker`](crate::Task::on_worker), or if each worker runs one task
+    /// only ([`Isolation::PerTask`](crate::Isolation::PerTask)).
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -294,6 +295,10 @@ impl ProcessPoolExecutor {
             (None, Some(_)) => {
                 Some("has a `priority`, but runs once in each worker, before all others")
             }
+            _ if !options.needs().is_empty() => {
+                Some("has `needs`, but runs once in each worker, before all others")
+            }
+            _ if options.on_worker().is_some() => Some("is `on_worker`, but runs in each worker"),
             _ if pool.is_isolated() => Some(
                 "cannot be sent to each worker, because with isolation each runs one task only",
             ),

@@ -262,6 +262,7 @@ pub(super) fn task_failed(error: &TaskError) -> Vec<u8> {
 pub(super) struct TaskSettings {
     timeout: Option<Duration>,
     queue_timeout: Option<Duration>,
+    priority: Option<i32>,
     name: Option<String>,
     /// How often the task is tried again, and the first delay.
     retries: Option<(u16, Duration)>,
@@ -276,12 +277,24 @@ impl TaskSettings {
         let retry = options.retry();
         if retry.is_some_and(|retry| retry.on.is_some()) {
             return Err(TaskError::invalid(
-                "a task of a manager's pool has `retry_on`, which is code that would have to be                  called in the server",
+                "a task of a manager's pool has `retry_on`, which is code that would have to be \
+                 called in the server",
             ));
+        }
+        let unsuited = [
+            ("measure_usage", options.measures()),
+            ("needs", !options.needs().is_empty()),
+            ("on_worker", options.on_worker().is_some()),
+        ];
+        if let Some((option, _)) = unsuited.iter().find(|(_, is_set)| *is_set) {
+            return Err(TaskError::invalid(format!(
+                "a task of a manager's pool has `{option}`, which is for executors only"
+            )));
         }
         let settings = TaskSettings {
             timeout: options.timeout(),
             queue_timeout: options.queue_timeout(),
+            priority: options.priority(),
             name: options.name().map(str::to_owned),
             retries: retry.and_then(|retry| Some((retry.retries?, retry.delay))),
         };
@@ -298,6 +311,7 @@ impl TaskSettings {
         let set = options.set();
         set.timeout = settings.timeout;
         set.queue_timeout = settings.queue_timeout;
+        set.priority = settings.priority;
         set.name = settings.name.map(String::into_boxed_str);
         set.retry = settings.retries.map(|(retries, delay)| Retry {
             retries: Some(retries),

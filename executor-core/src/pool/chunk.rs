@@ -38,7 +38,7 @@ use crate::{
     },
     id::{FnId, TaskId},
     registry::TaskEntry,
-    task::{Retry, TaskOptions, usage::Usage},
+    task::{Need, Retry, TaskOptions, usage::Usage},
     wire::{
         frame::{Items, Order, Reply, ToWorker, flag},
         measured::Measured,
@@ -200,6 +200,36 @@ impl Chunk {
         !self.options.is_none()
     }
 
+    /// Binds the chunk to the worker with this index, unless it is bound to one already.
+    pub(super) fn bind(&mut self, worker: impl FnOnce() -> u16) {
+        self.bound_to = self.bound_to.or_else(|| NonMax::new(worker()));
+    }
+
+    /// Finds what the chunk needs in the pool that is to run it. Returns what is wrong with its
+    /// options, if the pool cannot.
+    pub(super) fn find_place(&mut self, pool: &Pool) -> Result<(), String> {
+        if let Some(index) = self.options.on_worker() {
+            if pool.is_isolated() {
+                return Err("is `on_worker`, which makes no sense with Isolation::PerTask".into());
+            }
+            let workers_max = pool.workers_max();
+            if index >= workers_max {
+                return Err(format!(
+                    "is on worker {index}, but the indices of the {workers_max} workers begin at 0"
+                ));
+            }
+            let index = u16::try_from(index).ok().and_then(NonMax::new);
+            self.bound_to = Some(index.ok_or("is on a worker with an index above 65534")?);
+        }
+        if !self.options.needs().is_empty() {
+            if self.bound_to.is_some() {
+                return Err("needs resources, and is bound to a worker".into());
+            }
+            self.options.set().needed = pool.options.resources.resolve(self.options.needs())?;
+        }
+        Ok(())
+    }
+
     /// Records that a pool with these defaults accepts the chunk now.
     pub(super) fn accepted(&mut self, defaults: &TaskDefaults) {
         debug_assert!(!self.several || !defaults.any(), "such a pool gets single calls");
@@ -323,6 +353,11 @@ impl Scheduled for Chunk {
     #[inline]
     fn bound_to(&self) -> Option<u32> {
         self.bound_to.map(NonMax::get)
+    }
+
+    #[inline]
+    fn needs(&self) -> &[Need] {
+        self.options.needed()
     }
 
     #[inline]

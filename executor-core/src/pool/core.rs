@@ -430,6 +430,13 @@ fn complete(outcomes: Outcomes) {
     drop(batch);
 }
 
+/// Ends a chunk that the pool does not take. Must not be called with a lock held.
+pub(super) fn refuse(chunk: Chunk, error: TaskError) {
+    let mut outcomes = Outcomes::default();
+    outcomes.fail(chunk, error);
+    complete(outcomes);
+}
+
 /// The lock on the core. When it is freed, chunks that were submitted meanwhile are taken in.
 pub(super) struct Locked<'a> {
     /// `None` once the lock is free, and while an event is decided.
@@ -761,6 +768,8 @@ mod tests {
             graces: Graces::default(),
             start: StartOptions::default(),
             places: Default::default(),
+            resources: Default::default(),
+            round_robin: false,
             stack_bytes: None,
             transport: Transport::Ring,
             at_end: AtEnd::default(),

@@ -48,6 +48,7 @@ pub(crate) mod pressure;
 pub(crate) mod program;
 mod reader;
 mod replies;
+pub(crate) mod resources;
 mod retry;
 pub(crate) mod scheduler;
 #[cfg(test)]
@@ -78,6 +79,7 @@ use log::LogRecord;
 use pressure::Pressure;
 use program::StartOptions;
 use reader::Drains;
+use resources::Resources;
 pub(crate) use scheduler::Lifespan;
 use scheduler::{Config, Scheduler};
 pub(crate) use scheduler::{Graces, Shutdown};
@@ -85,7 +87,7 @@ use worker::{Boards, Worker};
 
 use crate::{
     child::exit,
-    error::BrokenCause,
+    error::{BrokenCause, TaskError},
     future::{
         callback::CallbackQueue,
         cell::{Awaited, Control},
@@ -149,6 +151,9 @@ pub(crate) struct PoolOptions {
     pub(crate) graces: Graces,
     pub(crate) start: StartOptions,
     pub(crate) places: place::Places,
+    pub(crate) resources: Resources,
+    /// Whether chunks go to the workers in turn.
+    pub(crate) round_robin: bool,
     pub(crate) stack_bytes: Option<u64>,
     pub(crate) transport: Transport,
     /// What happens to accepted work when the program ends, and how long that may take.
@@ -186,6 +191,8 @@ pub(crate) struct Pool {
     /// The maximum number of workers, which the scheduler has, too.
     workers_max: AtomicUsize,
     pressure: Option<Arc<Pressure>>,
+    /// Number of chunks that were bound to workers in turn.
+    turns: AtomicU64,
     creator: Creator,
     /// Whether starting the threads has been attempted.
     started: AtomicBool,
@@ -230,6 +237,7 @@ impl Pool {
             start_timeout: options.start_timeout,
             // The driver adds the quota while the first worker comes up.
             processors: cpu::usable_cpus_within(None),
+            resources: options.resources.numbers(),
         };
         let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")
             .asked("shared memory (memfd_create, ftruncate, mmap)")?;
@@ -265,6 +273,7 @@ impl Pool {
             pressure: options.pressure.clone(),
             workers_max: AtomicUsize::new(options.workers_max),
             options,
+            turns: AtomicU64::new(0),
             creator: Creator::here(),
             started: AtomicBool::new(false),
             saturated: AtomicBool::new(false),
@@ -359,10 +368,26 @@ impl Pool {
         if self.forked() {
             return;
         }
+        if chunk.has_options() {
+            if let Err(what) = chunk.find_place(self) {
+                let error = TaskError::invalid(format!("task `{}` {what}", chunk.name()));
+                return core::refuse(chunk, error);
+            }
+        }
+        if self.options.round_robin {
+            chunk.bind(|| self.next_in_turn());
+        }
         if chunk.has_options() || self.options.defaults.any() {
             chunk.accepted(&self.options.defaults);
         }
         self.take_in(chunk);
+    }
+
+    /// Returns the index of the worker whose turn it is, in round-robin order.
+    fn next_in_turn(&self) -> u16 {
+        // With more workers than numbers, the last workers get none.
+        let workers = self.workers_max().min(usize::from(u16::MAX)) as u64;
+        (self.turns.fetch_add(1, Ordering::Relaxed) % workers) as u16
     }
 
     /// Returns the limits on pending tasks, if there are any.

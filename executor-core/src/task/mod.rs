@@ -239,6 +239,87 @@ impl<F: TaskFn, A> Task<F, A> {
         self
     }
 
+    /// Lets the task wait until it gets this many tokens of a resource of its executor, in addition
+    /// to a worker. See [`resources`](crate::ProcessPoolBuilder::resources). It has them from its
+    /// begin to its end: until its result is known, or until its worker has ended.
+    ///
+    /// It may be called several times, for several resources. The task then gets all tokens at
+    /// once, and none before. For one resource, the last call counts.
+    ///
+    /// The order is that of [priorities](Self::priority), and of age among equal ones. A task that
+    /// has its turn and lacks tokens keeps the free ones of its resources, so no later task takes
+    /// them away for ever. Tasks that need other resources or none overtake it meanwhile. When 16
+    /// tasks with tokens in a row have overtaken an older one that is the first of those that need
+    /// the same resources, the oldest of these is served before all others. When a task that could
+    /// have its tokens waits for a worker, no later task is sent to a worker ahead of time.
+    ///
+    /// A task that needs more tokens than there are, 0 of them, or a resource that its executor
+    /// does not have, is refused with [`TaskError::Invalid`](crate::TaskError::Invalid). So is one
+    /// that is bound to a worker: with [`on_worker`](Self::on_worker), in a map in
+    /// [round-robin order](crate::Map::round_robin), or in a
+    /// [broadcast](crate::ProcessPoolExecutor::broadcast). Items of a `map` that need tokens are
+    /// sent one at a time, and not in chunks. Where there is no executor, as in
+    /// [`Process::new`](crate::Process::new), a task with this option is refused.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn render(frame: u32) -> u32 { frame }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let builder = ProcessPoolExecutor::builder().max_workers(8);
+    ///     let pool = builder.resources([("gpu", 2), ("licence", 1)]).build().unwrap();
+    ///     // However many workers there are, at most two of these run at the same time.
+    ///     let frames = pool.map(|frame| render::task(frame).needs("gpu", 1), 0..10);
+    ///     assert_eq!(frames.map(Result::unwrap).sum::<u32>(), 45);
+    ///
+    ///     let error = pool.submit(render::task(0).needs("gpu", 3)).result().unwrap_err();
+    ///     assert!(error.to_string().contains("only 2"));
+    /// }
+    /// ```
+    pub fn needs(mut self, resource: impl Into<String>, tokens: u32) -> Self {
+        let (resource, set) = (resource.into().into_boxed_str(), self.options.set());
+        match set.needs.iter_mut().find(|(other, _)| *other == resource) {
+            Some((_, other)) => *other = tokens,
+            None => set.needs.push((resource, tokens)),
+        }
+        self
+    }
+
+    /// Lets the task run in the worker with this [index](crate::worker_index) and in no other, for
+    /// example because it has loaded what the task works on. By default a task goes to whichever
+    /// worker is free.
+    ///
+    /// The task waits for this worker however long it is busy. If the worker ends, the task waits
+    /// for the one that replaces it, which has the same index. In the pool of a smaller number
+    /// ([`resize`](crate::ProcessPoolExecutor::resize)), it runs in the worker with this index
+    /// modulo the number of workers. It takes precedence over round-robin order.
+    ///
+    /// An index that no worker can have when the task is submitted is refused with
+    /// [`TaskError::Invalid`](crate::TaskError::Invalid). So is a task with this option if each
+    /// task has a worker of its own ([`Isolation::PerTask`](crate::Isolation::PerTask)), in a
+    /// [broadcast](crate::ProcessPoolExecutor::broadcast), and where there are no workers, as in
+    /// [`Process::new`](crate::Process::new). Items of a `map` with this option are sent one at a
+    /// time.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn index() -> Option<usize> { executor::worker_index() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(3).build().unwrap();
+    ///     assert_eq!(pool.submit(index::task().on_worker(2)).result().unwrap(), Some(2));
+    ///     assert!(pool.submit(index::task().on_worker(3)).result().is_err());
+    /// }
+    /// ```
+    pub fn on_worker(mut self, index: usize) -> Self {
+        self.options.set().on_worker = Some(index);
+        self
+    }
+
     /// Sets the name of this one call in errors and logs. The default is the name of its function.
     ///
     /// ```
@@ -479,6 +560,8 @@ impl<F: TaskFn, A> fmt::Debug for Task<F, A> {
             .field("timeout", &self.options.timeout())
             .field("queue_timeout", &self.options.queue_timeout())
             .field("priority", &self.options.priority())
+            .field("needs", &self.options.needs())
+            .field("on_worker", &self.options.on_worker())
             .field("retries", &self.options.retry().and_then(|retry| retry.retries))
             .finish_non_exhaustive()
     }
@@ -510,6 +593,12 @@ pub(crate) struct SetOptions {
     pub(crate) timeout: Option<Duration>,
     pub(crate) queue_timeout: Option<Duration>,
     pub(crate) priority: Option<i32>,
+    /// The names of resources, and how many tokens of each the task needs.
+    pub(crate) needs: Vec<(Box<str>, u32)>,
+    /// The same, by the numbers that resources have in the pool. Set by the pool.
+    pub(crate) needed: Box<[Need]>,
+    /// The index of the only worker that may run the task.
+    pub(crate) on_worker: Option<usize>,
     pub(crate) name: Option<Box<str>>,
     pub(crate) retry: Option<Retry>,
     /// The number of workers that the task may end before it is not tried again. Set by the pool.
@@ -526,6 +615,9 @@ impl Default for SetOptions {
             timeout: None,
             queue_timeout: None,
             priority: None,
+            needs: Vec::new(),
+            needed: Box::default(),
+            on_worker: None,
             name: None,
             retry: None,
             poison_limit: POISON_LIMIT,
@@ -533,6 +625,13 @@ impl Default for SetOptions {
             usage: None,
         }
     }
+}
+
+/// How many tokens of one resource of a pool a task needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Need {
+    pub(crate) resource: u8,
+    pub(crate) tokens: u32,
 }
 
 /// Default number of workers that a task with retries may end before it is not tried again. A task
@@ -600,6 +699,21 @@ impl TaskOptions {
         self.0.as_ref()?.priority
     }
 
+    pub(crate) fn needs(&self) -> &[(Box<str>, u32)] {
+        self.0.as_ref().map_or(&[], |set| &set.needs)
+    }
+
+    /// Returns what the task needs, by the numbers that resources have in the pool.
+    #[inline]
+    pub(crate) fn needed(&self) -> &[Need] {
+        self.0.as_ref().map_or(&[], |set| &set.needed)
+    }
+
+    #[inline]
+    pub(crate) fn on_worker(&self) -> Option<usize> {
+        self.0.as_ref()?.on_worker
+    }
+
     #[inline]
     pub(crate) fn retry(&self) -> Option<&Retry> {
         self.0.as_ref()?.retry.as_ref()
@@ -654,6 +768,14 @@ impl TaskOptions {
             SetOptions { priority: Some(_), .. } => Some(
                 "`priority`, but nothing queues here: it is for tasks that are submitted to an \
                  executor",
+            ),
+            SetOptions { needs, .. } if !needs.is_empty() => Some(
+                "`needs`, but nothing has resources here: it is for tasks that are submitted to an \
+                 executor",
+            ),
+            SetOptions { on_worker: Some(_), .. } => Some(
+                "`on_worker`, but there are no workers here: it is for tasks that are submitted to \
+                 an executor",
             ),
             SetOptions { retry: Some(_), .. } => Some(
                 "`retries`, but is tried only once here: they are for tasks that are submitted to \

@@ -139,6 +139,13 @@ fn results_and_errors_of_tasks_in_a_managed_pool_are_those_of_any_pool() {
         // What cannot be done is said, and not left out.
         let task = echo::task(1).retries(1).retry_on(|_| true);
         assert!(error_of(pool.apply(task)).to_string().contains("retry_on"));
+        for (task, option) in [
+            (echo::task(1).measure_usage(), "measure_usage"),
+            (echo::task(1).needs("gpu", 1), "needs"),
+            (echo::task(1).on_worker(0), "on_worker"),
+        ] {
+            assert!(error_of(pool.apply(task)).to_string().contains(option), "{option}");
+        }
         let task = echo::task(1).retry_delay(SHORT);
         assert!(matches!(error_of(pool.apply(task)), TaskError::Invalid(_)));
         let file = Transfer::new(tempfile::tempfile().unwrap());

@@ -200,6 +200,22 @@ impl PoolBuilder {
         self
     }
 
+    /// Sets resources of which there are only some, for tasks that [need](crate::Task::needs) them:
+    /// see [`ProcessPoolBuilder::resources`].
+    pub fn resources<S: Into<String>>(
+        mut self,
+        resources: impl IntoIterator<Item = (S, u32)>,
+    ) -> Self {
+        self.executor = self.executor.resources(resources);
+        self
+    }
+
+    /// Gives tasks to the workers in turn: see [`ProcessPoolBuilder::round_robin`].
+    pub fn round_robin(mut self) -> Self {
+        self.executor = self.executor.round_robin();
+        self
+    }
+
     /// Sets a task that each worker runs once when it leaves: see
     /// [`ProcessPoolBuilder::finalizer`]. [`terminate`](Pool::terminate), and so a drop without
     /// [`close`](Pool::close) and [`join`](Pool::join), ends workers without it.

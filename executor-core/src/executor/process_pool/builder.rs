@@ -5,6 +5,9 @@ mod ending;
 use std::{sync::Arc, time::Duration};
 
 mod restraints;
+mod sharing;
+
+pub(super) use sharing::SharingOptions;
 
 use super::{
     Handle, OnDrop, ProcessPoolExecutor,
@@ -82,6 +85,7 @@ pub struct ProcessPoolBuilder {
     max_pending_bytes: Option<usize>,
     pub(super) restraints: Restraints,
     pub(super) place: PlaceOptions,
+    pub(super) sharing: SharingOptions,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
@@ -110,6 +114,7 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("max_pending", &self.max_pending)
             .field("max_pending_bytes", &self.max_pending_bytes)
             .field("place", &self.place)
+            .field("sharing", &self.sharing)
             .finish_non_exhaustive()
     }
 }
@@ -490,6 +495,7 @@ impl ProcessPoolBuilder {
             max_pending_bytes,
             restraints,
             place,
+            sharing,
         } = self;
         let same_call =
             |one: &Option<Initializer<_>>, other: &Option<Initializer<_>>| match (one, other) {
@@ -517,6 +523,7 @@ impl ProcessPoolBuilder {
             && *max_pending_bytes == other.max_pending_bytes
             && *restraints == other.restraints
             && place.is_same(&other.place)
+            && *sharing == other.sharing
     }
 
     /// Builds the executor. No process is started yet, unless
@@ -606,6 +613,7 @@ impl ProcessPoolBuilder {
         let mut starting = self.starting;
         starting.environment.splice(..0, self.place.thread_variables());
         let places = self.place.checked(workers_max)?;
+        let (resources, round_robin) = self.sharing.checked()?;
         // Use shared memory, unless the environment selects the fallback.
         let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
         let per_task = starting.isolation == Isolation::PerTask;
@@ -624,6 +632,8 @@ impl ProcessPoolBuilder {
             graces: self.graces,
             start: starting.check(workers_max, initializer_timeout)?,
             places,
+            resources,
+            round_robin,
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport,
             at_end: match self.on_drop {

@@ -232,6 +232,7 @@ impl ProcessPoolBuilder {
             ("max_rss_growth", self.restraints.growth.is_some()),
             ("slots", self.place.slots().is_some()),
             ("pin", self.place.pins()),
+            ("round_robin", self.sharing.is_round_robin()),
         ];
         match refused.iter().find(|(_, is_set)| *is_set) {
             Some((option, _)) => {

@@ -63,9 +63,9 @@ handle! {
     /// processes: files, queues, or managed objects.
     ///
     /// The options of a task ([`timeout`](crate::Task::timeout),
-    /// [`queue_timeout`](crate::Task::queue_timeout), [`retries`](crate::Task::retries),
-    /// [`name`](crate::Task::name)) mean the same as everywhere, except that `retry_on` is an
-    /// error.
+    /// [`queue_timeout`](crate::Task::queue_timeout), [`priority`](crate::Task::priority),
+    /// [`retries`](crate::Task::retries), [`name`](crate::Task::name)) mean the same as everywhere.
+    /// The others are refused: `retry_on`, `measure_usage`, `needs`, `on_worker`.
     ///
     /// One process can have as many tasks in the pool as the manager allows it calls that wait
     /// ([`client_calls_max`](crate::manager::ManagerBuilder::client_calls_max),

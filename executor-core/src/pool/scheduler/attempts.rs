@@ -20,6 +20,7 @@ use super::{
     action::{Action, Actions, End, resolve},
     claims::Claims,
     task::{Entry, Scheduled},
+    tokens::resources_of,
 };
 use crate::{error::TaskError, id::TaskId};
 
@@ -152,7 +153,8 @@ impl<C: Scheduled> Scheduler<C> {
             let entry = self.tasks.get_mut(task).expect("what is held is in the table");
             let until = entry.transition_to_queued_again(now);
             let (bound_to, priority) = (entry.chunk().bound_to(), entry.chunk().priority());
-            self.enqueue(task, bound_to, priority);
+            let resources = resources_of(entry.chunk().needs());
+            self.enqueue(task, bound_to, resources, priority);
             self.add_wait(task, until);
             any = true;
         }

@@ -76,10 +76,24 @@ impl BoundLines {
     }
 }
 
+/// A worker that a chunk waits for.
+pub(super) struct Awaited {
+    index: u32,
+    /// The first chunk that waits.
+    since: TaskId,
+}
+
+/// Returns whether a chunk that is older than this one waits for the worker with this index. Then
+/// the worker gets no other chunks ahead, so that it becomes idle. Otherwise short ones that come
+/// without end could keep it busy for ever.
+pub(super) fn is_awaited(awaited: &[Awaited], index: u32, chunk: TaskId) -> bool {
+    awaited.iter().any(|awaited| awaited.index == index && awaited.since < chunk)
+}
+
 impl<C: Scheduled> Scheduler<C> {
     /// Returns the number of chunks that wait for a worker.
     pub(super) fn waiting(&self) -> usize {
-        self.queued + self.bound.queued()
+        self.queued + self.bound.queued() + self.tokens.queued()
     }
 
     /// Returns the index of the worker that is meant. The pool may have had more workers when the
@@ -108,6 +122,19 @@ impl<C: Scheduled> Scheduler<C> {
                 let is_queued = |chunk| self.tasks.get(chunk).is_some_and(Entry::is_queued);
                 self.index_for(*worker) == index && line.iter().any(is_queued)
             })
+    }
+
+    /// Returns which workers chunks wait for.
+    pub(super) fn awaited(&self) -> Vec<Awaited> {
+        if self.bound.queued() == 0 {
+            return Vec::new();
+        }
+        let is_queued = |chunk: &TaskId| self.tasks.get(*chunk).is_some_and(Entry::is_queued);
+        let lines = self.bound.lines.iter();
+        let awaited = lines.filter_map(|(worker, line)| {
+            Some(Awaited { index: self.index_for(*worker), since: line.iter().find(is_queued)? })
+        });
+        awaited.collect()
     }
 
     /// Gives chunks to the workers that they are bound to. `last` means that all others have been
@@ -154,7 +181,8 @@ impl<C: Scheduled> Scheduler<C> {
             }
             return false;
         };
-        let is_late = self.next_queued().is_some_and(|other| other < chunk);
+        let is_late = self.next_queued().is_some_and(|other| other < chunk)
+            || self.next_with_tokens().is_some_and(|next| next.chunk() < chunk);
         let function = self.tasks[chunk].chunk().function();
         let estimate = self.estimates.get(&function).copied();
         let Some(worker_now) = self.workers.get_mut(&id).filter(|worker| worker.is_useful()) else {

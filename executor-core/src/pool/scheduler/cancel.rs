@@ -81,6 +81,10 @@ impl<C: Scheduled> Scheduler<C> {
                 let tasks = &self.tasks;
                 self.bound.ended(chunk, |other| tasks.get(other).is_some_and(Entry::is_queued));
             }
+            None if !entry.chunk().needs().is_empty() => {
+                let tasks = &self.tasks;
+                self.tokens.ended(chunk, |other| tasks.get(other).is_some_and(Entry::is_queued));
+            }
             None => {
                 self.queued -= 1;
                 // But such ids must not pile up behind a first task that waits for long.

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Scheduler, placement::START_COST, queue::QUEUE_SLACK, task::Scheduled, worker::Worker,
+    Scheduler, placement::START_COST, queue::QUEUE_SLACK, task::Scheduled, tokens::resources_of,
+    worker::Worker,
 };
 use crate::transport::board::SLOTS;
 
 impl<C: Scheduled> Scheduler<C> {
     /// Checks what must be true between any two events.
-    pub(crate) fn check(&self) {
+    pub(crate) fn check(&mut self) {
+        let next = self.next_with_tokens();
         let queued = self.tasks.values().filter(|entry| entry.is_queued()).count();
         assert_eq!(queued, self.waiting(), "the counts of the queue and of the lines");
         let in_lines = self.bound.iter().filter(|(worker, chunk)| {
@@ -18,6 +20,18 @@ impl<C: Scheduled> Scheduler<C> {
             entry.is_some()
         });
         assert_eq!(in_lines.count(), self.bound.queued(), "each bound chunk is in its line once");
+        let in_lines = self.tokens.iter().filter(|(resources, chunk)| {
+            let entry = self.tasks.get(*chunk).filter(|entry| entry.is_queued());
+            assert!(entry.is_none_or(|entry| resources_of(entry.chunk().needs()) == *resources));
+            entry.is_some()
+        });
+        assert_eq!(in_lines.count(), self.tokens.queued(), "each is in the line of its resources");
+        let mut free = self.config.resources.clone();
+        let with_workers = self.tasks.values().filter(|entry| entry.worker().is_some());
+        for need in with_workers.flat_map(|entry| entry.chunk().needs()) {
+            let left = free[usize::from(need.resource)].checked_sub(need.tokens);
+            free[usize::from(need.resource)] = left.expect("more tokens than there are");
+        }
         let waiting = self
             .queue
             .iter()
@@ -97,6 +111,14 @@ impl<C: Scheduled> Scheduler<C> {
                 || self.rebalance_at.is_some()
                 || self.is_full(),
             "a worker is idle while work is queued"
+        );
+        assert!(
+            !working
+                || next.is_none()
+                || self.idle.is_empty()
+                || self.rebalance_at.is_some()
+                || self.is_full(),
+            "a worker is idle while a chunk could have its tokens"
         );
         let waits = |worker: &Worker| {
             worker.is_working()

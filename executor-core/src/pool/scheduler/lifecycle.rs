@@ -103,7 +103,9 @@ impl<C: Scheduled> Scheduler<C> {
         // A stopped worker without tasks takes the place of a worker that could run the waiting
         // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty()
-            && (self.queued > 0 || self.waits_for(self.workers[&id].index()));
+            && (self.queued > 0
+                || self.waits_for(self.workers[&id].index())
+                || self.next_with_tokens().is_some());
         let waited_for = for_good || in_the_way || !self.state.is_open();
         let patience =
             if waited_for { STOPPED_GRACE } else { self.config.start_timeout.max(STOPPED_GRACE) };

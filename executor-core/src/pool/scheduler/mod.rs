@@ -29,8 +29,8 @@
 //! ```text
 //!  events in     broadcast, replies, cancel, lifecycle, life, shutdown, attempts, deadlines (time);
 //!                `on_submit` in queue
-//!  decisions     placement, bound, rebalance, restarts, spares, termination, verdict (a worker has
-//!                ended)
+//!  decisions     placement, bound, tokens, rebalance, restarts, spares, termination, verdict (a
+//!                worker has ended)
 //!  records       task, worker, in_flight, termination, state, estimate, queue, line, waits
 //!  asked         claims, and `Scheduled` in task
 //!  tells         rows
@@ -71,6 +71,7 @@ mod spares;
 mod state;
 mod task;
 mod termination;
+mod tokens;
 mod verdict;
 mod waits;
 mod worker;
@@ -95,6 +96,7 @@ use state::PoolState;
 use task::Entry;
 pub(crate) use task::Scheduled;
 pub(crate) use termination::Graces;
+use tokens::Tokens;
 use waits::Waits;
 use worker::Worker;
 
@@ -132,6 +134,8 @@ pub(crate) struct Config {
     pub(crate) start_timeout: Duration,
     /// Number of workers that can run at the same time.
     pub(crate) processors: usize,
+    /// The number of tokens of each resource.
+    pub(crate) resources: Box<[u32]>,
 }
 
 pub(crate) struct Scheduler<C> {
@@ -146,6 +150,8 @@ pub(crate) struct Scheduler<C> {
     queued: usize,
     /// The chunks that wait for one worker. They are not in the queue.
     bound: BoundLines,
+    /// The chunks that wait for tokens. They are not in the queue.
+    tokens: Tokens,
     workers: BTreeMap<WorkerId, Worker>,
     /// Ready workers with nothing to do. The worker that was busy last is at the end, because its
     /// caches are warm.
@@ -191,6 +197,7 @@ pub(crate) struct Scheduler<C> {
 
 impl<C: Scheduled> Scheduler<C> {
     pub(crate) fn new(config: Config) -> Self {
+        let tokens = Tokens::new(config.resources.clone());
         Scheduler {
             config,
             first: None,
@@ -198,6 +205,7 @@ impl<C: Scheduled> Scheduler<C> {
             queue: Line::default(),
             queued: 0,
             bound: BoundLines::default(),
+            tokens,
             workers: BTreeMap::new(),
             idle: Vec::new(),
             estimates: HashMap::default(),

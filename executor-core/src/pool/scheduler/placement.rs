@@ -5,6 +5,7 @@
 //!                            ├─► a new worker, if one may be started
 //!                            └─► a busy worker, ahead of time: at most AHEAD of work
 //!  more workers than processors: a short chunk goes to a busy worker first
+//!  a chunk that needs tokens: an idle worker, or a new one
 //! ```
 
 use std::time::{Duration, Instant};
@@ -12,9 +13,11 @@ use std::time::{Duration, Instant};
 use super::{
     Scheduler,
     action::{Action, Actions},
+    bound::{Awaited, is_awaited},
     estimate::Estimate,
     in_flight::Pushed,
     task::Scheduled,
+    tokens::Next,
     worker::Worker,
 };
 use crate::id::{FnId, TaskId, WorkerId};
@@ -96,10 +99,33 @@ impl<C: Scheduled> Scheduler<C> {
     /// Gives queued tasks to workers: to an idle one, else to a new one, else ahead to a busy one.
     fn give_out(&mut self, now: Instant, waited: bool, out: &mut Actions<C>) {
         let mut woken = false;
-        while let Some(chunk) = self.next_queued() {
+        let mut next = self.next_with_tokens();
+        let awaited = self.awaited();
+        loop {
+            let queued = self.next_queued();
             if self.is_full() {
                 return;
             }
+            if let Some(first) = next
+                && self.goes_first(&first, queued)
+            {
+                if let Some(id) = self.idle.pop() {
+                    self.send_with_tokens(now, id, &first, out);
+                    if let Some(waits) = queued {
+                        self.has_passed(first.chunk(), waits);
+                    }
+                    next = self.next_with_tokens();
+                } else if self.may_start(now) {
+                    self.start(now, out);
+                } else {
+                    // Nothing that comes after it is sent ahead, so that a worker becomes idle.
+                    return;
+                }
+                continue;
+            }
+            let Some(chunk) = queued else { return };
+            // One at a time, if the next one may have to wait for the one with tokens.
+            let most = if next.is_none() { SHARE_MAX } else { 1 };
             let all_rest = self.idle.len() == self.workers.len();
             let tiny = !all_rest && self.takes_at_most(TINY, chunk);
             let crowded = self.is_crowded(now);
@@ -109,17 +135,17 @@ impl<C: Scheduled> Scheduler<C> {
             if tiny
                 && !crowded
                 && !waited
-                && let Some(id) = self.busy_with_room(now, chunk, TINY_AHEAD)
+                && let Some(id) = self.busy_with_room(now, chunk, TINY_AHEAD, &awaited)
                 && self.workers[&id].in_flight.is_short()
             {
                 self.favourite = Some(id);
                 self.tiny = Some(self.tasks[chunk].chunk().function());
-                self.send(now, id, SHARE_MAX, out);
+                self.send(now, id, most, out);
             } else if !self.idle.is_empty() && crowded && self.takes_at_most(SHORT, chunk) {
-                match self.busy_with_room(now, chunk, AHEAD) {
+                match self.busy_with_room(now, chunk, AHEAD, &awaited) {
                     Some(id) => {
                         self.favourite = Some(id);
-                        self.send(now, id, SHARE_MAX, out);
+                        self.send(now, id, most, out);
                     }
                     None if !woken
                         && (waited
@@ -139,15 +165,34 @@ impl<C: Scheduled> Scheduler<C> {
                 self.send(now, id, 1, out);
             } else if self.may_start(now) {
                 self.start(now, out);
-            } else if let Some(id) = self.least_ahead(now, chunk) {
+            } else if let Some(id) = self.least_ahead(now, chunk, &awaited) {
                 // When many tasks wait, several are sent at once, because choosing a worker means
                 // looking at each.
-                let share = (self.queued / self.workers.len()).clamp(1, SHARE_MAX);
+                let share = (self.queued / self.workers.len()).clamp(1, most);
                 self.send(now, id, share, out);
             } else {
                 return;
             }
+            if let Some(waits) = next
+                && self.queue.front() != Some(chunk)
+            {
+                self.has_passed(chunk, waits.chunk());
+            }
         }
+    }
+
+    /// Sends a chunk that gets its tokens now to an idle worker.
+    fn send_with_tokens(&mut self, now: Instant, id: WorkerId, next: &Next, out: &mut Actions<C>) {
+        self.give_tokens(next);
+        let entry = self.tasks.get_mut(next.chunk()).expect("looked up before");
+        let estimate = self.estimates.get(&entry.chunk().function()).copied().unwrap_or_default();
+        let worker = self.workers.get_mut(&id).expect("one of the idle ones");
+        let left = entry.chunk().left();
+        let pushed =
+            worker.in_flight.push(now, next.chunk(), left, estimate, &mut self.with_waiting);
+        let Pushed::As(seq) = pushed else { unreachable!("an idle worker may have a task") };
+        self.timed += usize::from(entry.transition_to_sent(id));
+        out.push(Action::Send(id, entry.chunk().send_to(seq)));
     }
 
     /// Returns whether the chunk is expected to take at most this long.
@@ -161,7 +206,13 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns a busy worker that has at most `ahead` to do with this short chunk. The worker that
     /// got the last short chunk is preferred, so that few workers are busy.
-    fn busy_with_room(&self, now: Instant, chunk: TaskId, ahead: Duration) -> Option<WorkerId> {
+    fn busy_with_room(
+        &self,
+        now: Instant,
+        chunk: TaskId,
+        ahead: Duration,
+        awaited: &[Awaited],
+    ) -> Option<WorkerId> {
         let estimate = u64::from(self.estimates.get(&self.tasks[chunk].chunk().function())?.nanos);
         let most = (ahead.as_nanos() as u64).saturating_sub(estimate);
         let floor = self.floor(now);
@@ -172,6 +223,7 @@ impl<C: Scheduled> Scheduler<C> {
                 && worker.in_flight.ahead() <= most
                 && worker.in_flight.has_room()
                 && worker.in_flight.ends_soon(now, floor)
+                && !is_awaited(awaited, worker.index(), chunk)
         };
         if let Some(id) = self.favourite
             && self.workers.get(&id).is_some_and(fits)
@@ -183,7 +235,7 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Returns the busy worker with the least work that may have this chunk ahead.
-    fn least_ahead(&self, now: Instant, chunk: TaskId) -> Option<WorkerId> {
+    fn least_ahead(&self, now: Instant, chunk: TaskId, awaited: &[Awaited]) -> Option<WorkerId> {
         let entry = &self.tasks[chunk];
         let estimate = u64::from(self.estimates.get(&entry.chunk().function())?.nanos).max(1);
         // If no worker can be started and none is idle, the chunk may wait behind any task. The
@@ -197,6 +249,7 @@ impl<C: Scheduled> Scheduler<C> {
                     && !worker.in_flight.is_bound()
                     && worker.in_flight.ahead() <= most
                     && worker.in_flight.has_room()
+                    && !is_awaited(awaited, worker.index(), chunk)
             })
             .filter(|(_, worker)| anywhere || worker.in_flight.ends_soon(now, START_COST))
             .min_by_key(|(_, worker)| worker.in_flight.load())

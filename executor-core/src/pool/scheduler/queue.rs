@@ -7,6 +7,7 @@ use super::{
     action::{Actions, resolve},
     estimate::FEW,
     task::{Entry, Scheduled, item_id},
+    tokens::{Resources, resources_of},
 };
 use crate::{error::TaskError, id::TaskId, wire::frame::Items};
 
@@ -28,7 +29,7 @@ impl<C: Scheduled> Scheduler<C> {
         chunks: impl IntoIterator<Item = C>,
         out: &mut Actions<C>,
     ) {
-        let (queued, bound) = (self.queued, self.bound.queued());
+        let (queued, bound, for_tokens) = (self.queued, self.bound.queued(), self.tokens.queued());
         for chunk in chunks {
             self.counted.submitted += u64::from(chunk.left());
             if let Some(refusal) = self.refusal() {
@@ -39,16 +40,19 @@ impl<C: Scheduled> Scheduler<C> {
             let at = now.saturating_duration_since(first).as_nanos() as u64;
             let id = chunk.base();
             let (until, priority) = (chunk.queue_until(), chunk.priority());
-            let bound_to = chunk.bound_to();
+            let (bound_to, resources) = (chunk.bound_to(), resources_of(chunk.needs()));
             let new = self.tasks.insert(id, Entry::new(chunk, at));
             debug_assert!(new, "a task id is used once");
-            self.enqueue(id, bound_to, priority);
+            self.enqueue(id, bound_to, resources, priority);
             self.add_wait(id, until);
         }
         // If other chunks were in the queue before, no worker has room: every event ends by giving
         // out as much as possible.
         let may_go = queued == 0 || self.workers.len() < self.config.workers_max;
-        if self.queued > queued && may_go || self.bound.queued() > bound {
+        if self.queued > queued && may_go
+            || self.bound.queued() > bound
+            || self.tokens.queued() > for_tokens
+        {
             self.dispatch(now, out);
             self.watch(now);
         }
@@ -56,9 +60,17 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Puts a chunk behind the others that wait as it does.
     #[inline]
-    pub(super) fn enqueue(&mut self, chunk: TaskId, bound_to: Option<u32>, priority: i32) {
+    pub(super) fn enqueue(
+        &mut self,
+        chunk: TaskId,
+        bound_to: Option<u32>,
+        resources: Resources,
+        priority: i32,
+    ) {
+        debug_assert!(bound_to.is_none() || resources == 0, "it could wait for both");
         match bound_to {
             Some(worker) => self.bound.added(worker).push_back(chunk, priority),
+            None if resources != 0 => self.tokens.added(resources).push_back(chunk, priority),
             None => {
                 self.queue.push_back(chunk, priority);
                 self.queued += 1;
@@ -84,6 +96,10 @@ impl<C: Scheduled> Scheduler<C> {
         let priority = entry.chunk().priority();
         if let Some(worker) = entry.chunk().bound_to() {
             return self.bound.added(worker).push_front(chunk, priority);
+        }
+        let resources = resources_of(entry.chunk().needs());
+        if resources != 0 {
+            return self.tokens.added(resources).push_front(chunk, priority);
         }
         self.queue.push_front(chunk, priority);
         self.queued += 1;
@@ -140,6 +156,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     pub(super) fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<C>) {
         self.resolve_bound(error, out);
+        self.resolve_with_tokens(error, out);
         for task in std::mem::take(&mut self.queue).iter() {
             if self.tasks.get(task).is_some_and(Entry::is_queued) {
                 let entry = self.tasks.remove(task).expect("looked at above");

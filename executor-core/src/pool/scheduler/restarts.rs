@@ -61,7 +61,7 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether to start another worker: there is more work than for the workers that are
     /// coming up.
-    pub(super) fn may_start(&self, now: Instant) -> bool {
+    pub(super) fn may_start(&mut self, now: Instant) -> bool {
         if !self.has_place(now) {
             // Checked first, because it is the normal case in a pool under load, and counting means
             // looking at every worker.
@@ -80,7 +80,9 @@ impl<C: Scheduled> Scheduler<C> {
                 .map(|entry| u64::from(entry.chunk().left()));
             waiting.sum::<u64>() > coming as u64 * u64::from(tasks_max)
         };
-        self.queued > coming || self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
+        self.queued > 0 && self.config.tasks_max.is_some_and(too_many)
+            || self.queued > coming
+            || self.queued + self.count_with_tokens(coming + 1) > coming
     }
 
     /// Returns whether another worker could be started now.

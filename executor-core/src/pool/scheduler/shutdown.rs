@@ -105,6 +105,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.idle.clear();
         self.queue.clear();
         self.bound = BoundLines::default();
+        self.tokens.clear();
         self.waits.clear();
         self.held.clear();
         self.leaving.clear();

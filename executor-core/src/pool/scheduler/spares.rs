@@ -69,21 +69,21 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Returns whether tasks wait that could begin if there were another worker, with isolation.
     /// `coming` is the number of workers that are coming up.
-    pub(super) fn needs_another(&self, coming: usize) -> bool {
+    pub(super) fn needs_another(&mut self, coming: usize) -> bool {
         let places = self.config.workers_max.saturating_sub(self.occupied());
         let wanted = coming as u64 + 1;
         if (places as u64) < wanted {
             return false;
         }
+        let mut waiting = self.count_with_tokens(coming + 1) as u64;
         let chunks = self.queue.iter().filter_map(|chunk| self.tasks.get(chunk));
-        let mut waiting = 0;
         for entry in chunks.filter(|entry| entry.is_queued()) {
-            waiting += u64::from(entry.chunk().left());
             if waiting >= wanted {
                 return true;
             }
+            waiting += u64::from(entry.chunk().left());
         }
-        false
+        waiting >= wanted
     }
 
     /// Returns the number of workers that have a task, without those that leave when it ends.

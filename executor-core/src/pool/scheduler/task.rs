@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     id::{FnId, TaskId, WorkerId},
+    task::Need,
     wire::frame::Items,
 };
 
@@ -28,6 +29,10 @@ pub(crate) trait Scheduled: Sized {
 
     /// Returns the index of the only worker that may run the chunk, if it is bound to one.
     fn bound_to(&self) -> Option<u32>;
+
+    /// Returns the tokens that the chunk needs. A chunk of several tasks needs none, and neither
+    /// does one that is bound to a worker.
+    fn needs(&self) -> &[Need];
 
     /// Returns the priority. A chunk of several tasks has 0.
     fn priority(&self) -> i32;

@@ -43,6 +43,8 @@ pub(super) struct Climate {
     pub(super) timeouts: u64,
     pub(super) priorities: u64,
     pub(super) bound: u64,
+    /// How often tasks need tokens, if the pool has any.
+    pub(super) needs: u64,
     pub(super) ends: u64,
     pub(super) resizes: u64,
     /// How often the memory of a worker has grown too much after a task.
@@ -62,6 +64,7 @@ impl Climate {
             timeouts: dice.pick(&[0, 100, 500, 1_000]),
             priorities: dice.pick(&[0, 0, 300, 1_000]),
             bound: dice.pick(&[0, 0, 300, 1_000]),
+            needs: 0,
             ends: dice.pick(&[0, 1, 3, 10]),
             resizes: dice.pick(&[0, 0, 300, 1_000]),
             grows: dice.pick(&[0, 0, 0, 20, 300]),
@@ -80,6 +83,7 @@ impl Climate {
             timeouts: 0,
             priorities: 0,
             bound: 0,
+            needs: 0,
             ends: 0,
             resizes: 0,
             grows: 0,

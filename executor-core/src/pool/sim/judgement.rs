@@ -3,6 +3,30 @@
 use super::*;
 
 impl World {
+    /// Checks that there are tokens for a task that is sent to a worker, by the world's own record
+    /// of who has some. `alone` says whether its worker has nothing else to do.
+    pub(super) fn check_tokens(&mut self, task: TaskId, alone: bool) {
+        let needs = Rc::clone(&self.story(task).needs);
+        if needs.is_empty() {
+            return;
+        }
+        assert!(alone, "{task:?} has tokens, and waits behind another task");
+        let mut free: Vec<_> = self.config.resources.iter().map(|all| i64::from(*all)).collect();
+        let known = self.processes.iter().filter(|(id, _)| self.scheduler.knows(**id));
+        for task in known.flat_map(|(_, process)| process.words.borrow().holding.clone()) {
+            let story = &self.stories[task.as_u64() as usize - 1];
+            let has_them = story.ending.is_none() && !story.held;
+            for need in story.needs.iter().filter(|_| has_them) {
+                free[usize::from(need.resource)] -= i64::from(need.tokens);
+            }
+        }
+        for need in &*needs {
+            let free = free[usize::from(need.resource)];
+            assert!(i64::from(need.tokens) <= free, "{task:?} is sent, and lacks {need:?}");
+        }
+        self.note("sent with tokens", None, Some(task));
+    }
+
     /// Returns why a worker of an open pool is asked to leave, if there is a reason.
     pub(super) fn why_leaves(&self, id: WorkerId) -> Option<&'static str> {
         let Lifespan { idle_timeout, lifetime_max } = self.config.lifespan;

@@ -61,6 +61,7 @@ use super::scheduler::{
 use crate::{
     error::{BrokenCause, ExitStatus, Phase, TaskError},
     id::{FnId, TaskId, WorkerId},
+    task::Need,
     transport::board::Begun,
     wire::frame::Items,
 };
@@ -89,6 +90,8 @@ const KINDS: &[&str] = &[
     "submit: with retries",
     "submit: with a priority",
     "submit: bound to a worker",
+    "submit: needs tokens",
+    "sent with tokens",
     "submit: a chunk of several",
     "submit: refused",
     "broadcast",

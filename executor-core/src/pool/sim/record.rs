@@ -37,6 +37,7 @@ pub(super) struct Story {
     pub(super) timeout: Option<Duration>,
     pub(super) queue_timeout: Option<Duration>,
     pub(super) bound_to: Option<u32>,
+    pub(super) needs: Rc<[Need]>,
     pub(super) priority: i32,
     pub(super) conduct: Conduct,
     pub(super) takes: Duration,

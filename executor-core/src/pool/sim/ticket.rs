@@ -9,6 +9,7 @@ pub(super) struct Ticket {
     pub(super) timeout: Option<Duration>,
     pub(super) wait: Option<(Instant, Duration)>,
     pub(super) bound_to: Option<u32>,
+    pub(super) needs: Rc<[Need]>,
     pub(super) priority: i32,
     /// How often it may be tried again.
     pub(super) retries: u32,
@@ -43,6 +44,10 @@ impl Scheduled for Ticket {
         self.bound_to
     }
 
+    fn needs(&self) -> &[Need] {
+        &self.needs
+    }
+
     fn priority(&self) -> i32 {
         self.priority
     }
@@ -61,7 +66,8 @@ impl Scheduled for Ticket {
 
     fn split_off(&mut self, at: u32) -> Self {
         let items = Items { first: at, count: std::mem::replace(&mut self.items.count, at) };
-        Ticket { items, left: Rc::clone(&self.left), ..*self }
+        let (left, needs) = (Rc::clone(&self.left), Rc::clone(&self.needs));
+        Ticket { items, left, needs, ..*self }
     }
 
     fn may_retry(&self, lost: bool) -> bool {

@@ -45,6 +45,7 @@ impl World {
                 timeout,
                 queue_timeout: self.queue_timeout,
                 bound_to: self.bound_to,
+                needs: Rc::clone(&self.needs),
                 priority: self.priority,
                 retries: self.retries,
                 losses: LOSSES,
@@ -92,12 +93,17 @@ impl World {
         if bound_to.is_some() {
             self.note("submit: bound to a worker", None, Some(task));
         }
+        let needs = Rc::clone(&self.needs);
+        if !needs.is_empty() {
+            self.note("submit: needs tokens", None, Some(task));
+        }
         let base = task;
         let ticket = Ticket {
             function,
             timeout,
             wait,
             bound_to,
+            needs,
             priority,
             retries,
             losses,
@@ -137,7 +143,11 @@ impl World {
             self.queue_timeout = self.any_timeout();
             self.retries = self.dice.pick(&[0, 0, 1, 2, 5]);
             self.priority = self.any_priority();
+            if self.bound_to.is_none() {
+                self.needs = self.any_needs();
+            }
             self.submit(function, timeout, conduct);
+            self.needs = Rc::default();
             (self.queue_timeout, self.retries, self.priority) = (None, 0, 0);
             self.bound_to = None;
         }
@@ -147,6 +157,23 @@ impl World {
     fn any_worker(&mut self) -> Option<u32> {
         let workers = self.config.workers_max as u64 + 1;
         self.dice.permille(self.climate.bound).then(|| self.dice.below(workers) as u32)
+    }
+
+    /// Returns what a task needs: some of some resources.
+    fn any_needs(&mut self) -> Rc<[Need]> {
+        // A pool without resources rolls no dice for them.
+        if self.climate.needs == 0 || !self.dice.permille(self.climate.needs) {
+            return Rc::default();
+        }
+        let all = self.config.resources.clone();
+        let mut needs = Vec::new();
+        for (resource, all) in all.iter().enumerate() {
+            if self.dice.permille(500) {
+                let tokens = 1 + self.dice.below(u64::from(*all)) as u32;
+                needs.push(Need { resource: resource as u8, tokens });
+            }
+        }
+        needs.into()
     }
 
     fn any_priority(&mut self) -> i32 {

@@ -171,8 +171,10 @@ impl World {
                 let Story { failed, priority, bound_to, broadcast_to, .. } = *self.story(task);
                 let again = failed > 0;
                 if broadcast_to.is_none() {
-                    let last =
-                        self.last_begun.entry((bound_to, priority)).or_insert(TaskId::from_raw(0));
+                    let needs = &self.stories[task.as_u64() as usize - 1].needs;
+                    let resources = needs.iter().map(|need| need.resource).collect();
+                    let key = (bound_to, resources, priority);
+                    let last = self.last_begun.entry(key).or_insert(TaskId::from_raw(0));
                     let in_order = self.workers_most > 1 || lied || again || task > *last;
                     assert!(in_order, "{task:?} begins after {last:?}");
                     *last = task.max(*last);

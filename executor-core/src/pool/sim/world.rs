@@ -28,8 +28,9 @@ pub(super) struct World {
     pub(super) scheduler: Scheduler<Ticket>,
     pub(super) processes: BTreeMap<WorkerId, Process>,
     pub(super) stories: Vec<Story>,
-    /// The last task that has begun, of each worker to which tasks are bound and each priority.
-    pub(super) last_begun: BTreeMap<(Option<u32>, i32), TaskId>,
+    /// The last task that has begun, of each worker to which tasks are bound, each set of resources
+    /// and each priority.
+    pub(super) last_begun: BTreeMap<(Option<u32>, Vec<u8>, i32), TaskId>,
     pub(super) shut_down: bool,
     pub(super) cancelled_pending: bool,
     pub(super) deadline: Option<Instant>,
@@ -48,6 +49,8 @@ pub(super) struct World {
     pub(super) queue_timeout: Option<Duration>,
     /// The worker to which tasks are bound that are submitted from now on.
     pub(super) bound_to: Option<u32>,
+    /// What tasks need that are submitted from now on.
+    pub(super) needs: Rc<[Need]>,
     /// The priority of tasks that are submitted from now on.
     pub(super) priority: i32,
     /// How often tasks that are submitted from now on may be tried again.
@@ -93,6 +96,7 @@ impl World {
             start_takes: Duration::ZERO,
             queue_timeout: None,
             bound_to: None,
+            needs: Rc::default(),
             priority: 0,
             retries: 0,
             undecided: Vec::new(),
@@ -304,6 +308,10 @@ impl World {
                     .asked
                     .is_some_and(|(task, _)| process.words.borrow().holding.contains(&task));
                 assert!(!asked, "something is sent behind a task that is asked to stop");
+                let alone = process.lied || process.words.borrow().holding.is_empty();
+                let is_broadcast = broadcast_to.is_some();
+                self.check_tokens(item(base, items.first), alone || is_broadcast);
+                let process = self.process(worker);
                 let mut words = process.words.borrow_mut();
                 assert!(
                     words.sent.last_key_value().is_none_or(|(last, _)| *last < seq),

@@ -104,6 +104,7 @@ fn run_changing_seed(seed: u64) -> World {
         processors: dice.pick(&[1, 2, 4, 64]),
         launch_timeout: Duration::ZERO,
         start_timeout: Duration::from_secs(10),
+        resources: Box::default(),
     };
     if config.workers_min > 0 {
         // Workers that are replaced all the time would make this take minutes.

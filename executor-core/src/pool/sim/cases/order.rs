@@ -161,3 +161,131 @@ fn what_is_bound_to_a_worker_waits_for_it_and_others_do_not_wait_behind() {
     assert!(world.all_return(&bound));
     assert_eq!(world.processes[&WorkerId(2)].index, 0);
 }
+
+#[test]
+fn short_tasks_without_end_do_not_keep_a_worker_from_what_is_bound_to_it() {
+    let mut world = World::ready_for(2, 1);
+    world.calls(1, 200);
+    world.bound_to = Some(0);
+    let bound = world.calls(1, 1)[0];
+    world.bound_to = None;
+    let before = world.stories.len();
+    while world.ending(bound).is_none() {
+        // There are always others that could be sent ahead.
+        world.calls(1, 1);
+        assert!(world.any_turn() || world.wait());
+        assert!(world.stories.len() < before + 2_000, "it waits behind younger ones");
+    }
+}
+
+/// A world with one worker and these resources, which runs a slow task.
+fn with_tokens(workers: usize, resources: &[u32]) -> World {
+    let config = Config { resources: resources.into(), ..small(workers, Duration::from_secs(10)) };
+    let mut world = World::of(config);
+    for _ in 0..workers {
+        world.urgent(0);
+    }
+    world.settle();
+    assert_eq!(world.processes.len(), workers);
+    world
+}
+
+impl World {
+    /// Submits a slow task that needs this many tokens of each resource.
+    fn needing(&mut self, tokens: &[u32], priority: i32) -> TaskId {
+        let needs = (0..).zip(tokens).filter(|(_, tokens)| **tokens > 0);
+        let needs = needs.map(|(resource, tokens)| Need { resource, tokens: *tokens });
+        self.needs = needs.collect();
+        let task = self.urgent(priority);
+        self.needs = Rc::default();
+        task
+    }
+
+    /// Returns the tasks in the order in which they have begun.
+    fn in_order(&self, tasks: &[TaskId]) -> Vec<TaskId> {
+        let mut tasks = tasks.to_vec();
+        tasks.sort_by_key(|task| self.stories[task.as_u64() as usize - 1].begun.map(|(_, at)| at));
+        tasks
+    }
+}
+
+#[test]
+fn tasks_with_tokens_and_others_begin_by_priority_and_age() {
+    let mut world = with_tokens(1, &[2, 1]);
+    world.urgent(0);
+    world.begin_next().unwrap();
+    let tasks = [
+        world.urgent(0),
+        world.needing(&[1], 0),
+        world.needing(&[2], 3),
+        world.urgent(2),
+        world.needing(&[0, 1], 1),
+        world.needing(&[2, 1], 0),
+        world.urgent(0),
+        world.needing(&[1, 1], -1),
+    ];
+    world.settle();
+    let order = [2, 3, 4, 0, 1, 5, 6, 7].map(|at| tasks[at]);
+    assert_eq!(world.in_order(&tasks), order);
+}
+
+#[test]
+fn who_needs_all_tokens_is_not_overtaken_for_ever_by_those_who_need_one() {
+    for others in [&[1, 0][..], &[1, 1]] {
+        let mut world = with_tokens(4, &[3, 8]);
+        // One by one, so that all tokens are never free at the same time by themselves.
+        let mut running: Vec<_> = (0..2).map(|_| world.needing(others, 0)).collect();
+        let all = world.needing(&[3], 0);
+        let mut rounds = 0;
+        while world.story(all).begun.is_none() {
+            running.push(world.needing(others, 0));
+            assert!(world.any_turn() || world.wait());
+            rounds += 1;
+            assert!(rounds < 1_000, "it starves");
+        }
+        let before = running.iter().filter(|task| world.story(**task).begun.is_some()).count();
+        assert!(before <= 3, "{before} have overtaken it");
+        world.settle();
+        assert!(world.all_return(&running) && world.all_return(&[all]));
+    }
+}
+
+#[test]
+fn who_has_a_low_priority_gets_its_tokens_among_many_urgent_ones() {
+    // The urgent ones need the same, more, and another resource in addition.
+    for needs in [&[1, 0][..], &[2, 0], &[1, 1], &[0, 1], &[0, 0]] {
+        for low in [&[1, 0][..], &[2, 1], &[0, 0]] {
+            let mut world = with_tokens(1, &[2, 1]);
+            world.urgent(0);
+            world.begin_next().unwrap();
+            let low = world.needing(low, -5);
+            let mut overtakes = 0;
+            loop {
+                world.needing(needs, i32::MAX);
+                if world.begin_next() == Some(low) {
+                    break;
+                }
+                overtakes += 1;
+                assert!(overtakes <= 2 * OVERTAKES_MAX + 2, "it starves: {needs:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tasks_that_need_other_resources_go_on_while_one_waits_for_its_tokens() {
+    let mut world = with_tokens(3, &[2, 1]);
+    let first = world.needing(&[1, 0], 0);
+    while world.story(first).begun.is_none() {
+        assert!(world.any_turn() || world.wait());
+    }
+    // It keeps the free token of the first resource.
+    let both = world.needing(&[2, 0], 0);
+    let (younger, other, plain) =
+        (world.needing(&[1, 0], 0), world.needing(&[0, 1], 0), world.urgent(0));
+    world.settle();
+    let begun = |task: TaskId| world.stories[task.as_u64() as usize - 1].begun.unwrap().1;
+    assert!(begun(other) < begun(both) && begun(plain) < begun(both));
+    assert!(begun(both) < begun(younger));
+    assert!(world.all_return(&[first, both, younger, other, plain]));
+}

@@ -52,12 +52,18 @@ fn run_seed(seed: u64) -> World {
             Duration::from_secs(10),
             Duration::MAX,
         ]),
+        resources: Box::default(),
     };
+    let resources: [&[u32]; 6] = [&[], &[], &[], &[1], &[2, 1], &[1_000, 3, 1]];
+    config.resources = more.pick(&resources).into();
     if spares.is_some() {
         (config.workers_min, config.tasks_max) = (0, Some(1));
         config.lifespan = Lifespan::default();
     }
     let mut climate = Climate::roll(&mut dice);
+    if !config.resources.is_empty() {
+        climate.needs = more.pick(&[100, 300, 1_000]);
+    }
     if spares.is_some() {
         climate.bound = 0;
     }
