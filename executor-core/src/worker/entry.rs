@@ -23,6 +23,7 @@ use crate::{
     os::{
         cpu,
         image::{self, Constructor},
+        limits::limit_of,
         memory::Shared,
         process, setting, socket,
     },
@@ -375,9 +376,10 @@ fn open(
 /// Raises the limit for the main thread's stack. The system reads the limit each time the stack
 /// grows, and keeps at least 128 MiB of addresses free for it.
 fn raise_stack_limit(bytes: u64) -> Result<(), String> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::process::{Resource, Rlimit, setrlimit};
     const GAP_BYTES: u64 = 120 << 20;
-    let limit = getrlimit(Resource::Stack);
+    let refused = |error| format!("a stack of {bytes} bytes (`stack_size`) was refused: {error}");
+    let limit = limit_of(Resource::Stack).map_err(refused)?;
     if limit.current.is_none_or(|current| current >= bytes) {
         return Ok(());
     }
