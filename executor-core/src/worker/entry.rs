@@ -302,6 +302,9 @@ fn work(
             refuse(socket, &Refusal::of("to set its standard input (dup2)", &error.into()));
         }
     }
+    if setup.control_group && !descriptors.is_empty() {
+        watcher::end_with_control_group(descriptors.remove(0));
+    }
     let ready = prepare(parent, &setup, socket, descriptors, own_thread, copied);
     let Ready { segment, doorbell, arenas, guard, server } = match ready {
         Ok(ready) => ready,
@@ -389,7 +392,7 @@ fn raise_stack_limit(bytes: u64) -> Result<(), String> {
         ));
     }
     setrlimit(Resource::Stack, Rlimit { current: Some(bytes), maximum: limit.maximum })
-        .map_err(|error| format!("a stack of {bytes} bytes (`stack_size`) was refused: {error}"))
+        .map_err(|error| refused(error.into()))
 }
 
 /// Opens an ipc-channel server in the parent's directory. ipc-channel creates it in the directory
