@@ -78,7 +78,7 @@
 //!   [`broadcast`](ProcessPoolExecutor::broadcast).
 //! - Limits and second attempts: [`Task::timeout`], [`Task::queue_timeout`], [`Task::retries`];
 //!   [`worker_memory_limit`](ProcessPoolBuilder::worker_memory_limit),
-//!   [`max_rss_growth`](ProcessPoolBuilder::max_rss_growth),
+//!   [`max_rss_growth`](ProcessPoolBuilder::max_rss_growth), [`CgroupLimits`],
 //!   [`max_pending`](ProcessPoolBuilder::max_pending); what a task has cost is its [`Usage`].
 //! - How many workers there are, and for how long:
 //!   [`min_workers`](ProcessPoolBuilder::min_workers),
@@ -169,9 +169,9 @@ pub use executor_core::{Encoded, IntoTask, MakeTask, MapTask, Task, TaskArgs, Ta
 // Executors, and what they are asked.
 #[doc(inline)]
 pub use executor_core::{
-    Executor, ExecutorExt, Failures, Full, Isolation, OnDrop, Pin, ProcessPoolBuilder,
-    ProcessPoolExecutor, RunningTask, ShutdownOptions, Stats, SubmitAsync, WorkerStats,
-    WorkerStatus, reusable,
+    CgroupLimits, Executor, ExecutorExt, Failures, Full, Isolation, OnDrop, Pin,
+    ProcessPoolBuilder, ProcessPoolExecutor, RunningTask, ShutdownOptions, Stats, SubmitAsync,
+    WorkerStats, WorkerStatus, reusable,
 };
 
 // Results.

@@ -4,10 +4,18 @@
 mod plays;
 mod support;
 
-use std::{fs::File, path::Path, process::Command, thread, time::Duration};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
-use executor::{Child, Context, ExitStatus, Process, StartMethod, prelude::*};
-use plays::{fine, method, play, with_each};
+use executor::{
+    CgroupLimits, Child, Context, ExitStatus, Process, ProcessPoolBuilder, StartMethod, prelude::*,
+};
+use plays::{assert_nothing_left, fine, method, play, with_each};
 use rustix::process::Signal;
 use support::{Gate, LONG, eventually, pid, runs};
 
@@ -18,6 +26,7 @@ list! { TESTS:
     a_program_started_by_a_preload_ends_with_its_fork_server,
     programs_end_with_their_process_when_sigchld_is_ignored,
     children_of_a_killed_fork_server_go_on,
+    daemons_in_control_groups_end_with_a_killed_program,
 }
 
 list! { PROGRAMS:
@@ -27,6 +36,8 @@ list! { PROGRAMS:
     preloads_a_program,
     ignores_the_ends_of_its_children,
     kills_its_server,
+    has_control_groups,
+    has_a_daemon_in_a_control_group,
 }
 
 fn main() {
@@ -232,4 +243,72 @@ fn ignores_the_ends_of_its_children() {
         }
     }
     fine();
+}
+
+/// Starts a program in a session of its own, whose parent has ended.
+#[task]
+fn starts_a_daemon() {
+    let script = "setsid sh -c 'sleep 1000 >/dev/null 2>&1 &'";
+    assert!(Command::new("sh").args(["-c", script]).status().expect("a shell").success());
+}
+
+fn in_control_groups() -> ProcessPoolBuilder {
+    ProcessPoolExecutor::builder().max_workers(2).cgroup(CgroupLimits::default())
+}
+
+/// Says whether this program may have control groups. If it may, the groups are removed that killed
+/// programs have left.
+fn has_control_groups() {
+    match in_control_groups().build() {
+        Ok(_) => fine(),
+        Err(error) => println!("left out: {error}"),
+    }
+}
+
+fn has_a_daemon_in_a_control_group() {
+    let pool = in_control_groups().start_method(method()).build().unwrap();
+    pool.submit(starts_a_daemon::task()).result().unwrap();
+    println!("ready");
+    loop {
+        thread::park();
+    }
+}
+
+/// Returns the control groups below this program's own that belong to the executors of a program.
+fn groups_of(program: u32) -> Vec<PathBuf> {
+    let read = |path: &str| fs::read_to_string(path).expect(path);
+    let (groups, mounts) = (read("/proc/self/cgroup"), read("/proc/self/mountinfo"));
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).expect("version 2");
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("it is mounted");
+    let own = Path::new(mount.split(' ').nth(4).expect("a place")).join(own);
+    let begins = format!("executor-{program}-");
+    let entries = fs::read_dir(own).expect("it is there").map(|entry| entry.expect("an entry"));
+    let names = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&begins));
+    names.map(|entry| entry.path()).collect()
+}
+
+fn daemons_in_control_groups_end_with_a_killed_program() {
+    let said = play("has_control_groups").play_out();
+    if said != "fine\n" {
+        return print!("{said}");
+    }
+    for method in ["Spawn", "ForkServer"] {
+        let play = play("has_a_daemon_in_a_control_group").argument(method);
+        let (mut program, _stdout, tag) = play.until_it_speaks();
+        let pid = program.id();
+        assert_eq!(groups_of(pid).len(), 1);
+        program.kill().unwrap();
+        program.wait().unwrap();
+        // Each worker kills what is in its group.
+        assert_nothing_left(&tag);
+        // The next program removes the group.
+        eventually("the group is removed", || {
+            play_again();
+            groups_of(pid).is_empty()
+        });
+    }
+}
+
+fn play_again() {
+    assert_eq!(play("has_control_groups").play_out(), "fine\n");
 }

@@ -842,11 +842,11 @@ fn unread_results_and_errors_of_any_size_do_not_block_the_join() {
 
 #[test]
 fn two_hundred_workers_run_at_the_same_time() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
+    use rustix::process::{Resource, setrlimit};
     let _watchdog = watchdog();
     // Each worker needs some descriptors in this process, and a program's initial limit may be too
     // low for so many.
-    let mut limit = getrlimit(Resource::Nofile);
+    let mut limit = support::limit_of(Resource::Nofile);
     limit.current = limit.maximum.map_or(Some(8192), |maximum| Some(maximum.min(8192)));
     setrlimit(Resource::Nofile, limit).unwrap();
     let pool = Pool::new(200).unwrap();

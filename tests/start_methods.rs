@@ -27,7 +27,7 @@ use executor::{
     ValueGuard, active_children, force_start_method, prelude::*, set_start_method, start_method,
 };
 use plays::{METHODS, argument, fine, method, play, with_each};
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit, waitpid};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, setrlimit, waitpid};
 use support::{Gate, LONG, children, come_to, echo, eventually, exit, hold, pid, signal};
 
 list! { TESTS:
@@ -1151,7 +1151,7 @@ fn has_few_descriptors() {
     // Open everything that stays open for good.
     joined(&Process::new(pid::task()).start().unwrap()).unwrap();
     let before = support::descriptors();
-    let normal = getrlimit(Resource::Nofile);
+    let normal = support::limit_of(Resource::Nofile);
     let (mut refused, mut worked) = (0, 0);
     for room in 0..24_usize {
         let limit = 3 + room as u64;
@@ -1227,7 +1227,7 @@ fn open_without_descriptors(gate: &Gate) -> Vec<File> {
 }
 
 fn few_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
+    let limit = support::limit_of(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(128), ..limit }).unwrap();
 }
 

@@ -419,7 +419,7 @@ fn cell() -> &'static Cell {
 }
 
 fn all_cells() -> impl Iterator<Item = &'static Cell> {
-    [LIMITS, USERS, CALLS, CALLS_OF_A_START, CONTAINERS, STREAMS, SIGNALS, PLACES]
+    [LIMITS, USERS, CALLS, CALLS_NOT_NEEDED, CALLS_OF_A_START, CONTAINERS, STREAMS, SIGNALS, PLACES]
         .into_iter()
         .flatten()
 }
@@ -688,7 +688,6 @@ const CALLS: &[Cell] = refused! {
     SYS_epoll_create1,
     SYS_waitid,
     SYS_wait4,
-    SYS_prlimit64,
     SYS_getdents64,
     SYS_umask,
     SYS_ppoll,
@@ -708,6 +707,22 @@ const CALLS: &[Cell] = refused! {
     SYS_unlinkat,
     SYS_mkdirat,
 };
+
+/// Refuses to tell and to set limits of resources.
+fn refuse_limits(error: libc::c_int) -> Result<(), String> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        refuse(libc::SYS_getrlimit, error)?;
+        refuse(libc::SYS_setrlimit, error)?;
+    }
+    refuse(libc::SYS_prlimit64, error)
+}
+
+/// Calls without which everything works that does not ask for them.
+const CALLS_NOT_NEEDED: &[Cell] = &[
+    works("no limits: EPERM", || refuse_limits(libc::EPERM)),
+    works("no limits: ENOSYS", || refuse_limits(libc::ENOSYS)),
+];
 
 /// Calls with which a worker finds out whether it has a parent and what it is for. Without them it
 /// can only report by its exit code and on its standard error.
@@ -1022,6 +1037,7 @@ fn small_limits_of_users_and_groups_are_errors() {
 
 fn refused_system_calls_are_errors() {
     matrix(CALLS);
+    matrix(CALLS_NOT_NEEDED);
     matrix(CALLS_OF_A_START);
 }
 

@@ -27,7 +27,7 @@ use executor::{
     prelude::*,
 };
 use plays::{PROGRAM, Play, argument, assert_nothing_left, harness, play, play_file, ready};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use support::{
     Gate, LONG, children, come_to, descriptors, echo, eventually, executor_threads, exit, hold,
     pid, pool, rounds, signal, spin, tagged, variable, watchdog, with_a_timeout_long_enough,
@@ -486,7 +486,7 @@ fn wait_while_file(path: &Path) -> u64 {
 }
 
 fn has_few_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
+    let limit = support::limit_of(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(256), ..limit }).unwrap();
     let before = open_below(256);
     let dir = tempfile::tempdir().unwrap();
@@ -520,7 +520,7 @@ fn cannot_connect() {
         let pool = pool(1);
         // The pool has been made, so that only descriptors for the worker are missing.
         let future = {
-            let limit = getrlimit(Resource::Nofile);
+            let limit = support::limit_of(Resource::Nofile);
             setrlimit(
                 Resource::Nofile,
                 Rlimit { current: Some((open_below(1024) + spare) as u64), ..limit },
@@ -1373,7 +1373,7 @@ const FILES: &str = "EXECUTOR_TEST_FILES";
 fn take_limit() {
     let Some(file) = std::env::var_os(FILES) else { return };
     let Ok(files) = fs::read_to_string(&file) else { return };
-    let limit = getrlimit(Resource::Nofile);
+    let limit = support::limit_of(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(files.parse().unwrap()), ..limit }).unwrap();
     fs::write(Path::new(&file).with_extension(std::process::id().to_string()), "").unwrap();
 }

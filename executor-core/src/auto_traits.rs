@@ -88,6 +88,7 @@ const _: () = {
         ExitHook,
         Fork,
         Isolation,
+        CgroupLimits,
         Limits,
         LoggerAlreadySet,
         ParentProcess,

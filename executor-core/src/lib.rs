@@ -105,7 +105,7 @@ pub use ipc::{
     Receiver, RecvError, SendError, Sender, SimpleQueue, TaskDoneError, Transfer, UnfinishedItem,
     channel, pipe, wait_any,
 };
-pub use os::{affinity::physical_cpus, cpu::usable_cpus, limits::Limits};
+pub use os::{affinity::physical_cpus, cgroup::CgroupLimits, cpu::usable_cpus, limits::Limits};
 pub use pool::{
     place::Pin,
     stats::{Failures, RunningTask, Stats, WorkerStats, WorkerStatus},

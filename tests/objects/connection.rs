@@ -391,8 +391,8 @@ fn cn25_wait_any_returns_the_ready_descriptors_or_none_after_the_timeout() {
 #[test]
 fn wait_any_takes_more_than_1024_descriptors() {
     let _watchdog = watchdog();
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
+    use rustix::process::{Resource, setrlimit};
+    let mut limit = support::limit_of(Resource::Nofile);
     limit.current = limit.maximum.map_or(Some(8192), |maximum| Some(maximum.min(8192)));
     setrlimit(Resource::Nofile, limit).unwrap();
     let pipes: Vec<_> = (0..1500).map(|_| channel::<u32>().unwrap()).collect();

@@ -673,8 +673,11 @@ fn serves_with_few_descriptors(address: &Sender<String>, key: Vec<u8>) -> Result
         .auth_timeout(LONG * 10);
     // Allow six descriptors more than the next free one.
     let next = rustix::io::dup(listener.as_fd()).unwrap().as_raw_fd() as u64;
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let limit = rustix::process::Rlimit { current: Some(next + 7), ..getrlimit(Resource::Nofile) };
+    use rustix::process::{Resource, setrlimit};
+    let limit = rustix::process::Rlimit {
+        current: Some(next + 7),
+        ..crate::support::limit_of(Resource::Nofile)
+    };
     setrlimit(Resource::Nofile, limit).unwrap();
     address.send(&listener.address().to_string()).unwrap();
     let mut refused = 0;

@@ -1433,7 +1433,7 @@ fn processor_time() -> Duration {
 /// items of `len` bytes. Returns the processor time that the waiting took.
 #[task]
 fn waits_for_room_for_handles(len: usize, awaited: bool, files: u64) -> Duration {
-    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limits = support::limit_of(rustix::process::Resource::Nofile);
     let limit = rustix::process::Rlimit {
         current: limits.maximum.map_or(Some(files), |most| Some(most.min(files))),
         ..limits
@@ -1518,7 +1518,7 @@ fn gets_a_large_item_without_memory(requeued: bool) -> (String, usize) {
         .unwrap()
         .parse()
         .unwrap();
-    let none = rustix::process::getrlimit(rustix::process::Resource::As);
+    let none = support::limit_of(rustix::process::Resource::As);
     let limit = rustix::process::Rlimit { current: Some(size * 4096 + (16 << 20)), ..none };
     rustix::process::setrlimit(rustix::process::Resource::As, limit).unwrap();
     let error = queue.get_timeout(LONG).map(|item| item.len()).unwrap_err();

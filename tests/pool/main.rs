@@ -6,6 +6,7 @@ mod blame;
 mod broadcast;
 mod broken;
 mod cancelling;
+mod cgroup;
 mod executor_trait;
 mod faults;
 mod finalizer;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use executor::{Limits, SharedBytes, prelude::*};
+use executor::{Limits, Process, SharedBytes, prelude::*};
 
 use crate::support::{self, *};
 
@@ -478,6 +478,45 @@ fn x15_of_two_limits_on_memory_each_is_kept() {
         "far above the lower one"
     );
     assert!(pool.submit(try_to_reserve::task(LIMIT / 2)).result().unwrap());
+}
+
+/// Asks for limits where the system neither tells nor sets any. Returns what is said about each.
+#[task]
+fn ask_for_limits_in_a_sandbox() -> Vec<(String, String)> {
+    forbid_calls(&[libc::SYS_prlimit64, libc::SYS_getrlimit, libc::SYS_setrlimit]);
+    let builder = || ProcessPoolExecutor::builder().max_workers(1);
+    let limits = Limits::default;
+    let second = Duration::from_secs(1);
+    let mut said: Vec<_> = [
+        ("nothing", builder()),
+        ("memory", builder().worker_memory_limit(LIMIT as u64)),
+        ("`memory`", builder().limits(limits().memory(LIMIT as u64))),
+        ("`cpu_time`", builder().limits(limits().cpu_time(second))),
+        ("`open_files`", builder().limits(limits().open_files(100))),
+        ("`file_size`", builder().limits(limits().file_size(1 << 20))),
+    ]
+    .map(|(name, builder)| {
+        let pool = builder.build().unwrap();
+        let outcome = pool.submit(echo::task(1)).result();
+        (name.to_owned(), outcome.map_or_else(|error| error.to_string(), |_| "works".into()))
+    })
+    .into();
+    let process = Process::new(echo::task(1)).limits(limits().cpu_time(second)).start();
+    let outcome = process.map_err(|error| error.to_string()).and_then(|process| {
+        process.join().map(|_| "works".into()).map_err(|error| error.to_string())
+    });
+    said.push(("`cpu_time`".into(), outcome.unwrap_or_else(|error| error)));
+    said
+}
+
+#[test]
+fn x15_a_limit_that_the_system_does_not_set_is_an_error_and_no_panic() {
+    let _watchdog = watchdog();
+    let said = pool(1).submit(ask_for_limits_in_a_sandbox::task()).result().unwrap();
+    assert_eq!(said[0].1, "works");
+    for (name, text) in &said[1..] {
+        assert!(text.contains(name) && text.contains("Operation not permitted"), "{name}: {text}");
+    }
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn a_copy_has_the_index_slot_cpus_nice_value_and_name_of_its_place() {
 
 #[task]
 fn open_files() -> Option<u64> {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+    crate::support::limit_of(rustix::process::Resource::Nofile).current
 }
 
 #[task]

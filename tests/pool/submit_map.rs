@@ -23,8 +23,8 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::support::{
-    self, Gate, come_to, echo_number, eventually, hold, memory_to_spare, note, notes, pid, pool,
-    variable, watchdog, watchdog_of,
+    self, Gate, come_to, echo_number, eventually, forbid_calls, hold, memory_to_spare, note, notes,
+    pid, pool, variable, watchdog, watchdog_of,
 };
 
 #[task]
@@ -831,39 +831,16 @@ fn ex22_any_number_of_workers_is_allowed() {
     assert_eq!(pool.map(square::task, 0..3).map(Result::unwrap).collect::<Vec<_>>(), squares(3));
 }
 
-/// Forbids this thread, and threads that it starts from now on, to query limits of the system.
-fn forbid_asking() {
-    let forbidden =
-        [libc::SYS_sched_getaffinity, libc::SYS_prlimit64, libc::SYS_getrlimit, libc::SYS_sysinfo];
-    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
-    // The number of the system call is the first word of the data that a filter reads.
-    let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
-    for call in forbidden {
-        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-        program.push(libc::sock_filter { code: equal as u16, jt: 0, jf: 1, k: call as u32 });
-        program.push(statement(
-            libc::BPF_RET | libc::BPF_K,
-            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
-        ));
-    }
-    program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: `filter` and the program it points to live through the calls, which only read them.
-    let installed = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter) == 0
-    };
-    assert!(installed, "{}", std::io::Error::last_os_error());
-    // SAFETY: no pointer is passed.
-    let refused = unsafe { libc::syscall(libc::SYS_sysinfo, 0) };
-    assert_eq!((refused, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EPERM)));
-}
-
 /// Builds a pool while queries of limits are forbidden. Runs in a process of its own, because the
 /// filter cannot be removed.
 #[task]
 fn build_in_a_sandbox() -> Result<(usize, i64), String> {
-    forbid_asking();
+    forbid_calls(&[
+        libc::SYS_sched_getaffinity,
+        libc::SYS_prlimit64,
+        libc::SYS_getrlimit,
+        libc::SYS_sysinfo,
+    ]);
     let pool = ProcessPoolExecutor::new().map_err(|error| error.to_string())?;
     let sum = pool.submit(add::task(1, 2)).result().map_err(|error| error.to_string())?;
     Ok((pool.max_workers(), sum))

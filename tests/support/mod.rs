@@ -299,6 +299,36 @@ pub fn stop(pid: u32) {
     });
 }
 
+/// Returns a limit of this process, to which the system does not refuse the question.
+#[expect(clippy::disallowed_methods, reason = "nobody refuses the call here")]
+pub fn limit_of(resource: rustix::process::Resource) -> rustix::process::Rlimit {
+    rustix::process::getrlimit(resource)
+}
+
+/// Forbids this thread, and threads and processes that it starts from now on, to make these system
+/// calls: they fail with `EPERM`. It cannot be undone.
+pub fn forbid_calls(calls: &[libc::c_long]) {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    // The number of the system call is the first word of the data that a filter reads.
+    let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+    for call in calls {
+        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        program.push(libc::sock_filter { code: equal as u16, jt: 0, jf: 1, k: *call as u32 });
+        program.push(statement(
+            libc::BPF_RET | libc::BPF_K,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+        ));
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: `filter` and the program it points to live through the calls, which only read them.
+    let installed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter) == 0
+    };
+    assert!(installed, "{}", std::io::Error::last_os_error());
+}
+
 /// Returns a user id without other processes. It differs from process to process, and it is valid
 /// in a container as well.
 pub fn user_of_its_own() -> u32 {

@@ -35,12 +35,21 @@ pub(crate) struct Ending<'a> {
     pub(crate) stopped_by: Option<i32>,
     /// The limits of a pool's worker.
     pub(crate) restraints: Option<&'a Restraints>,
+    /// The limit and the peak of the memory of the child's control group, in bytes, if the system
+    /// has killed what was in it because of them.
+    pub(crate) out_of_memory: Option<(u64, u64)>,
 }
 
 impl Ending<'_> {
     /// Returns the memory that the child may have and the memory that it had, in bytes, if it has
     /// ended because of that.
     pub(crate) fn over_memory(&self) -> Option<(u64, u64)> {
+        // The system says so, and not the child.
+        if let Some(found) = self.out_of_memory
+            && self.status.signal() == Some(libc::SIGKILL)
+        {
+            return Some(found);
+        }
         let board = self.board.filter(|_| self.broke_protocol.is_none())?;
         let Restraints { memory, limits, .. } = self.restraints?;
         let (limit, note) = match self.status.signal() {
@@ -110,6 +119,13 @@ impl Ending<'_> {
     /// name of the initializer that runs after the hello, if the pool has one.
     pub(crate) fn before_ready(self, said_hello: bool, initializer: Option<&str>) -> BrokenCause {
         let status = self.status;
+        if let (None, Some((limit, _))) = (initializer.filter(|_| said_hello), self.out_of_memory) {
+            let why = format!(
+                "it needed more memory than its control group may have (`memory_max`, {limit} \
+                 bytes) before it was ready"
+            );
+            return BrokenCause::Start(why.into());
+        }
         match (said_hello, initializer) {
             (false, _) => BrokenCause::NoEntry { status },
             (true, Some(name)) => {
@@ -137,6 +153,7 @@ mod tests {
             broke_protocol: None,
             stopped_by: None,
             restraints: None,
+            out_of_memory: None,
         }
     }
 
@@ -222,6 +239,27 @@ mod tests {
         // A panic that ended the process is the cause of an abort.
         board.note_panic(TASK, "src/x.rs:1:2", "boom", true);
         assert!(of(libc::SIGABRT).is_panic());
+        let cause = ended(libc::SIGKILL).before_ready(true, Some("load"));
+        assert!(matches!(
+            cause,
+            BrokenCause::Initializer(error) if matches!(*error, TaskError::MemoryLimit { .. })
+        ));
+    }
+
+    #[test]
+    fn a_kill_for_the_memory_of_a_control_group_is_told_by_its_limit() {
+        let ended = |signal| Ending {
+            out_of_memory: Some((100, 90)),
+            ..ending(ExitStatus::Signaled(signal), None)
+        };
+        let error = ended(libc::SIGKILL).of_task(TASK, "work");
+        assert!(matches!(error, TaskError::MemoryLimit { limit: 100, peak: 90, .. }), "{error}");
+        // A process that it had started was killed, and it ended in another way before that.
+        assert!(ended(libc::SIGTERM).of_task(TASK, "work").is_worker_lost());
+        for said_hello in [false, true] {
+            let cause = ended(libc::SIGKILL).before_ready(said_hello, None).to_string();
+            assert!(cause.contains("memory_max") && cause.contains("100"), "{cause}");
+        }
         let cause = ended(libc::SIGKILL).before_ready(true, Some("load"));
         assert!(matches!(
             cause,

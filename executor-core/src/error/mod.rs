@@ -94,13 +94,16 @@ pub enum TaskError {
 
     /// The worker used more memory than it may while it ran this task, and has ended and was
     /// replaced. Only executors with a limit on memory report this error: see
-    /// [`worker_memory_limit`](crate::ProcessPoolBuilder::worker_memory_limit).
+    /// [`worker_memory_limit`](crate::ProcessPoolBuilder::worker_memory_limit), and
+    /// [`CgroupLimits::memory_max`](crate::CgroupLimits::memory_max), which counts the programs
+    /// that the task has started, too.
     #[non_exhaustive]
     MemoryLimit {
         /// Allowed memory, in bytes.
         limit: u64,
         /// Private memory that the worker had when it ended, in bytes. It is below the limit if the
-        /// worker ended because it was refused an allocation that would have gone far beyond.
+        /// worker ended because it was refused an allocation that would have gone far beyond. With
+        /// the limit of a control group, it is the most that the group has had.
         peak: u64,
         /// How often the task was tried: see [`attempts`](TaskError::attempts).
         attempts: u32,

@@ -297,6 +297,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                     place,
                     restraints: Default::default(),
                     stdin,
+                    control_group: false,
                 };
                 let identity = Identity {
                     depth,

@@ -26,9 +26,10 @@ use std::{
 use rustix::{
     fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create},
     io::{Errno, pwrite},
+    process::Resource,
 };
 
-use super::{signals, socket::retry};
+use super::{limits::limit_of, signals, socket::retry};
 
 const PAGE: u64 = 4096;
 
@@ -126,13 +127,7 @@ fn in_steps(
 /// Returns how long a file of this process may be. Returns `None` if this is not known, as in a
 /// sandbox that forbids the call.
 fn file_bytes_max() -> Option<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the call fills the given structure. (rustix's `getrlimit` panics where the call is
-    // forbidden.)
-    match unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) } {
-        0 => Some(limit.rlim_cur),
-        _ => None,
-    }
+    limit_of(Resource::Fsize).ok().map(|limit| limit.current.unwrap_or(u64::MAX))
 }
 
 /// Returns the error for a file that was to have `len` bytes.

@@ -1,9 +1,42 @@
 //! Resource limits for a process.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+
+use super::process::processor_time_of_process;
+
+/// The limit on open files that most systems set, for decisions that must be made even if the
+/// system does not tell the limit. A higher value uses up descriptors that may not be there. With a
+/// lower value, less is sent or kept at the same time.
+pub(crate) const OPEN_FILES_USUAL: u64 = 1024;
+
+/// Returns a limit of this process. It fails if the system does not tell, as in a sandbox that
+/// forbids the question.
+///
+/// rustix's `getrlimit` cannot fail. If the system refuses the call, it panics, and in a release
+/// build it returns whatever is in memory.
+pub(crate) fn limit_of(resource: Resource) -> io::Result<Rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call fills the given structure.
+    #[expect(clippy::disallowed_methods, reason = "the place for it")]
+    let asked = unsafe { libc::getrlimit(resource as libc::c_uint as _, &raw mut limit) };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let bytes = |limit| (limit != libc::RLIM_INFINITY).then_some(limit);
+    Ok(Rlimit { current: bytes(limit.rlim_cur), maximum: bytes(limit.rlim_max) })
+}
+
+/// Returns how many files this process may have open: numbers of descriptors are below this. If the
+/// system does not tell, returns the [usual](OPEN_FILES_USUAL) limit.
+pub(crate) fn open_files() -> u64 {
+    match limit_of(Resource::Nofile) {
+        Ok(Rlimit { current, .. }) => current.unwrap_or(u64::MAX),
+        Err(_) => OPEN_FILES_USUAL,
+    }
+}
 
 /// Resource limits for a [`Process`](crate::Process), or for each worker of an executor
 /// ([`limits`](crate::ProcessPoolBuilder::limits)). The system refuses what exceeds a limit, or
@@ -90,7 +123,11 @@ impl Limits {
     /// for each task.
     pub(crate) fn adopt_in_worker(&self) -> Result<Option<CpuTime>, String> {
         Limits { cpu_time: None, ..self.clone() }.adopt()?;
-        Ok(self.cpu_time.map(|limit| CpuTime { seconds: whole_seconds(limit) }))
+        let Some(limit) = self.cpu_time else { return Ok(None) };
+        let cpu_time = CpuTime { seconds: whole_seconds(limit) };
+        // What is refused here would be refused for each task.
+        cpu_time.set().map_err(|error| refused("cpu_time", cpu_time.seconds, &error))?;
+        Ok(Some(cpu_time))
     }
 
     /// Removes the limits that could stop a large result from being sent. Such a result is sent in
@@ -99,9 +136,10 @@ impl Limits {
         for (resource, limit) in
             [(Resource::Nofile, self.open_files), (Resource::Fsize, self.file_size)]
         {
-            if limit.is_some() {
-                let maximum = getrlimit(resource).maximum;
-                // If this is refused, the result may not be sent, and the report says so.
+            // If this is refused, the result may not be sent, and the report says so.
+            if limit.is_some()
+                && let Ok(Rlimit { maximum, .. }) = limit_of(resource)
+            {
                 let _ = setrlimit(resource, Rlimit { current: maximum, maximum });
             }
         }
@@ -117,7 +155,8 @@ impl Limits {
             (Resource::Fsize, "file_size", self.file_size),
         ] {
             let Some(limit) = limit else { continue };
-            let maximum = getrlimit(resource).maximum;
+            let refused = |error: io::Error| refused(what, limit, &error);
+            let maximum = limit_of(resource).map_err(refused)?.maximum;
             // A process at its hard limit of processor time is killed even if it handles SIGXCPU.
             // So the hard limit is a second longer, to give the handler time.
             let hard = match resource {
@@ -131,10 +170,14 @@ impl Limits {
                 maximum => Some(maximum),
             };
             setrlimit(resource, Rlimit { current: Some(limit), maximum })
-                .map_err(|error| format!("the limit `{what}` of {limit} was refused: {error}"))?;
+                .map_err(|error| refused(error.into()))?;
         }
         Ok(())
     }
+}
+
+fn refused(what: &str, limit: u64, error: &io::Error) -> String {
+    format!("the limit `{what}` of {limit} was refused: {error}")
 }
 
 fn whole_seconds(time: Duration) -> u64 {
@@ -151,14 +194,17 @@ impl CpuTime {
     /// Allows this process as much processor time from now on. Only the limit at which SIGXCPU is
     /// sent moves: one at which the system kills the process could not be raised again.
     pub(crate) fn begin(self) {
-        let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        // If this is refused, the limit of an earlier task stays, which is lower.
+        let _ = self.set();
+    }
+
+    fn set(self) -> io::Result<()> {
         // The second that has begun counts as used up.
-        let used = used.tv_sec.max(0).unsigned_abs() + 1;
-        let maximum = getrlimit(Resource::Cpu).maximum;
+        let used = processor_time_of_process()?.as_secs().saturating_add(1);
+        let maximum = limit_of(Resource::Cpu)?.maximum;
         let allowed = used.saturating_add(self.seconds);
         let current = Some(maximum.map_or(allowed, |maximum| maximum.min(allowed)));
-        // If this is refused, the limit of an earlier task stays, which is lower.
-        let _ = setrlimit(Resource::Cpu, Rlimit { current, maximum });
+        Ok(setrlimit(Resource::Cpu, Rlimit { current, maximum })?)
     }
 }
 

@@ -10,6 +10,7 @@
 //! orphans      processes that dead children have left behind, where they become ours
 //! signals      the caller's signal mask and SIGPIPE setting, for children
 //! limits       resource limits of a process
+//! cgroup       control groups for workers: their limits, and the end of everything in them
 //! file         files for shared memory: creates, lengthens, fills and empties them
 //! memory       an anonymous, sealed page that parent and child share
 //! words        copies many words of shared memory at once
@@ -46,6 +47,7 @@ pub(crate) mod affinity;
 pub(crate) mod arena;
 pub(crate) mod asked;
 pub(crate) mod available_memory;
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod cpu;
 pub(crate) mod eventfd;

@@ -20,10 +20,10 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags, open},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
+    process::{Resource, Rlimit, setrlimit},
 };
 
-use super::{arena::inode, std_or_model::atomic::AtomicU64};
+use super::{arena::inode, limits::limit_of, std_or_model::atomic::AtomicU64};
 
 /// How much more address space than its limit a process may reserve.
 ///
@@ -102,7 +102,7 @@ impl PrivateMemory {
     pub(crate) fn limit_data(&self, limit: u64) -> io::Result<()> {
         let reserved = self.reserved().unwrap_or(0);
         let allowed = reserved.saturating_add(limit).saturating_add(RESERVED_BYTES);
-        let Rlimit { current, maximum } = getrlimit(Resource::Data);
+        let Rlimit { current, maximum } = limit_of(Resource::Data)?;
         let lower = current.into_iter().chain(maximum).min().unwrap_or(u64::MAX);
         if allowed < lower {
             setrlimit(Resource::Data, Rlimit { current: Some(allowed), maximum })?;

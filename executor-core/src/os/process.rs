@@ -131,6 +131,12 @@ pub(crate) fn computed_by(thread: u32) -> Option<Duration> {
     processor_time((!thread << 3 | 4 | 2).cast_signed())
 }
 
+/// Returns how much processor time this process has used. rustix's `clock_gettime` panics if the
+/// system refuses to tell.
+pub(super) fn processor_time_of_process() -> io::Result<Duration> {
+    processor_time(libc::CLOCK_PROCESS_CPUTIME_ID).ok_or_else(io::Error::last_os_error)
+}
+
 fn processor_time(clock: libc::clockid_t) -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes a time to the given address, for any clock number.

@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::process::above_stdio;
+use super::{limits::limit_of, process::above_stdio};
 
 /// Maximum length of a message. No message of the bootstrap is longer. It is far below the size of
 /// the socket's buffer, so that a first send never blocks.
@@ -186,8 +186,10 @@ pub(crate) fn explained(error: io::Error) -> io::Error {
     if error.raw_os_error() != Some(libc::ETOOMANYREFS) {
         return error;
     }
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let limit = limit.map_or("none".to_owned(), |limit| limit.to_string());
+    let limit = match limit_of(rustix::process::Resource::Nofile) {
+        Ok(limit) => limit.current.map_or("none".to_owned(), |limit| limit.to_string()),
+        Err(_) => "unknown".to_owned(),
+    };
     io::Error::other(format!(
         "too many descriptors of this user are on their way: those in messages that nobody has received yet, and in items of queues \
          that nobody has got, of all processes together. As many may be as open files (`ulimit -n`, here {limit})"

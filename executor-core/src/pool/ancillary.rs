@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     id::TaskId,
-    os::{fork::NotInherited, socket},
+    os::{fork::NotInherited, limits::open_files, socket},
     segment::Results,
     wire::{
         attachment::{ATTACHMENTS_MAX, Attachment},
@@ -129,8 +129,7 @@ const LEFT_FREE: u64 = 64;
 /// Returns whether this process can still open files in addition to these. The system gives out the
 /// lowest free numbers.
 fn leaves_some_free(descriptors: &[OwnedFd]) -> bool {
-    let limit =
-        rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let limit = open_files();
     descriptors.iter().all(|descriptor| is_below(descriptor.as_raw_fd(), limit))
 }
 

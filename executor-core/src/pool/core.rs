@@ -777,6 +777,7 @@ mod tests {
             defaults: TaskDefaults::default(),
             pressure: None,
             restraints: Restraints::default(),
+            control_group: None,
         };
         Pool::new(options).unwrap()
     }

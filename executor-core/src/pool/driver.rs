@@ -211,6 +211,9 @@ impl Driver {
             let (living, apart) = (self.pool.living(), self.pool.apart());
             let living = living.iter().map(|(_, child)| child).chain(&apart);
             self.reaper.look(living.map(|child| child.pid()));
+            if let Some(group) = &self.pool.options.control_group {
+                group.look();
+            }
             if self.pool.lock().closed {
                 return;
             }
@@ -273,6 +276,9 @@ impl Driver {
         // Dropped without the lock, because closing descriptors waits while another thread forks.
         let workers = std::mem::take(&mut self.pool.lock().workers);
         drop(workers);
+        if let Some(group) = &self.pool.options.control_group {
+            group.end(ORPHANS_TIMEOUT);
+        }
         self.pool.callbacks.close();
         // Each owner of the pool keeps its descriptors open. So this handle is dropped before
         // waiting callers are told that the pool has ended.
@@ -412,12 +418,14 @@ impl Driver {
         let drained = draining.filter_map(|worker| worker.drained_by).min();
         drop(core);
         let orphans = self.reaper.next_look(!living.is_empty() || !apart.is_empty());
+        let control_group = self.pool.options.control_group.as_ref();
         let armed = drained
             .into_iter()
             .chain(self.trim_at)
             .chain(self.attend_at)
             .chain(self.unstick_at)
             .chain(orphans)
+            .chain(control_group.and_then(|group| group.next_look()))
             .fold(armed, Instant::min);
         let timeout = armed.saturating_duration_since(Instant::now());
         let timeout =
@@ -444,11 +452,12 @@ impl Driver {
             Ok(started) => started,
             Err(cause) => return self.start_refused(id, cause),
         };
-        let starter::Started { child, socket, segment, results, nonce, directory } = started;
+        let starter::Started { child, socket, segment, results, nonce, leaf, directory } = started;
         let gone = child.pidfd().is_none();
         let mut core = self.pool.lock();
         let worker = core.workers.entry(id).or_default();
         worker.child = Some(child);
+        worker.leaf = leaf;
         core.scheduler.on_launched(Instant::now(), id);
         let worker = core.workers.entry(id).or_default();
         if let Some(signal) = worker.overdue.take() {
@@ -572,8 +581,13 @@ impl Driver {
         core.scheduler.on_ended(id);
         drop(core);
         self.reaper.reap(&child);
+        // The lock is not held while the system is asked, and while the rest of the control group
+        // is killed.
+        let leaf = self.pool.lock().workers.get_mut(&id).and_then(|worker| worker.leaf.take());
+        let out_of_memory = leaf.and_then(|leaf| leaf.out_of_memory());
         let mut core = self.pool.lock();
         let Some(worker) = core.workers.get_mut(&id) else { return };
+        worker.out_of_memory = out_of_memory;
         worker.drained_by = Some(Instant::now() + DRAIN_TIMEOUT);
         let link = worker.link.clone();
         drop(core);

@@ -24,7 +24,7 @@ pub(super) enum LogRecord {
         bytes: u64,
         max: u64,
     },
-    /// A worker has ended itself, because it had too much memory.
+    /// A worker has ended because it had too much memory.
     OverMemory {
         pid: u32,
         peak: u64,
@@ -78,12 +78,7 @@ impl LogRecord {
                 );
             }
             LogRecord::OverMemory { pid, peak, limit } => {
-                tracing::warn!(
-                    pid,
-                    peak,
-                    limit,
-                    "a worker had too much memory, and has ended (`worker_memory_limit`)"
-                );
+                tracing::warn!(pid, peak, limit, "a worker had too much memory, and has ended");
             }
             LogRecord::Used { task, usage } => {
                 let Usage { queued, running, cpu_user, cpu_system, .. } = *usage;

@@ -94,8 +94,8 @@ use crate::{
     },
     id::{FnId, TaskId, WorkerId},
     os::{
-        asked::Asked, cpu, eventfd::EventFd, fork::Creator, local, memory::Shared, process::Child,
-        signals,
+        asked::Asked, cgroup::ControlGroup, cpu, eventfd::EventFd, fork::Creator, local,
+        memory::Shared, process::Child, signals,
     },
     registry::TaskEntry,
     segment::Store,
@@ -164,6 +164,8 @@ pub(crate) struct PoolOptions {
     pub(crate) pressure: Option<Arc<Pressure>>,
     /// What a worker may not exceed.
     pub(crate) restraints: Restraints,
+    /// Where each worker has a control group of its own.
+    pub(crate) control_group: Option<Arc<ControlGroup>>,
 }
 
 pub(crate) struct Pool {

@@ -22,7 +22,13 @@ use crate::{
     },
     error::BrokenCause,
     id::WorkerId,
-    os::{asked::Asked, cpu, memory::Shared, process::Child},
+    os::{
+        asked::Asked,
+        cgroup::{ControlGroup, Leaf},
+        cpu,
+        memory::Shared,
+        process::Child,
+    },
     segment::Results,
     transport::{
         ipc,
@@ -41,6 +47,8 @@ pub(super) struct Started {
     /// The memory for the worker's large results.
     pub(super) results: Option<Arc<Results>>,
     pub(super) nonce: u64,
+    /// The control group in which the process is.
+    pub(super) leaf: Option<Leaf>,
     /// With ipc-channel, the directory of the worker's server. It is removed when this is dropped.
     pub(super) directory: Option<TempDir>,
 }
@@ -92,6 +100,7 @@ fn launch(pool: &Pool, index: u32, nonce: u64, copy: Option<ServerCopy>) -> io::
         ..identity::for_child()?
     };
     let stdin = program.stdin.as_ref().map(AsFd::as_fd);
+    let leaf = pool.options.control_group.as_ref().map(ControlGroup::leaf).transpose()?;
     let role = Role::Worker(WorkerSetup {
         nonce,
         stack_bytes: pool.options.stack_bytes,
@@ -101,8 +110,10 @@ fn launch(pool: &Pool, index: u32, nonce: u64, copy: Option<ServerCopy>) -> io::
         restraints: pool.options.restraints.clone(),
         place: pool.options.places.of(index),
         stdin: stdin.is_some(),
+        control_group: leaf.is_some(),
     });
     let mut descriptors = Vec::from_iter(stdin);
+    descriptors.extend(leaf.as_ref().map(Leaf::kill_descriptor));
     descriptors.extend([segment_fd.as_fd(), pool.doorbell.1.as_fd()]);
     // A worker without arenas works too: all bytes then go through the transport.
     let results = match &pool.arguments {
@@ -125,17 +136,23 @@ fn launch(pool: &Pool, index: u32, nonce: u64, copy: Option<ServerCopy>) -> io::
         }
     };
     let launch = Launch { identity, role, descriptors: &descriptors, attachments: &[] };
+    let give_up = |child: Arc<Child>| {
+        // If the system refuses this, the child ends when its socket is closed.
+        let _ = child.signal_group(Signal::KILL);
+        pool.set_apart(child);
+    };
     let Launched { child, socket } = launch
         .by(way)
         .map_err(|Refused { error, child, .. }| {
-            if let Some(child) = child {
-                let child = Arc::new(child);
-                // If the system refuses this, the copy ends when its socket is closed.
-                let _ = child.signal_group(Signal::KILL);
-                pool.set_apart(child);
-            }
+            child.map(Arc::new).into_iter().for_each(give_up);
             error
         })
         .asked(what)?;
-    Ok(Started { child: Arc::new(child), socket, segment, results, nonce, directory })
+    let child = Arc::new(child);
+    // The worker runs nothing of its tasks until the driver has heard from it, which is later.
+    if let Some(Err(error)) = leaf.as_ref().map(|leaf| leaf.adopt(child.pid())) {
+        give_up(child);
+        return Err(error).asked("to move a worker to its control group");
+    }
+    Ok(Started { child, socket, segment, results, nonce, leaf, directory })
 }

@@ -28,7 +28,7 @@ use crate::{
     child::verdict::Ending,
     error::{BrokenCause, ExitStatus},
     id::{TaskId, WorkerId},
-    os::process::Child,
+    os::{cgroup::Leaf, process::Child},
     transport::{Link, board::Begun},
     wire::{
         frame::{ToWorker, WireError, flag},
@@ -63,6 +63,11 @@ pub(super) struct Worker {
     pub(super) refused: Option<BrokenCause>,
     /// What the worker has reported about the task whose reply comes next.
     pub(super) measured: Option<(TaskId, Box<Measured>)>,
+    /// Its control group, until the worker has ended.
+    pub(super) leaf: Option<Leaf>,
+    /// The limit and the peak of the control group's memory, if the system has ended the worker
+    /// because of them.
+    pub(super) out_of_memory: Option<(u64, u64)>,
     /// When the pool stops waiting for the rest of the worker's replies, once it has ended.
     pub(super) drained_by: Option<Instant>,
 }
@@ -159,6 +164,7 @@ impl Worker {
             broke_protocol: self.broke_protocol.as_ref().map(ToString::to_string),
             stopped_by: self.killed_as_stopped_by,
             restraints: Some(restraints),
+            out_of_memory: self.out_of_memory,
         }
     }
 }

@@ -240,6 +240,7 @@ impl Record {
             broke_protocol: None,
             stopped_by: None,
             restraints: None,
+            out_of_memory: None,
         }
     }
 

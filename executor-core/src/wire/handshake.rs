@@ -119,6 +119,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) place: WorkerPlace,
     /// Whether its standard input is the first descriptor.
     pub(crate) stdin: bool,
+    /// Whether the next descriptor is the one by which everything in its control group is killed.
+    pub(crate) control_group: bool,
 }
 
 /// What the worker of a pool may not exceed.

@@ -23,6 +23,7 @@ use crate::{
     os::{
         cpu,
         image::{self, Constructor},
+        limits::limit_of,
         memory::Shared,
         process, setting, socket,
     },
@@ -301,6 +302,9 @@ fn work(
             refuse(socket, &Refusal::of("to set its standard input (dup2)", &error.into()));
         }
     }
+    if setup.control_group && !descriptors.is_empty() {
+        watcher::end_with_control_group(descriptors.remove(0));
+    }
     let ready = prepare(parent, &setup, socket, descriptors, own_thread, copied);
     let Ready { segment, doorbell, arenas, guard, server } = match ready {
         Ok(ready) => ready,
@@ -375,9 +379,10 @@ fn open(
 /// Raises the limit for the main thread's stack. The system reads the limit each time the stack
 /// grows, and keeps at least 128 MiB of addresses free for it.
 fn raise_stack_limit(bytes: u64) -> Result<(), String> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::process::{Resource, Rlimit, setrlimit};
     const GAP_BYTES: u64 = 120 << 20;
-    let limit = getrlimit(Resource::Stack);
+    let refused = |error| format!("a stack of {bytes} bytes (`stack_size`) was refused: {error}");
+    let limit = limit_of(Resource::Stack).map_err(refused)?;
     if limit.current.is_none_or(|current| current >= bytes) {
         return Ok(());
     }
@@ -387,7 +392,7 @@ fn raise_stack_limit(bytes: u64) -> Result<(), String> {
         ));
     }
     setrlimit(Resource::Stack, Rlimit { current: Some(bytes), maximum: limit.maximum })
-        .map_err(|error| format!("a stack of {bytes} bytes (`stack_size`) was refused: {error}"))
+        .map_err(|error| refused(error.into()))
 }
 
 /// Opens an ipc-channel server in the parent's directory. ipc-channel creates it in the directory

@@ -12,7 +12,10 @@ use std::{
     ffi::OsString,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::atomic::{AtomicI32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicI32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -200,9 +203,27 @@ pub(super) fn end_programs(parent: Pid) {
     }
 }
 
+/// The file by which the system kills everything in this process's control group, and which file
+/// this is: a task may close a descriptor that it does not own.
+static CONTROL_GROUP: OnceLock<(OwnedFd, (u64, u64))> = OnceLock::new();
+
+/// Lets [`end_group`] kill everything in the control group of this process, too.
+pub(super) fn end_with_control_group(kill: OwnedFd) {
+    if let Ok(identity) = inode(&kill) {
+        // There is one such call in the life of a process.
+        let _ = CONTROL_GROUP.set((kill, identity));
+    }
+}
+
 /// Kills this process and the programs that its tasks started.
 #[expect(clippy::disallowed_methods, reason = "the group of this very process")]
 pub(super) fn end_group() -> ! {
+    if let Some((kill, identity)) = CONTROL_GROUP.get()
+        && inode(kill).is_ok_and(|now| now == *identity)
+    {
+        // It also reaches programs that have left the process group. If it is refused, they stay.
+        let _ = rustix::io::write(kill, b"1");
+    }
     // A task may have put this process into another group, whose other members do not belong to it.
     //
     // SAFETY: the call has no arguments. It returns 0 for a group outside the PID namespace, which

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     child::birth::{self, Barren},
     error::BuildError,
-    os::{cpu::usable_cpus_or_error, ready, setting::Setting},
+    os::{cgroup::CgroupLimits, cpu::usable_cpus_or_error, ready, setting::Setting},
     pool::{
         AtEnd, Graces, Initializer, Lifespan, Pool, PoolOptions, TaskDefaults, pressure::Pressure,
     },
@@ -84,6 +84,7 @@ pub struct ProcessPoolBuilder {
     max_pending: Option<usize>,
     max_pending_bytes: Option<usize>,
     pub(super) restraints: Restraints,
+    cgroup: Option<CgroupLimits>,
     pub(super) place: PlaceOptions,
     pub(super) sharing: SharingOptions,
 }
@@ -113,6 +114,7 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("poison_limit", &self.defaults.poison_limit)
             .field("max_pending", &self.max_pending)
             .field("max_pending_bytes", &self.max_pending_bytes)
+            .field("cgroup", &self.cgroup)
             .field("place", &self.place)
             .field("sharing", &self.sharing)
             .finish_non_exhaustive()
@@ -494,6 +496,7 @@ impl ProcessPoolBuilder {
             max_pending,
             max_pending_bytes,
             restraints,
+            cgroup,
             place,
             sharing,
         } = self;
@@ -522,6 +525,7 @@ impl ProcessPoolBuilder {
             && *max_pending == other.max_pending
             && *max_pending_bytes == other.max_pending_bytes
             && *restraints == other.restraints
+            && *cgroup == other.cgroup
             && place.is_same(&other.place)
             && *sharing == other.sharing
     }
@@ -576,6 +580,7 @@ impl ProcessPoolBuilder {
             return invalid("stack_size must lie between 64 KiB and 120 MiB");
         }
         restraints::check(&self.restraints)?;
+        self.cgroup.as_ref().map_or(Ok(()), restraints::check_control_group)?;
         self.check_isolation()?;
         ready::check().map_err(|error| BuildError::Os {
             what: "to wait for descriptors (`poll`)",
@@ -616,6 +621,7 @@ impl ProcessPoolBuilder {
         let (resources, round_robin) = self.sharing.checked()?;
         // Use shared memory, unless the environment selects the fallback.
         let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
+        let control_group = self.cgroup.as_ref().map(restraints::control_group).transpose()?;
         let per_task = starting.isolation == Isolation::PerTask;
         let tasks_max = if per_task { Some(1) } else { self.max_tasks_per_worker };
         let pool = Pool::new(PoolOptions {
@@ -647,6 +653,7 @@ impl ProcessPoolBuilder {
             pressure: (self.max_pending.is_some() || self.max_pending_bytes.is_some())
                 .then(|| Pressure::new(self.max_pending, self.max_pending_bytes)),
             restraints: self.restraints,
+            control_group: control_group.flatten(),
         })
         .map_err(|error| BuildError::Os {
             what: "the descriptors of an executor",

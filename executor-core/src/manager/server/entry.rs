@@ -18,7 +18,11 @@ use crate::{
     error::Failure,
     id::{FnId, TaskId},
     ipc::{AuthKey, Transfer},
-    os::{fork::NotInherited, random, signals},
+    os::{
+        fork::NotInherited,
+        limits::{OPEN_FILES_USUAL, limit_of},
+        random, signals,
+    },
     registry::{Call, CallContext, CallResult, Registered, SourcePlace, TASKS, TaskEntry},
     task::{TaskArgs, TaskFn},
     wire::{
@@ -127,11 +131,16 @@ const OTHER_FILES: u64 = 256;
 /// Returns how many of them handles that were sent may use. The others are left for clients that
 /// come later.
 fn allow_many_files(clients_max: u64) -> usize {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // If that is refused, the limit stays.
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
-    let limit = if raised { maximum } else { current };
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let limit = match limit_of(Resource::Nofile) {
+        Ok(Rlimit { current, maximum }) => {
+            // If that is refused, the limit stays.
+            let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
+            if raised { maximum } else { current }
+        }
+        // In a sandbox that forbids the question, it is not known what to raise it to.
+        Err(_) => Some(OPEN_FILES_USUAL),
+    };
     let for_handles =
         limit.map(|limit| limit - clients_max.saturating_add(OTHER_FILES).min(limit / 2));
     for_handles.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX))

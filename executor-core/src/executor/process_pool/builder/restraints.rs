@@ -1,7 +1,16 @@
 //! The options that limit what a worker may use.
 
+use std::sync::Arc;
+
 use super::ProcessPoolBuilder;
-use crate::{error::BuildError, os::limits::Limits, wire::handshake::Restraints};
+use crate::{
+    error::BuildError,
+    os::{
+        cgroup::{CgroupLimits, ControlGroup},
+        limits::Limits,
+    },
+    wire::handshake::Restraints,
+};
 
 impl ProcessPoolBuilder {
     /// Limits the private memory of each worker, in bytes: heap, stacks, and private mappings that
@@ -118,6 +127,73 @@ impl ProcessPoolBuilder {
     pub fn limits(mut self, limits: Limits) -> Self {
         self.restraints.limits = limits;
         self
+    }
+
+    /// Puts each worker into a control group of its own (cgroup v2, Linux 5.14), with everything
+    /// that its tasks start, and sets limits for the group. By default, workers are in the group of
+    /// this program.
+    ///
+    /// - **The end.** When a worker ends, for whatever reason, the system kills everything that is
+    ///   left in its group. Without this option, programs escape that have left the worker's
+    ///   process group (`setsid`), as daemons do. If this program is killed, each worker kills its
+    ///   group.
+    /// - **Limits** are for all processes of a worker together, and the system keeps them exactly.
+    ///   They are no sandbox: a task has the rights of this program, and could change them. See
+    ///   [`CgroupLimits`] for each of them. An executor that is to have none needs no more than a
+    ///   group in which it may make others.
+    /// - **Where.** The groups are made below the program's own group, or a group above it that
+    ///   systemd has delegated, or the one that [`under`](CgroupLimits::under) names. Limits are
+    ///   possible there only if no process is in the group itself. This program is not moved. For
+    ///   example, `systemd-run --user -p Delegate=yes -p DelegateSubgroup=main` starts a program in
+    ///   a place where all limits can be set.
+    /// - **What is left.** The groups are removed with their workers. A program that is killed
+    ///   leaves empty ones, which the next executor with this option below the same group removes.
+    /// - **The fork server** ([`StartMethod::ForkServer`](crate::StartMethod::ForkServer)) stays
+    ///   where this program is. Its copies are moved.
+    ///
+    /// What the program does before [`init`](crate::init), in constructors or in `main`, happens
+    /// before a worker is moved.
+    ///
+    /// # Errors
+    /// If there can be no such groups, `build` returns
+    /// [`BuildError::Invalid`](crate::BuildError::Invalid) with the reason, unless
+    /// [`or_without`](CgroupLimits::or_without) allows to do without.
+    ///
+    /// ```
+    /// # use executor::{CgroupLimits, prelude::*};
+    /// #[task]
+    /// fn work() -> u32 { 7 }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let limits = CgroupLimits::default().memory_max(1 << 30).pids_max(100).or_without();
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).cgroup(limits).build().unwrap();
+    ///     assert_eq!(pool.submit(work::task()).result().unwrap(), 7);
+    /// }
+    /// ```
+    pub fn cgroup(mut self, limits: CgroupLimits) -> Self {
+        self.cgroup = Some(limits);
+        self
+    }
+}
+
+/// Refuses limits of control groups that make no sense.
+pub(super) fn check_control_group(limits: &CgroupLimits) -> Result<(), BuildError> {
+    limits.check().map_err(|text| BuildError::Invalid(text.into()))
+}
+
+/// Makes the control group of an executor. Returns `None` if there can be none, and the user has
+/// allowed that.
+pub(super) fn control_group(
+    limits: &CgroupLimits,
+) -> Result<Option<Arc<ControlGroup>>, BuildError> {
+    match ControlGroup::create(limits) {
+        Ok(group) => Ok(Some(Arc::new(group))),
+        Err(reason) if limits.is_optional() => {
+            tracing::warn!(reason, "the workers of an executor get no control groups (`cgroup`)");
+            Ok(None)
+        }
+        Err(reason) => Err(BuildError::Invalid(format!("cgroup: {reason}"))),
     }
 }
 

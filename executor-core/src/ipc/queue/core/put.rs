@@ -2,8 +2,6 @@
 
 use std::{io, mem, os::fd::AsFd, sync::Weak};
 
-use rustix::process::{Resource, getrlimit};
-
 use super::{
     super::ring_list::{Body, Claimed, Entry, INLINE_MAX, Piece, Side},
     Core, table,
@@ -12,6 +10,7 @@ use super::{
 use crate::{
     heap::sparse_file::SparseFile,
     os::{
+        limits::open_files,
         liveness::{Liveness, OwnerId, Owners},
         socket::{self, send_now},
         std_or_model::{
@@ -210,7 +209,7 @@ impl Core {
         if in_flight == 0 {
             return true;
         }
-        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let limit = open_files();
         if in_flight.saturating_add(count) > limit / IN_FLIGHT_OF_ONE {
             return false;
         }
