@@ -424,6 +424,7 @@ fn shutdown_waits_for_callbacks_and_a_callback_may_shut_down() {
         first.send("first").unwrap();
     });
     future.add_done_callback(move |_| {
+        // This sleep does not enforce an order: it is time in which the shutdown would return.
         thread::sleep(Duration::from_millis(20));
         sender.send("second").unwrap();
     });

@@ -119,7 +119,7 @@ fn many(
 }
 
 #[test]
-fn a_task_may_have_zero_to_many_parameters() {
+fn f13_a_task_may_have_zero_to_many_parameters() {
     run(nothing::task()).unwrap();
     let task = many::task(
         1,

@@ -69,7 +69,7 @@ list! { TESTS:
     a_stopped_worker_delays_neither_its_timeout_nor_a_shutdown,
     a_process_is_killed_at_its_timeout,
     options_of_initializers_and_preloads_take_effect,
-    an_initializer_that_hangs_breaks_the_pool,
+    x02_an_initializer_that_hangs_breaks_the_pool,
     a_worker_without_descriptors_for_its_initializer_is_a_refused_start,
     a_library_opened_before_the_first_pool_does_not_break_it,
     an_idle_pool_wakes_no_thread,
@@ -1424,7 +1424,7 @@ fn has_no_room_for_what_its_initializer_needs() {
     }
 }
 
-fn an_initializer_that_hangs_breaks_the_pool() {
+fn x02_an_initializer_that_hangs_breaks_the_pool() {
     play("waits_for_an_initializer").play_out();
 }
 

@@ -436,6 +436,8 @@ fn cn33_idle_connections_and_listeners_never_time_out() {
         let listener =
             Listener::bind(&Address::any()).unwrap().authkey(key.clone()).auth_timeout(limit);
         let address = listener.address().clone();
+        // These sleeps do not enforce an order: they are time after which a timeout would have
+        // passed.
         let client = thread::spawn(move || {
             let client: Connection<u32, u32> = Client::connect(&address, Some(&key)).ok()?;
             thread::sleep(limit * 2);
@@ -545,6 +547,7 @@ fn hostile_scripts() -> Vec<(&'static str, Vec<u8>)> {
 /// slow client sends them one at a time.
 fn assail(address: &Address, bytes: &[u8], slowly: bool, done: &AtomicBool) {
     let rest = || !done.load(Ordering::Relaxed);
+    // This sleep does not enforce an order: it makes the client slow.
     let gap = || thread::sleep(Duration::from_millis(1));
     match address {
         Address::Tcp(host, port) => {

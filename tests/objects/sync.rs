@@ -921,7 +921,8 @@ fn async_waits_work_and_can_be_cancelled() {
         let condition = &all.conditions[1];
         let (_, guard) = tokio::join!(
             async {
-                tokio::time::sleep(SHORT).await;
+                // The other one has begun to wait when this one goes on.
+                tokio::task::yield_now().await;
                 let _guard = condition.acquire_async().await.unwrap();
                 condition.notify_one();
             },
@@ -941,7 +942,7 @@ fn async_waits_work_and_can_be_cancelled() {
         let permit = semaphore.acquire_async().await;
         let (_, second) = tokio::join!(
             async {
-                tokio::time::sleep(SHORT).await;
+                tokio::task::yield_now().await;
                 drop(permit);
             },
             semaphore.acquire_async(),

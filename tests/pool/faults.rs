@@ -219,7 +219,8 @@ impl Trap {
             Fault::MemoryLimit if self.place == Place::Idle => {
                 drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 31)));
             }
-            // Slowly, so that the limit and not the system's refusal ends it.
+            // Slowly, so that the limit and not the system's refusal ends it. This sleep does not
+            // enforce an order.
             Fault::MemoryLimit => loop {
                 std::mem::forget(std::hint::black_box(vec![1_u8; 1 << 20]));
                 thread::sleep(Duration::from_micros(200));

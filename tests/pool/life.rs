@@ -361,7 +361,7 @@ fn threads() -> Vec<String> {
 }
 
 #[test]
-fn a_worker_has_a_thread_for_tasks_and_one_that_watches_its_parent() {
+fn m27_a_worker_has_a_thread_for_tasks_and_one_that_watches_its_parent() {
     let _watchdog = watchdog();
     let names = pool(1).submit(threads::task()).result().unwrap();
     // The main thread belongs to the harness of this test binary. Names have at most 15 bytes.

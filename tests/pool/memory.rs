@@ -180,6 +180,7 @@ fn x15_a_task_is_not_to_blame_for_memory_that_was_filled_before_it_began() {
         if waits {
             eventually("nobody looks at an idle worker", || {
                 let before = switches(worker);
+                // This sleep does not enforce an order: it is time in which somebody would look.
                 thread::sleep(Duration::from_millis(200));
                 switches(worker) == before
             });
@@ -216,6 +217,7 @@ fn x15_the_memory_of_a_worker_is_read_only_while_a_task_runs() {
     holds.result().unwrap();
     eventually("nobody looks at an idle worker", || {
         let before = switches(worker);
+        // This sleep does not enforce an order: it is time in which somebody would look.
         thread::sleep(Duration::from_millis(300));
         switches(worker) == before
     });
@@ -358,7 +360,7 @@ fn re13_all_tasks_of_a_burst_succeed_while_their_workers_are_replaced() {
 }
 
 #[test]
-fn re13_what_the_initializer_has_loaded_is_no_growth() {
+fn x14_what_the_initializer_has_loaded_is_no_growth() {
     let _watchdog = watchdog();
     let builder = ProcessPoolExecutor::builder().max_workers(1).max_rss_growth(8 * MIB as u64);
     let pool = builder.initializer(load::task(64 * MIB)).build().unwrap();

@@ -84,7 +84,7 @@ fn demo() -> Demo {
 }
 
 #[test]
-fn a_method_is_a_task_of_its_value_and_arguments() {
+fn f13_a_method_is_a_task_of_its_value_and_arguments() {
     let pool = pool(1);
     let demo = demo();
     assert_eq!(pool.submit(demo.produce_task(7)).result().unwrap(), 21);

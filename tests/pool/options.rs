@@ -86,7 +86,7 @@ fn ask(command: &mut Command) -> String {
 }
 
 #[test]
-fn usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
+fn x47_usable_cpus_is_the_smallest_of_affinity_quota_and_override() {
     let all: usize = executor::usable_cpus();
     assert_eq!(ask(Command::new(asks()).arg("cpus")), format!("{all} {all}"));
     assert_eq!(ask(Command::new(asks()).arg("cpus").env("EXECUTOR_CPU_COUNT", "1")), "1 1");

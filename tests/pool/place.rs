@@ -114,7 +114,7 @@ fn indices(pool: &ProcessPoolExecutor, gate: &Gate) -> Vec<usize> {
 }
 
 #[test]
-fn workers_have_the_indices_from_0_on_and_nobody_else_has_one() {
+fn x19_workers_have_the_indices_from_0_on_and_nobody_else_has_one() {
     assert_eq!((worker_index(), slot()), (None, None));
     let pool = pool(3);
     assert_eq!(indices(&pool, &Gate::new()), [0, 1, 2]);
@@ -123,7 +123,7 @@ fn workers_have_the_indices_from_0_on_and_nobody_else_has_one() {
 }
 
 #[test]
-fn a_worker_that_replaces_another_inherits_its_index_and_its_slot() {
+fn x19_a_worker_that_replaces_another_inherits_its_index_and_its_slot() {
     let pool = builder().slots(["a", "b", "c"]).build().unwrap();
     assert_eq!(indices(&pool, &Gate::new()), [0, 1, 2]);
     let before: BTreeSet<u32> = pool.worker_pids().into_iter().collect();
@@ -178,7 +178,7 @@ fn a_worker_recycled_after_each_task_keeps_its_index() {
 }
 
 #[test]
-fn each_slot_has_its_environment_which_takes_precedence() {
+fn x36_each_slot_has_its_environment_which_takes_precedence() {
     let pool = builder()
         .slots(["cuda:7"])
         .env("EXECUTOR_TEST_DEVICE", "of all")
@@ -195,7 +195,7 @@ fn each_slot_has_its_environment_which_takes_precedence() {
 }
 
 #[test]
-fn slots_that_make_no_sense_are_refused() {
+fn x36_slots_that_make_no_sense_are_refused() {
     assert!(refused(builder().slots([""; 0])).contains("slots is empty"));
     let error = refused(builder().slots(["a", "b"]).max_workers(3));
     assert!(error.contains("max_workers is 3") && error.contains("2 slots"), "{error}");
@@ -270,12 +270,12 @@ fn workers_without_pin_run_where_the_program_runs() {
 }
 
 #[test]
-fn physical_cpus_are_at_most_the_usable_ones() {
+fn x47_physical_cpus_are_at_most_the_usable_ones() {
     assert!((1..=usable_cpus()).contains(&physical_cpus()));
 }
 
 #[test]
-fn workers_have_the_given_nice_value() {
+fn x30_workers_have_the_given_nice_value() {
     let pool = builder().max_workers(1).nice(7).build().unwrap();
     assert_eq!(pool.submit(nice::task()).result().unwrap(), 7);
     for wrong in [-21, 20, i32::MAX] {
@@ -319,7 +319,7 @@ fn names_of_inner() -> (String, String) {
 }
 
 #[test]
-fn inner_threads_are_limited_by_the_environment_and_env_takes_precedence() {
+fn x46_inner_threads_are_limited_by_the_environment_and_env_takes_precedence() {
     let pool =
         builder().max_workers(1).env("OMP_NUM_THREADS", "5").inner_threads(2).build().unwrap();
     let value = |name| pool.submit(variable::task(name)).result().unwrap();
@@ -331,7 +331,7 @@ fn inner_threads_are_limited_by_the_environment_and_env_takes_precedence() {
 }
 
 #[test]
-fn indices_stay_unique_while_workers_die_under_many_submitters() {
+fn x19_indices_stay_unique_while_workers_die_under_many_submitters() {
     let pool = Arc::new(builder().slots(["a", "b", "c"]).build().unwrap());
     std::thread::scope(|scope| {
         for at in 0..4 {
@@ -373,7 +373,7 @@ fn to23_chunk_i_goes_to_worker_i_mod_n_in_each_map() {
 }
 
 #[test]
-fn to23_an_idle_worker_does_not_take_over_what_is_for_another() {
+fn x29_an_idle_worker_does_not_take_over_what_is_for_another() {
     let (pool, gate) = (pool(2), Gate::new());
     // The first item keeps worker 0. All others come to be in line behind it, or run at worker 1.
     let make = |item: u32| index_or_hold::task(item, gate.path());
@@ -397,7 +397,7 @@ fn index_or_hold(item: u32, gate: &std::path::Path) -> usize {
 }
 
 #[test]
-fn to23_the_order_survives_deaths_recycling_and_other_tasks() {
+fn x29_the_order_survives_deaths_recycling_and_other_tasks() {
     let pool = builder().max_workers(3).max_tasks_per_worker(4).build().unwrap();
     std::thread::scope(|scope| {
         let others = scope.spawn(|| {

@@ -29,22 +29,25 @@ fn poll<T: IntoTask>(future: &mut SubmitAsync<T>) -> Poll<TaskFuture<T::Output>>
 }
 
 #[test]
-fn submit_waits_for_room_and_try_submit_gives_the_task_back() {
+fn x28_submit_waits_for_room_and_try_submit_gives_the_task_back() {
     let _watchdog = watchdog();
     let (pool, gate) = (limited(1, 3), Gate::new());
     let held: Vec<_> = (0..3).map(|_| pool.try_submit(hold::task(gate.path())).unwrap()).collect();
     let full = pool.try_submit(echo::task(4)).unwrap_err();
     assert!(full.to_string().contains("max_pending"), "{full}");
-    let returned = AtomicBool::new(false);
+    let (returned, sleeper) = (AtomicBool::new(false), Sleeper::default());
     thread::scope(|scope| {
         let waits = scope.spawn(|| {
+            sleeper.is_this_thread();
             let future = pool.submit(echo::task(5));
             returned.store(true, Ordering::SeqCst);
             future.result().unwrap()
         });
         gate.wait_for(1);
-        thread::sleep(Duration::from_millis(30));
+        sleeper.wait_until_asleep();
         assert!(!returned.load(Ordering::SeqCst), "there is no room");
+        let stats = pool.stats();
+        assert_eq!((stats.running, stats.queued), (1, 2), "nothing more was accepted");
         gate.open();
         assert_eq!(waits.join().unwrap(), 5);
     });
@@ -122,10 +125,17 @@ fn who_waits_is_woken_when_the_pool_ends() {
         gate.wait_for(1);
         let mut awaits = pool.submit_async(echo::task(1));
         assert!(poll(&mut awaits).is_pending());
+        let sleepers = [Sleeper::default(), Sleeper::default()];
         thread::scope(|scope| {
-            let waits = scope.spawn(|| pool.submit(echo::task(2)).result());
-            let maps = scope.spawn(|| pool.map(echo::task, 0..3).next().unwrap());
-            thread::sleep(Duration::from_millis(10));
+            let waits = scope.spawn(|| {
+                sleepers[0].is_this_thread();
+                pool.submit(echo::task(2)).result()
+            });
+            let maps = scope.spawn(|| {
+                sleepers[1].is_this_thread();
+                pool.map(echo::task, 0..3).next().unwrap()
+            });
+            sleepers.iter().for_each(Sleeper::wait_until_asleep);
             end(&pool);
             assert!(waits.join().unwrap().unwrap_err().is_shutdown());
             assert!(maps.join().unwrap().unwrap_err().is_shutdown());
@@ -165,7 +175,7 @@ fn who_waits_is_woken_when_the_pool_breaks() {
 }
 
 #[test]
-fn submit_async_submits_nothing_if_it_is_dropped_and_keeps_the_order() {
+fn x28_submit_async_submits_nothing_if_it_is_dropped_and_keeps_the_order() {
     let _watchdog = watchdog();
     let (pool, gate) = (limited(1, 1), Gate::new());
     let notes_file = gate.file("notes");
@@ -237,7 +247,7 @@ fn many_threads_and_async_tasks_share_a_small_pool() {
 }
 
 #[test]
-fn a_map_takes_only_as_many_items_as_there_is_room_for() {
+fn x28_a_map_takes_only_as_many_items_as_there_is_room_for() {
     let _watchdog = watchdog();
     for max_pending in [1, 2, 7] {
         let pool = limited(2, max_pending);
@@ -291,7 +301,7 @@ fn a_map_without_pending_items_waits_in_the_line() {
 }
 
 #[test]
-fn max_pending_bytes_limits_arguments_and_admits_the_largest() {
+fn x28_max_pending_bytes_limits_arguments_and_admits_the_largest() {
     #[task]
     fn hold_with(gate: &std::path::Path, bytes: &[u8]) -> usize {
         come_to(gate);

@@ -29,7 +29,7 @@ fn keep(pool: &ProcessPoolExecutor, gate: &Gate) -> TaskFuture<u32> {
 }
 
 #[test]
-fn the_highest_priority_goes_first_and_equal_ones_keep_their_order() {
+fn x35_the_highest_priority_goes_first_and_equal_ones_keep_their_order() {
     let (pool, gate) = (pool(1), Gate::new());
     let kept = keep(&pool, &gate);
     let priorities = [0, -3, 5, 0, i32::MAX, 5, i32::MIN, 1];
@@ -41,7 +41,7 @@ fn the_highest_priority_goes_first_and_equal_ones_keep_their_order() {
 }
 
 #[test]
-fn an_urgent_task_overtakes_a_burst_of_any_size() {
+fn x35_an_urgent_task_overtakes_a_burst_of_any_size() {
     const BURST: u32 = 5_000;
     let (pool, gate) = (pool(1), Gate::new());
     let kept = keep(&pool, &gate);
@@ -62,7 +62,7 @@ fn an_urgent_task_overtakes_a_burst_of_any_size() {
 }
 
 #[test]
-fn a_task_of_low_priority_gets_a_turn_among_many_urgent_ones() {
+fn x35_a_task_of_low_priority_gets_a_turn_among_many_urgent_ones() {
     let (pool, gate) = (pool(1), Gate::new());
     let kept = keep(&pool, &gate);
     let low = pool.submit(calls::task().priority(-1));
@@ -105,7 +105,7 @@ fn a_task_with_a_priority_is_cancelled_like_any_other() {
 }
 
 #[test]
-fn a_priority_is_refused_where_nothing_queues() {
+fn x35_a_priority_is_refused_where_nothing_queues() {
     let error = Process::new(calls::task().priority(1)).start().unwrap_err();
     assert!(error.to_string().contains("`priority`"), "{error}");
     let builder = ProcessPoolExecutor::builder().initializer(calls::task().priority(0));

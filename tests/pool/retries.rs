@@ -48,7 +48,7 @@ fn support_notes(file: &Path) -> usize {
 const NO_DELAY: Duration = Duration::ZERO;
 
 #[test]
-fn a_task_is_tried_again_after_every_way_to_fail_and_then_returns() {
+fn x37_a_task_is_tried_again_after_every_way_to_fail_and_then_returns() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let ways = [Way::Fails, Way::Panics, Way::Exits, Way::Hangs, Way::Exits, Way::Returns];
@@ -63,7 +63,7 @@ fn a_task_is_tried_again_after_every_way_to_fail_and_then_returns() {
 }
 
 #[test]
-fn the_last_error_says_how_many_attempts_there_were() {
+fn x37_the_last_error_says_how_many_attempts_there_were() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let run = |way: Way, retries: u32| {
@@ -131,7 +131,7 @@ fn what_cannot_pass_is_not_tried_again() {
 }
 
 #[test]
-fn retry_on_sees_each_error_that_has_an_attempt_left() {
+fn x37_retry_on_sees_each_error_that_has_an_attempt_left() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -161,7 +161,7 @@ fn retry_on_sees_each_error_that_has_an_attempt_left() {
 }
 
 #[test]
-fn a_task_that_ends_worker_after_worker_is_given_up() {
+fn x38_a_task_that_ends_worker_after_worker_is_given_up() {
     let _watchdog = watchdog();
     let gate = Gate::new();
     let builder = || ProcessPoolExecutor::builder().max_workers(2);
@@ -188,7 +188,7 @@ fn a_task_that_ends_worker_after_worker_is_given_up() {
 }
 
 #[test]
-fn a_task_between_two_attempts_is_cancelled_at_once() {
+fn x37_a_task_between_two_attempts_is_cancelled_at_once() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(1), Gate::new());
     let long = Duration::from_secs(3600);
@@ -260,7 +260,7 @@ fn a_shutdown_finishes_all_attempts_and_a_kill_ends_them() {
 }
 
 #[test]
-fn items_of_a_map_are_tried_again_one_by_one() {
+fn x37_items_of_a_map_are_tried_again_one_by_one() {
     let _watchdog = watchdog();
     let (pool, gate) = (pool(2), Gate::new());
     let ways = |n: usize| match n % 4 {

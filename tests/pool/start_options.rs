@@ -107,7 +107,7 @@ fn a_limit_on_the_memory_of_copies_does_not_count_what_they_share() {
 }
 
 #[test]
-fn copies_grow_from_what_they_had_at_first() {
+fn x14_copies_grow_from_what_they_had_at_first() {
     let _watchdog = watchdog();
     let Some(_spare) = memory_to_spare(1) else { return };
     let builder = copies(1).preload(load::task(192 * MIB)).max_rss_growth(64 * MIB);

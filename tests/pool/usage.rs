@@ -88,6 +88,7 @@ fn the_time_in_the_queue_ends_when_the_task_begins() {
     let submitted = Instant::now();
     let second = pool.submit(pid::task().measure_usage());
     assert!(first.usage().is_none() && second.usage().is_none(), "they have not ended");
+    // This sleep does not enforce an order: it is time that the usage must contain.
     thread::sleep(Duration::from_millis(30));
     let waited = submitted.elapsed();
     gate.open();

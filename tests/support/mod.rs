@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -287,6 +287,14 @@ pub fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).expect("the process is there");
 }
 
+/// Returns whether a process ignores a signal, according to the kernel.
+pub fn ignores(pid: u32, signal: rustix::process::Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask");
+    let mask = u64::from_str_radix(mask.trim(), 16).expect("a number");
+    mask >> (signal.as_raw() - 1) & 1 == 1
+}
+
 /// Stops a process. All its threads are stopped when this returns. `kill` alone returns before the
 /// signal takes effect, and some threads stop before others.
 #[track_caller]
@@ -345,6 +353,30 @@ pub fn with_a_timeout_long_enough<T>(
 ) -> T {
     let timeouts = (0..6).map(|attempts| Duration::from_millis(50) * 4_u32.pow(attempts));
     timeouts.into_iter().find_map(&mut attempt).unwrap_or_else(|| panic!("not within 51 s: {what}"))
+}
+
+/// A thread of this process which another thread waits for until it sleeps, for instance because it
+/// waits for something that must not have come about yet.
+#[derive(Default)]
+pub struct Sleeper(AtomicU32);
+
+impl Sleeper {
+    /// Called by the thread that will sleep.
+    pub fn is_this_thread(&self) {
+        self.0.store(
+            rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned(),
+            Ordering::SeqCst,
+        );
+    }
+
+    /// Waits until the thread sleeps in the kernel.
+    #[track_caller]
+    pub fn wait_until_asleep(&self) {
+        eventually("it sleeps", || {
+            let id = self.0.load(Ordering::SeqCst);
+            id > 0 && state_in(Path::new(&format!("/proc/self/task/{id}"))) == Some('S')
+        });
+    }
 }
 
 /// Returns the letter of a process's state, if there is such a process.

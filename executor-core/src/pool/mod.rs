@@ -370,11 +370,11 @@ impl Pool {
         if self.forked() {
             return;
         }
-        if chunk.has_options() {
-            if let Err(what) = chunk.find_place(self) {
-                let error = TaskError::invalid(format!("task `{}` {what}", chunk.name()));
-                return core::refuse(chunk, error);
-            }
+        if chunk.has_options()
+            && let Err(what) = chunk.find_place(self)
+        {
+            let error = TaskError::invalid(format!("task `{}` {what}", chunk.name()));
+            return core::refuse(chunk, error);
         }
         if self.options.round_robin {
             chunk.bind(|| self.next_in_turn());

@@ -1,7 +1,7 @@
 //! Checks rules of the sources that no compiler checks: which folder may use which other folder,
 //! that each folder's head has a picture, that public functions call a timeout a timeout, and that
 //! prose is at most 100 columns wide. The module `pages` checks that what the Markdown pages name
-//! exists.
+//! exists, and the module `sleeps` that no test sleeps to come after something else.
 //!
 //! ```text
 //!  src/**/*.rs ─► code without comments, string contents and tests ─► the folders that it names
@@ -9,6 +9,7 @@
 //! ```
 
 mod pages;
+mod sleeps;
 
 use std::{
     collections::BTreeSet,

@@ -1,5 +1,5 @@
-//! Checks the Markdown pages against the sources: the paths and the tests that they name exist, and
-//! the totals of the parity page are the sums of its tables.
+//! Checks the Markdown pages against the sources: the paths and the tests that they name exist, the
+//! ids that they list have tests, and the totals of the parity page are the sums of its tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -215,6 +215,75 @@ fn the_test_binaries_that_pages_name_exist() {
         }
     }
     assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// Returns the words of a text that are ids of behaviours or rows: `EX04`, `X05`.
+fn ids_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|char: char| !char.is_alphanumeric()).filter(|word| {
+        let digits = word.trim_start_matches(|char: char| char.is_ascii_uppercase());
+        (1..=2).contains(&(word.len() - digits.len()))
+            && digits.len() == 2
+            && digits.chars().all(|char| char.is_ascii_digit())
+    })
+}
+
+/// Returns the ids that the name of a test begins with. It may be several:
+/// `se07_se08_d11_tickets`.
+fn ids_of(name: &str) -> impl Iterator<Item = String> {
+    let is_id = |word: &String| ids_in(word).next().is_some();
+    name.split('_').take(4).map(str::to_ascii_uppercase).take_while(is_id)
+}
+
+#[test]
+fn the_behaviours_of_the_checklist_have_a_test_or_a_reason() {
+    let Some(text) = page("docs/behaviours.md") else { return };
+    let (mut ids, mut explained) = (BTreeSet::new(), BTreeSet::new());
+    let mut part = "";
+    for line in text.lines() {
+        part = line.strip_prefix("## ").unwrap_or(part);
+        match (part, &cells(line)[..]) {
+            ("The checklist", [_, listed]) => ids.extend(ids_in(listed).map(str::to_owned)),
+            (_, [id, _, _]) => explained.extend(ids_in(id).map(str::to_owned)),
+            _ => {}
+        }
+    }
+    assert!(ids.len() > 300, "{} ids were found", ids.len());
+    let words = words_of_tests();
+    let with: BTreeSet<_> = words.values().flatten().flat_map(|name| ids_of(name)).collect();
+    let without: Vec<_> = ids.difference(&explained).filter(|id| !with.contains(*id)).collect();
+    assert!(without.is_empty(), "no test has a name that begins with {without:?}");
+    let unlisted: Vec<_> = explained.difference(&ids).collect();
+    assert!(unlisted.is_empty(), "the checklist has no {unlisted:?}");
+}
+
+#[test]
+fn the_rows_that_have_tests_of_their_own_name_them() {
+    const LIST: &str = "have tests whose names begin with the id of the row";
+    let Some(text) = page("docs/parity.md") else { return };
+    let paragraphs: Vec<_> = text.split("\n\n").map(|text| text.replace('\n', " ")).collect();
+    let list = paragraphs.iter().find_map(|text| Some(text.split_once(LIST)?.1));
+    let ids: BTreeSet<_> = ids_in(list.expect("a paragraph lists them")).collect();
+    assert!(ids.len() > 20, "{ids:?}");
+    let mut with = BTreeSet::new();
+    for line in text.lines() {
+        if let [id, _, _, shown] = &cells(line)[..]
+            && quoted(shown).flat_map(ids_of).any(|of_test| of_test == *id)
+        {
+            with.insert(id.clone());
+        }
+    }
+    let without: Vec<_> = ids.iter().filter(|id| !with.contains(**id)).collect();
+    assert!(without.is_empty(), "they name no test that begins with their id: {without:?}");
+}
+
+#[test]
+fn ids_are_found_in_texts_and_in_names_of_tests() {
+    let ids: Vec<_> = ids_in("EX04, X05 (in part), d11 `x05_…`: A1, FX110 and UTF8").collect();
+    assert_eq!(ids, ["EX04", "X05"]);
+    let ids = |name: &str| ids_of(name).collect::<Vec<_>>();
+    assert_eq!(ids("x05_a_test_of_x08"), ["X05"]);
+    assert_eq!(ids("se07_se08_d11_tickets"), ["SE07", "SE08", "D11"]);
+    assert!(ids("a_test_x05").is_empty());
 }
 
 /// The rows of one table of the parity page: all; done, partly, not yet; without a test although

@@ -1,6 +1,6 @@
 //! Pools in the server, whose workers all processes share.
 
-use std::{fs::File, path::Path, pin::pin, thread, time::Duration};
+use std::{fs::File, path::Path, pin::pin, process::Command, thread, time::Duration};
 
 use executor::{
     Phase, Process, Transfer,
@@ -18,8 +18,8 @@ use super::{
     sleep, start,
 };
 use crate::support::{
-    Gate, LONG, echo, eventually, exit, fail, hold, hold_then_mark, note, notes, pid, rounds, runs,
-    signal, watchdog,
+    Gate, LONG, echo, eventually, exit, fail, hold, hold_then_mark, ignores, note, notes, pid,
+    rounds, runs, signal, watchdog,
 };
 
 #[task]
@@ -394,6 +394,32 @@ fn deeper(pool: Pool, depth: u64) -> Result<u64, ManagerError> {
         0 => pool.apply(echo::task(1)),
         _ => nested(pool.clone(), depth - 1).and_then(|sum| Ok(sum + pool.apply(echo::task(1))?)),
     }
+}
+
+/// Starts a program that sends itself SIGINT. Returns what it says if that does not end it.
+#[task]
+fn program_that_interrupts_itself() -> String {
+    let output = Command::new("sh").args(["-c", "kill -INT $$; echo alive"]).output();
+    String::from_utf8_lossy(&output.expect("a shell").stdout).into_owned()
+}
+
+/// A Ctrl-C at the terminal reaches every process of the foreground group, and whoever sends SIGINT
+/// by hand may hit a worker as well as the server.
+#[test]
+fn workers_of_a_managed_pool_and_what_their_tasks_start_live_on_after_sigint() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (pool, gate) = (manager.pool(1).unwrap(), Gate::new());
+    let held = pool.submit(hold::task(gate.path()));
+    let worker = gate.wait_for(1)[0];
+    // The kernel drops a signal that is ignored when it is sent, so nothing comes later.
+    assert!(ignores(worker, Signal::INT));
+    signal(worker, Signal::INT);
+    gate.open();
+    assert_eq!(held.result().unwrap(), worker, "within a task");
+    signal(worker, Signal::INT);
+    assert_eq!(pool.apply(pid::task()).unwrap(), worker, "between two tasks");
+    assert_eq!(pool.apply(program_that_interrupts_itself::task()).unwrap(), "alive\n");
 }
 
 #[test]

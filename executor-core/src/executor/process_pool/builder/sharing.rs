@@ -57,8 +57,8 @@ impl ProcessPoolBuilder {
     ///
     /// The tokens of a task are free again when its result is known, whether it has a value or an
     /// error. If it loses its worker, or is ended by a time limit or by
-    /// [`cancel_running`](crate::TaskFuture::cancel_running), they are free when the worker's process
-    /// has ended. Between two attempts ([`retries`](crate::Task::retries)) a task has none.
+    /// [`cancel_running`](crate::TaskFuture::cancel_running), they are free when the worker's
+    /// process has ended. Between two attempts ([`retries`](crate::Task::retries)) a task has none.
     ///
     /// [`build`](Self::build) fails if a number is 0, if a name is empty or there twice, with more
     /// than 64 resources, and with [`round_robin`](Self::round_robin).
@@ -102,8 +102,8 @@ impl ProcessPoolBuilder {
     /// [`on_worker`](crate::Task::on_worker). Tasks that several threads submit at the same time
     /// take turns in any order.
     ///
-    /// [`build`](Self::build) fails with [`Isolation::PerTask`](crate::Isolation::PerTask), where no
-    /// worker gets a second task, and with [`resources`](Self::resources).
+    /// [`build`](Self::build) fails with [`Isolation::PerTask`](crate::Isolation::PerTask), where
+    /// no worker gets a second task, and with [`resources`](Self::resources).
     ///
     /// ```
     /// # use executor::prelude::*;
