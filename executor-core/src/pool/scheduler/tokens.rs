@@ -187,8 +187,8 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns how many queued chunks could have their tokens at the same time, up to `most`.
     ///
     /// It is at least 1 if there is a [next one](Self::next_with_tokens). It may be too low,
-    /// because the lines are looked at in another order here. Then a worker is started later than it could
-    /// be.
+    /// because the lines are looked at in another order here. Then a worker is started later than
+    /// it could be.
     pub(super) fn count_with_tokens(&mut self, most: usize) -> usize {
         if self.next_with_tokens().is_none() {
             return 0;
