@@ -7,6 +7,7 @@ mod broadcast;
 mod broken;
 mod cancelling;
 mod cgroup;
+mod crash_report;
 mod executor_trait;
 mod faults;
 mod finalizer;

@@ -298,6 +298,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                     restraints: Default::default(),
                     stdin,
                     control_group: false,
+                    crash_report: true,
                 };
                 let identity = Identity {
                     depth,

@@ -50,6 +50,7 @@ pub(crate) mod available_memory;
 pub(crate) mod cgroup;
 pub(crate) mod clock;
 pub(crate) mod cpu;
+pub(crate) mod crash_report;
 pub(crate) mod eventfd;
 pub(crate) mod exit_status;
 pub(crate) mod fault;

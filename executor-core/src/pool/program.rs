@@ -49,6 +49,8 @@ impl Program {
 #[derive(Debug, Default)]
 pub(crate) struct StartOptions {
     pub(crate) program: Program,
+    /// Whether workers write a report if they crash.
+    pub(crate) crash_report: bool,
     /// The tasks of `preload`, if the workers are copies of a fork server.
     pub(crate) fork_server: Option<Vec<Preload>>,
     /// How long the tasks of `preload` may take.

@@ -111,6 +111,7 @@ fn launch(pool: &Pool, index: u32, nonce: u64, copy: Option<ServerCopy>) -> io::
         place: pool.options.places.of(index),
         stdin: stdin.is_some(),
         control_group: leaf.is_some(),
+        crash_report: pool.options.start.crash_report,
     });
     let mut descriptors = Vec::from_iter(stdin);
     descriptors.extend(leaf.as_ref().map(Leaf::kill_descriptor));

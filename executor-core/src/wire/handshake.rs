@@ -121,6 +121,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) stdin: bool,
     /// Whether the next descriptor is the one by which everything in its control group is killed.
     pub(crate) control_group: bool,
+    /// Whether it writes a report to its stderr if it crashes.
+    pub(crate) crash_report: bool,
 }
 
 /// What the worker of a pool may not exceed.

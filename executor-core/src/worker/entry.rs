@@ -316,8 +316,14 @@ fn work(
     socket::send(socket, &handshake::to_bytes(&hello), &[])?;
     kill_point!(HelloSaid);
     match server {
-        Some(server) => serve::serve(server.accept(&segment.board)?, socket, arenas, guard),
-        None => serve::serve(RingWorkerEnd::new(segment, doorbell), socket, arenas, guard),
+        Some(server) => {
+            let end = server.accept(&segment.board)?;
+            serve::serve(end, socket, arenas, guard, setup.crash_report)
+        }
+        None => {
+            let end = RingWorkerEnd::new(segment, doorbell);
+            serve::serve(end, socket, arenas, guard, setup.crash_report)
+        }
     }
 }
 

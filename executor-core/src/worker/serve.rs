@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     id::TaskId,
-    os::{available_memory::has_memory_for, clock, fault, meter::Meter},
+    os::{available_memory::has_memory_for, clock, crash_report, fault, meter::Meter},
     segment::Store,
     transport::{Closed, WorkerEnd},
     wire::{
@@ -34,6 +34,7 @@ pub(super) fn serve(
     control: &'static OwnedFd,
     arenas: Arenas,
     mut guard: Guard,
+    reports_crash: bool,
 ) -> io::Result<()> {
     let control = Control::new(control);
     let (mut arguments, results) = arenas.unzip();
@@ -42,6 +43,9 @@ pub(super) fn serve(
     panics::install(board, false);
     cancellation::install(board);
     fault::watch_this_stack(&board.stack_overflow);
+    if reports_crash {
+        crash_report::enable();
+    }
     let mut caller = Caller::new(results);
     let mut stopwatch = Stopwatch::default();
     // Whether the initializer has failed. A finalizer relies on what it has set up.

@@ -48,6 +48,7 @@ pub(super) struct Starting {
     pub(super) executable: Option<PathBuf>,
     pub(super) environment: Changes,
     pub(super) directory: Option<PathBuf>,
+    pub(super) crash_report: bool,
     /// Builders are cloned, and a descriptor is not.
     pub(super) stdin: Arc<Stdio>,
     pub(super) stdout: Arc<Stdio>,
@@ -64,6 +65,7 @@ impl Default for Starting {
             executable: None,
             environment: Changes::new(),
             directory: None,
+            crash_report: false,
             stdin: Stdio::null().into(),
             stdout: Stdio::inherit().into(),
             stderr: Stdio::inherit().into(),
@@ -85,6 +87,7 @@ impl fmt::Debug for Starting {
             .field("executable", &self.executable)
             .field("envs", &names)
             .field("directory", &self.directory)
+            .field("crash_report", &self.crash_report)
             .field("stdin", &self.stdin)
             .field("stdout", &self.stdout)
             .field("stderr", &self.stderr)
@@ -105,6 +108,7 @@ impl Starting {
             executable,
             environment,
             directory,
+            crash_report,
             stdin,
             stdout,
             stderr,
@@ -119,6 +123,7 @@ impl Starting {
         (method, isolation, ready) == (&other.method, &other.isolation, &other.ready)
             && *preload == other.preload
             && (executable, directory) == (&other.executable, &other.directory)
+            && *crash_report == other.crash_report
             && *environment == other.environment
             && same(stdin, &other.stdin)
             && same(stdout, &other.stdout)
@@ -181,7 +186,8 @@ impl Starting {
         };
         let fork_server = has_server.then_some(preload);
         let spares = per_task.then(|| self.ready.unwrap_or(workers_max.min(READY_MAX)));
-        Ok(StartOptions { program, fork_server, preload_timeout, spares })
+        let crash_report = self.crash_report;
+        Ok(StartOptions { program, crash_report, fork_server, preload_timeout, spares })
     }
 }
 
@@ -442,6 +448,44 @@ impl ProcessPoolBuilder {
     /// ```
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
         self.starting.stdout = Arc::new(stdout.into());
+        self
+    }
+
+    /// Lets a worker that crashes write where: the stack of the thread that has crashed, to its
+    /// stderr. By default it writes nothing. The future has the error
+    /// [`TaskError::WorkerLost`](crate::TaskError::WorkerLost) either way.
+    ///
+    /// A crash is SIGSEGV, SIGBUS, SIGILL, SIGFPE or SIGABRT, raised by the worker itself. The
+    /// report has a line for each frame, with its file and the offset in it. Names of Rust
+    /// functions are not in it, because it is not safe to look them up in a process that has
+    /// crashed: `addr2line -Cfipe FILE OFFSET` tells them, with the lines of the source. If the
+    /// report takes more than two seconds, because the crash came inside the system's loader, the
+    /// worker ends without it.
+    ///
+    /// A handler that a task installs for one of these signals takes the place of this one.
+    ///
+    /// ```
+    /// use executor::prelude::*;
+    /// use std::{io::Read, os::fd::OwnedFd};
+    ///
+    /// #[task]
+    /// fn give_up() { std::process::abort() }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let (mut read, write) = std::io::pipe()?;
+    ///     let builder = ProcessPoolExecutor::builder().max_workers(1).crash_report(true);
+    ///     let pool = builder.stderr(OwnedFd::from(write)).build()?;
+    ///     assert!(pool.submit(give_up::task()).result().unwrap_err().is_worker_lost());
+    ///     drop(pool);
+    ///     let mut report = String::new();
+    ///     read.read_to_string(&mut report)?;
+    ///     assert!(report.contains("crashed with SIGABRT"), "{report}");
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn crash_report(mut self, report: bool) -> Self {
+        self.starting.crash_report = report;
         self
     }
 
