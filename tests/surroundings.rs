@@ -704,6 +704,8 @@ const CALLS: &[Cell] = refused! {
     SYS_getpeername,
     SYS_sched_setaffinity,
     SYS_sysinfo,
+    SYS_clock_gettime,
+    SYS_getrusage,
     SYS_unlinkat,
     SYS_mkdirat,
 };

@@ -2,6 +2,8 @@
 //! everything in a group, and no group is left.
 //!
 //! A test that needs a right or a controller that is missing here prints a line, and is left out.
+//! `EXECUTOR_TEST_CGROUP` names a group below which the tests make theirs, in place of the
+//! program's own: one that has the controllers in its `cgroup.subtree_control`.
 
 use std::{
     fs,
@@ -20,17 +22,21 @@ use crate::support::*;
 struct Place(PathBuf);
 
 impl Place {
-    /// Makes a group below this program's own. Returns `None` and says why if it cannot.
-    #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
+    /// Makes a group. Returns `None` and says why if it cannot.
     fn new() -> Option<Self> {
+        Place::below(std::env::var_os("EXECUTOR_TEST_CGROUP").map(PathBuf::from).or_else(own_group))
+    }
+
+    #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
+    fn below(base: Option<PathBuf>) -> Option<Self> {
         static PLACES: AtomicU32 = AtomicU32::new(0);
         let number = PLACES.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-of-executor-{}-{number}", std::process::id());
-        let Some(own) = own_group() else {
+        let Some(base) = base else {
             println!("left out: there are no control groups of version 2");
             return None;
         };
-        let place = Place(own.join(name));
+        let place = Place(base.join(name));
         match fs::create_dir(&place.0) {
             Ok(()) if place.0.join("cgroup.kill").exists() => Some(place),
             Ok(()) => {
@@ -38,7 +44,7 @@ impl Place {
                 None
             }
             Err(error) => {
-                println!("left out: no control group below {}: {error}", own.display());
+                println!("left out: no control group below {}: {error}", base.display());
                 // There is nothing to remove.
                 std::mem::forget(place);
                 None
@@ -378,7 +384,7 @@ fn x15_the_processes_of_a_control_group_are_limited_by_the_system() {
 fn x15_an_executor_without_a_place_has_its_groups_below_the_programs_own() {
     let _watchdog = watchdog();
     // Without the right to do so, there is nothing to test.
-    let Some(_place) = Place::new() else { return };
+    let Some(_place) = Place::below(own_group()) else { return };
     let builder = ProcessPoolExecutor::builder().max_workers(1).cgroup(CgroupLimits::default());
     let pool = builder.build().unwrap();
     let group = pool.submit(group_of_worker::task()).result().unwrap();

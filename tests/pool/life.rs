@@ -363,10 +363,14 @@ fn threads() -> Vec<String> {
 #[test]
 fn m27_a_worker_has_a_thread_for_tasks_and_one_that_watches_its_parent() {
     let _watchdog = watchdog();
-    let names = pool(1).submit(threads::task()).result().unwrap();
-    // The main thread belongs to the harness of this test binary. Names have at most 15 bytes.
-    for name in ["executor-worker", "executor-watche"] {
-        assert!(names.iter().any(|other| other == name), "{names:?}");
-    }
-    assert_eq!(names.len(), 3, "{names:?}");
+    let pool = pool(1);
+    // The main thread belongs to the harness of this test binary. Names have at most 15 bytes. A
+    // thread gives itself its name, on a busy machine after the first task has begun.
+    eventually("a thread for tasks and one that watches", || {
+        let names = pool.submit(threads::task()).result().unwrap();
+        assert_eq!(names.len(), 3, "{names:?}");
+        ["executor-worker", "executor-watche"]
+            .iter()
+            .all(|name| names.iter().filter(|other| other == name).count() == 1)
+    });
 }

@@ -340,7 +340,7 @@ impl Leaf {
     }
 
     /// Returns the limit on memory and the most memory that there was, in bytes, if the system has
-    /// killed processes of the group because of the limit.
+    /// killed processes of the group because of this limit.
     pub(crate) fn out_of_memory(&self) -> Option<(u64, u64)> {
         out_of_memory(&self.path, self.group.limits.memory_max?)
     }
@@ -372,11 +372,16 @@ fn kill(group: &Path) {
 }
 
 /// Returns the limit and the peak of a group's memory, if the system has killed processes for it.
+///
+/// The system also counts processes that it has killed because the whole machine, or a group above,
+/// was out of memory (`oom_kill`). Only a limit of the group itself counts as `oom`.
 fn out_of_memory(leaf: &Path, limit: u64) -> Option<(u64, u64)> {
     let events = fs::read_to_string(leaf.join("memory.events")).ok()?;
-    let killed = events.lines().filter_map(|line| line.split_once(' ')).any(|(event, count)| {
-        matches!(event, "oom_kill" | "oom_group_kill") && count.trim() != "0"
-    });
+    let has = |event: &str| {
+        let mut events = events.lines().filter_map(|line| line.split_once(' '));
+        events.any(|(name, count)| name == event && count.trim() != "0")
+    };
+    let killed = has("oom") && (has("oom_kill") || has("oom_group_kill"));
     // Before Linux 5.19 the system does not tell the peak. There cannot have been more than this.
     let peak = || fs::read_to_string(leaf.join("memory.peak")).ok()?.trim().parse().ok();
     killed.then(|| (limit, peak().unwrap_or(limit)))
@@ -664,8 +669,11 @@ mod tests {
         assert_eq!(out_of_memory(leaf.path(), 5000), Some((5000, 4096)));
         fs::remove_file(leaf.path().join("memory.peak")).unwrap();
         assert_eq!(out_of_memory(leaf.path(), 5000), Some((5000, 5000)));
-        fs::write(leaf.path().join("memory.events"), "oom_kill 0\noom_group_kill 1\n").unwrap();
+        fs::write(leaf.path().join("memory.events"), "oom 1\noom_kill 0\noom_group_kill 1\n")
+            .unwrap();
         assert!(out_of_memory(leaf.path(), 1).is_some());
+        fs::write(leaf.path().join("memory.events"), "max 0\noom 0\noom_kill 1\n").unwrap();
+        assert_eq!(out_of_memory(leaf.path(), 1), None, "the whole machine was out of memory");
         fs::remove_file(leaf.path().join("memory.events")).unwrap();
         assert_eq!(out_of_memory(leaf.path(), 1), None);
     }
