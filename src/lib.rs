@@ -79,7 +79,9 @@
 //! - Limits and second attempts: [`Task::timeout`], [`Task::queue_timeout`], [`Task::retries`];
 //!   [`worker_memory_limit`](ProcessPoolBuilder::worker_memory_limit),
 //!   [`max_rss_growth`](ProcessPoolBuilder::max_rss_growth), [`CgroupLimits`],
-//!   [`max_pending`](ProcessPoolBuilder::max_pending); what a task has cost is its [`Usage`].
+//!   [`max_pending`](ProcessPoolBuilder::max_pending); what a task has cost is its [`Usage`];
+//!   [`on_task_error`](ProcessPoolBuilder::on_task_error) tells of errors in the worker.
+//! - What there is only some of: [`resources`](ProcessPoolBuilder::resources), [`Task::needs`].
 //! - How many workers there are, and for how long:
 //!   [`min_workers`](ProcessPoolBuilder::min_workers),
 //!   [`idle_timeout`](ProcessPoolBuilder::idle_timeout),
@@ -87,7 +89,7 @@
 //! - Tasks that stop when they are asked to: [`is_cancelled`], [`cancelled`], [`cancellation`].
 //! - Which worker, where and when: [`worker_index`], [`slots`](ProcessPoolBuilder::slots) and
 //!   [`slot`], [`pin`](ProcessPoolBuilder::pin), [`nice`](ProcessPoolBuilder::nice);
-//!   [`Task::priority`], [`Map::round_robin`].
+//!   [`Task::priority`], [`Task::on_worker`], [`round_robin`](ProcessPoolBuilder::round_robin).
 //! - How workers are started: [`start_method`](ProcessPoolBuilder::start_method), with
 //!   [`preload`](ProcessPoolBuilder::preload) for what all of them share;
 //!   [`isolation`](ProcessPoolBuilder::isolation) for a worker for each task.
@@ -186,7 +188,7 @@ pub use executor_core::{
 #[doc(inline)]
 pub use executor_core::{
     BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError,
-    Side, TaskError, TimedOutDetail, error,
+    Side, TaskError, TaskFailure, TaskFailureKind, TimedOutDetail, error,
 };
 
 // Workers, and the beginning and the end of a program.

@@ -46,7 +46,11 @@ mod layout {
 
 const DONE: u8 = 5;
 const CREDIT: u8 = 11;
+const FAILED: u8 = 6;
 const USAGE: u8 = 13;
+const REPORTED: u8 = 14;
+/// The flag of a reply that says that the worker reports an error.
+const REPORTS: u8 = 1;
 /// The flag of a reply that says that the worker's memory has grown.
 const GROWN: u8 = 32;
 const HEADER_BYTES: usize = 40;
@@ -201,13 +205,15 @@ enum Deed {
     UsageTwice,
     UsageOfNothing,
     GrownWithoutALimit,
+    ReportsWithoutAHook,
+    ReportedUnasked,
     EverythingRandom,
 }
 
 use Deed::*;
 
 /// Violations after which the worker is cut off, whatever it does next.
-const DEEDS: [Deed; 18] = [
+const DEEDS: [Deed; 20] = [
     WildHead,
     HeadBack,
     WildLength,
@@ -225,6 +231,8 @@ const DEEDS: [Deed; 18] = [
     UsageTwice,
     UsageOfNothing,
     GrownWithoutALimit,
+    ReportsWithoutAHook,
+    ReportedUnasked,
     EverythingRandom,
 ];
 
@@ -276,7 +284,7 @@ fn misbehave(deed: Deed, seed: u64) {
             shared.publish(&header(DONE, seed, 0).repeat(300));
         },
         UsageTwice => {
-            let usage = [header(USAGE, 1, 64), vec![1; 64]].concat();
+            let usage = [header(USAGE, 1, 72), vec![1; 72]].concat();
             shared.publish(&usage);
             shared.publish(&usage);
         }
@@ -286,6 +294,12 @@ fn misbehave(deed: Deed, seed: u64) {
             message[1] = GROWN;
             shared.publish(&message);
         }
+        ReportsWithoutAHook => {
+            let mut message = header(FAILED, 1, 0);
+            message[1] = REPORTS;
+            shared.publish(&message);
+        }
+        ReportedUnasked => shared.publish(&header(REPORTED, 0, 0)),
         EverythingRandom => {
             let mut dice = Dice(seed | 1);
             for at in (0..layout::END).step_by(8) {

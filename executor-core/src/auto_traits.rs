@@ -39,6 +39,8 @@ const _: () = {
         Stats,
         Failures,
         RunningTask,
+        TaskFailure,
+        TaskFailureKind,
         WorkerStats,
         WorkerStatus,
         SubmitAsync<Task<Function, (u8,)>>,

@@ -87,7 +87,7 @@ pub use child::{
 };
 pub use error::{
     BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError,
-    Side, TaskError, TimedOutDetail,
+    Side, TaskError, TaskFailure, TaskFailureKind, TimedOutDetail,
 };
 pub use executor::{
     AsyncResult, Chunked, Executor, ExecutorExt, Full, IMap, Isolation, MakeTask, Map, MapStream,

@@ -34,6 +34,7 @@ mod stats;
 mod submit_map;
 #[path = "../support/mod.rs"]
 mod support;
+mod task_error;
 mod usage;
 mod wait;
 mod wakers;

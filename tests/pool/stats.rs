@@ -193,6 +193,8 @@ fn x54_there_is_a_row_for_each_worker() {
     gate.wait_for(2);
     let numbers: Vec<u32> = pool.worker_stats().iter().map(|row| row.number).collect();
     assert_eq!(numbers, [row.number, row.number + 1]);
+    let indices: Vec<usize> = pool.worker_stats().iter().map(|row| row.index).collect();
+    assert_eq!(indices, [0, 1]);
     gate.open();
     assert!(held.result().is_ok() && failing.result().is_err());
     for row in pool.worker_stats() {

@@ -79,6 +79,41 @@ fn time_and_processor_time_of_a_task_are_told_apart() {
     assert!(usage.running >= Duration::from_millis(60), "{usage:?}");
 }
 
+/// Takes this many milliseconds to be decoded.
+#[derive(serde::Serialize)]
+struct Slow(u64);
+
+impl<'de> serde::Deserialize<'de> for Slow {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Slow(millis) = Slow(u64::deserialize(deserializer)?);
+        // It does not enforce an order: this is the time that is measured.
+        thread::sleep(Duration::from_millis(millis));
+        if millis == 31 { Err(serde::de::Error::custom("not this one")) } else { Ok(Slow(millis)) }
+    }
+}
+
+#[task]
+fn sleep_after(slow: Slow, millis: u64) -> u64 {
+    thread::sleep(Duration::from_millis(millis));
+    slow.0
+}
+
+#[test]
+fn the_time_for_decoding_the_arguments_is_a_part_of_the_running_time() {
+    let _watchdog = watchdog();
+    let pool = pool(1);
+    let millis = Duration::from_millis;
+    let usage = usage_of(&pool.submit(sleep_after::task(Slow(40), 60).measure_usage()));
+    assert!(usage.decoding >= millis(40), "{usage:?}");
+    assert!(usage.running - usage.decoding >= millis(60), "{usage:?}");
+    // If they cannot be decoded, it is all of it.
+    let usage = usage_of(&pool.submit(sleep_after::task(Slow(31), 0).measure_usage()));
+    assert!(usage.decoding == usage.running && usage.decoding >= millis(31), "{usage:?}");
+    // What one task took is not that of the next.
+    let usage = usage_of(&pool.submit(sleep::task(60).measure_usage()));
+    assert!(usage.running - usage.decoding >= millis(60), "{usage:?}");
+}
+
 #[test]
 fn the_time_in_the_queue_ends_when_the_task_begins() {
     let _watchdog = watchdog();

@@ -20,10 +20,12 @@
 pub(crate) mod encoded;
 mod remote;
 pub(crate) mod reply;
+mod task_failure;
 
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 pub use remote::{Failure, RemoteError};
+pub use task_failure::{TaskFailure, TaskFailureKind};
 
 use crate::debug::{Chain, debug_is_chain, debug_is_display};
 pub use crate::os::exit_status::ExitStatus;

@@ -25,7 +25,9 @@ use crate::{
     wire::{
         codec::Codec,
         frame::{FromWorker, Header, Order, Reply, ToWorker},
-        handshake::{self, Hello, Identity, Role, Setup, Transport, WorkerPlace, WorkerSetup},
+        handshake::{
+            self, ErrorHook, Hello, Identity, Role, Setup, Transport, WorkerPlace, WorkerSetup,
+        },
     },
 };
 
@@ -299,6 +301,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                     stdin,
                     control_group: false,
                     crash_report: true,
+                    error_hook: Some(ErrorHook { function: FnId(7), codec: Codec::MessagePack }),
                 };
                 let identity = Identity {
                     depth,
@@ -317,7 +320,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
                     parent: 2,
                     identity,
                     signals,
-                    role: Role::Worker(worker),
+                    role: Role::Worker(Box::new(worker)),
                 })
             })
             .chain([vec![], vec![1], vec![1, 0, 0, 0], vec![9, 9, 9, 9, 9]])

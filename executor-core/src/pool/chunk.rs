@@ -407,6 +407,7 @@ impl Scheduled for Chunk {
         }
         let header = ToWorker {
             flags,
+            failed: self.failed,
             seq,
             task: self.base,
             function: self.function(),

@@ -778,6 +778,7 @@ mod tests {
             pressure: None,
             restraints: Restraints::default(),
             control_group: None,
+            error_hook: None,
         };
         Pool::new(options).unwrap()
     }

@@ -81,13 +81,14 @@ impl LogRecord {
                 tracing::warn!(pid, peak, limit, "a worker had too much memory, and has ended");
             }
             LogRecord::Used { task, usage } => {
-                let Usage { queued, running, cpu_user, cpu_system, .. } = *usage;
+                let Usage { queued, running, decoding, cpu_user, cpu_system, .. } = *usage;
                 tracing::debug!(
                     task = &*task,
                     attempt = usage.attempt,
                     worker = usage.worker,
                     ?queued,
                     ?running,
+                    ?decoding,
                     ?cpu_user,
                     ?cpu_system,
                     peak_memory = usage.peak_memory,

@@ -101,7 +101,7 @@ use crate::{
     segment::Store,
     transport::{ipc, ring::doorbell::Doorbell},
     wire::{
-        handshake::{Restraints, Transport},
+        handshake::{ErrorHook, Restraints, Transport},
         payload::Payload,
     },
 };
@@ -166,6 +166,8 @@ pub(crate) struct PoolOptions {
     pub(crate) restraints: Restraints,
     /// Where each worker has a control group of its own.
     pub(crate) control_group: Option<Arc<ControlGroup>>,
+    /// What a worker calls when a task has failed, and how long that may take.
+    pub(crate) error_hook: Option<(ErrorHook, Duration)>,
 }
 
 pub(crate) struct Pool {
@@ -240,6 +242,7 @@ impl Pool {
             // The driver adds the quota while the first worker comes up.
             processors: cpu::usable_cpus_within(None),
             resources: options.resources.numbers(),
+            report_timeout: options.error_hook.map(|(_, timeout)| timeout),
         };
         let (doorbell, doorbell_fd) = Shared::create("executor-doorbell")
             .asked("shared memory (memfd_create, ftruncate, mmap)")?;

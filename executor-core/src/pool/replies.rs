@@ -95,7 +95,8 @@ impl Pool {
         let Core { scheduler, workers, counts, log, .. } = core;
         let claims = Boards(workers);
         let has_grown = frame.header.flags & flag::GROWN != 0;
-        frame.header.flags &= !flag::GROWN;
+        let reports = frame.header.flags & flag::REPORTS != 0;
+        frame.header.flags &= !(flag::GROWN | flag::REPORTS);
         if frame.header.flags != 0 {
             let opened = workers
                 .get(&id)
@@ -113,11 +114,24 @@ impl Pool {
         if has_grown && (max.is_none() || initializer) {
             return Obeys::No;
         }
+        let tells_an_error = matches!(
+            frame.header.reply,
+            Reply::Failed
+                | Reply::Panicked
+                | Reply::DecodeError
+                | Reply::EncodeError
+                | Reply::Unsuited
+        );
+        if reports && (self.options.error_hook.is_none() || initializer || !tells_an_error) {
+            return Obeys::No;
+        }
         match frame.header.reply {
             // A worker's ring shows its free space by itself. If credit frames were allowed as
             // well, a worker could send them without end.
             Reply::Credit if self.rings.of(id).is_some() => return Obeys::No,
             Reply::Credit => {}
+            Reply::Reported if initializer && scheduler.on_reported(id) => {}
+            Reply::Reported => return Obeys::No,
             // There is one for each task that is measured, and its reply comes next.
             Reply::Usage => {
                 let measured = Measured::from_bytes(&frame.payload).map(Box::new);
@@ -213,6 +227,9 @@ impl Pool {
                     left -= count;
                 }
             }
+        }
+        if reports {
+            scheduler.on_reports(now, id, &Boards(workers));
         }
         if has_grown && scheduler.on_grown(id, &Boards(workers)) {
             let worker = workers.get(&id);

@@ -101,7 +101,7 @@ fn launch(pool: &Pool, index: u32, nonce: u64, copy: Option<ServerCopy>) -> io::
     };
     let stdin = program.stdin.as_ref().map(AsFd::as_fd);
     let leaf = pool.options.control_group.as_ref().map(ControlGroup::leaf).transpose()?;
-    let role = Role::Worker(WorkerSetup {
+    let setup = WorkerSetup {
         nonce,
         stack_bytes: pool.options.stack_bytes,
         several_cpus: cpu::several_usable(),
@@ -112,7 +112,9 @@ fn launch(pool: &Pool, index: u32, nonce: u64, copy: Option<ServerCopy>) -> io::
         stdin: stdin.is_some(),
         control_group: leaf.is_some(),
         crash_report: pool.options.start.crash_report,
-    });
+        error_hook: pool.options.error_hook.map(|(hook, _)| hook),
+    };
+    let role = Role::Worker(Box::new(setup));
     let mut descriptors = Vec::from_iter(stdin);
     descriptors.extend(leaf.as_ref().map(Leaf::kill_descriptor));
     descriptors.extend([segment_fd.as_fd(), pool.doorbell.1.as_fd()]);

@@ -139,6 +139,9 @@ pub struct WorkerStats {
     /// also in the worker's name: `PoolWorker-3` in
     /// [`current_process().name()`](crate::CurrentProcess::name).
     pub number: u32,
+    /// The worker's [index](crate::worker_index): the lowest that no other worker of this executor
+    /// has. A worker that replaces another inherits it.
+    pub index: usize,
     /// The process id. `None` if the process does not exist yet, or has ended.
     pub pid: Option<u32>,
     /// What the worker does.
@@ -151,7 +154,9 @@ pub struct WorkerStats {
     /// Number of tasks that it has answered, with a value or an error.
     pub tasks_done: u64,
     /// Resident memory in bytes, with what it shares with other processes, such as the program's
-    /// code. `None` if there is no process, or the system does not tell (`/proc`).
+    /// code, and in copies of a fork server what [`preload`](crate::ProcessPoolBuilder::preload)
+    /// has loaded. So the sum over all workers is more than they use. `None` if there is no
+    /// process, or the system does not tell (`/proc`).
     pub memory: Option<u64>,
 }
 
@@ -210,7 +215,7 @@ impl Counts {
             Reply::EncodeError | Reply::Unsuited => encode,
             Reply::Refused => refused,
             // These answer no task.
-            Reply::Ready | Reply::Credit | Reply::Usage => return,
+            Reply::Ready | Reply::Credit | Reply::Usage | Reply::Reported => return,
         } += u64::from(tasks);
     }
 
@@ -283,6 +288,7 @@ impl Pool {
             });
             let stats = WorkerStats {
                 number: row.id.0,
+                index: row.index as usize,
                 pid: child.as_ref().map(|child| child.pid()),
                 status: row.status,
                 since: row.since,

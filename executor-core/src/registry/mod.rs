@@ -39,7 +39,7 @@ use crate::{
     error::Failure,
     id::Fingerprint,
     id::{FnId, IdHasher},
-    os::fork::Creator,
+    os::{clock, fork::Creator},
     wire::{attachment::Attachment, buffer::Buffer, codec::CodecError},
 };
 
@@ -196,6 +196,8 @@ pub struct CallContext {
     /// that go with the result.
     pub(crate) attachments: Vec<Attachment>,
     stage: Stage,
+    /// Whether the moment is noted at which the arguments are decoded: see [`decoded_nanos`].
+    pub(crate) notes_decoded: bool,
     /// The process that runs the calls. It tells this process from a copy that a task made by
     /// `fork`.
     pub(crate) creator: Creator,
@@ -208,6 +210,7 @@ impl CallContext {
             out,
             attachments: Vec::new(),
             stage: Stage::default(),
+            notes_decoded: false,
             creator: Creator::here(),
         }
     }
@@ -243,6 +246,9 @@ impl CallContext {
     #[inline(always)]
     pub fn run_begins(&mut self) {
         self.stage = Stage::Run;
+        if self.notes_decoded {
+            note_decoded();
+        }
     }
 
     /// Marks that the function has returned.
@@ -254,6 +260,21 @@ impl CallContext {
     pub(crate) fn stage_mut(&mut self) -> &mut Stage {
         &mut self.stage
     }
+}
+
+/// When the arguments of the last call were decoded for which that was noted, or 0.
+static DECODED: AtomicU64 = AtomicU64::new(0);
+
+#[cold]
+#[doc(hidden)]
+pub fn note_decoded() {
+    DECODED.store(clock::now_nanos(), Ordering::Relaxed);
+}
+
+/// Returns when the arguments of the last call were decoded for which that was noted (nanoseconds
+/// of the clock), and forgets it. Returns `None` if they could not be decoded.
+pub(crate) fn decoded_nanos() -> Option<u64> {
+    Some(DECODED.swap(0, Ordering::Relaxed)).filter(|nanos| *nanos != 0)
 }
 
 /// A stage of a call.

@@ -21,17 +21,24 @@ pub struct Usage {
     /// The time that the worker needed for the call: to decode the arguments, run the function, and
     /// encode the result.
     pub running: Duration,
+    /// The part of [`running`](field@Self::running) in which the worker has decoded the arguments.
+    /// If they could not be decoded, it is all of it.
+    pub decoding: Duration,
     /// The processor time used in user mode.
     pub cpu_user: Duration,
     /// The processor time used in the kernel.
     pub cpu_system: Duration,
     /// The highest resident memory of the worker while the task ran, in bytes. It includes shared
-    /// memory and what the worker had before. `None` if the system cannot tell: it is read from
-    /// `/proc`, and the kernel must be built with `CONFIG_PROC_PAGE_MONITOR`.
+    /// memory and what the worker had before. In a copy of a
+    /// [fork server](crate::ProcessPoolBuilder::preload), that is also all that it shares with the
+    /// server and the other workers, so the sum over all workers is more than they use. `None` if
+    /// the system cannot tell: it is read from `/proc`, and the kernel must be built with
+    /// `CONFIG_PROC_PAGE_MONITOR`.
     pub peak_memory: Option<u64>,
-    /// The private memory that the worker had at the end, in bytes. It is what
-    /// [`worker_memory_limit`](crate::ProcessPoolBuilder::worker_memory_limit) limits. `None`
-    /// without `/proc`.
+    /// The private memory that the worker had at the end, in bytes, which is what
+    /// [`worker_memory_limit`](crate::ProcessPoolBuilder::worker_memory_limit) limits. But in a
+    /// copy of a fork server it includes what the server had, which that limit leaves out: the
+    /// kernel counts pages that are shared by a fork as private. `None` without `/proc`.
     pub private_memory: Option<u64>,
     /// Page faults that needed no disk: memory that was touched for the first time.
     pub minor_faults: u64,
@@ -56,6 +63,11 @@ impl Usage {
         Usage {
             queued: submitted.map_or(Duration::ZERO, |at| between(at, measured.began_nanos)),
             running: between(measured.began_nanos, measured.ended_nanos),
+            // A worker may report any number, but no part is longer than the whole.
+            decoding: between(
+                measured.began_nanos,
+                measured.decoded_nanos.min(measured.ended_nanos),
+            ),
             cpu_user: Duration::from_micros(measured.user_micros),
             cpu_system: Duration::from_micros(measured.system_micros),
             peak_memory: known(measured.peak_memory),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! 0    1      2      4      8        16        24        32         40
-//! kind flags  zero   seq    task     function  length    items      payload …      to the worker
-//!                                    nanos               consumed                  from the worker
+//! kind flags  failed seq    task     function  length    items      payload …      to the worker
+//!             zero                   nanos               consumed                  from the worker
 //! ```
 //!
 //! All numbers are little endian. `length` is the length of the whole payload. A payload above
@@ -71,19 +71,37 @@ pub(crate) enum Reply {
     Refused = 12,
     /// From the worker: what it has measured while it ran the task whose reply comes next.
     Usage = 13,
+    /// From the worker: the function that is told of errors has ended. It was called after a reply
+    /// with [`flag::REPORTS`].
+    Reported = 14,
 }
 
 impl Reply {
     pub(crate) fn from_u8(byte: u8) -> Option<Reply> {
         use Reply::*;
-        [Ready, Done, Failed, Panicked, DecodeError, EncodeError, Unsuited, Credit, Refused, Usage]
-            .into_iter()
-            .find(|reply| *reply as u8 == byte)
+        [
+            Ready,
+            Done,
+            Failed,
+            Panicked,
+            DecodeError,
+            EncodeError,
+            Unsuited,
+            Credit,
+            Refused,
+            Usage,
+            Reported,
+        ]
+        .into_iter()
+        .find(|reply| *reply as u8 == byte)
     }
 }
 
 /// Flags of a frame. They apply to [`Order::Run`] unless their comment says otherwise.
 pub(crate) mod flag {
+    /// From the worker: it runs the function that is told of errors next, and claims no task until
+    /// [`Reply::Reported`](super::Reply::Reported).
+    pub(crate) const REPORTS: u8 = 1;
     /// The task has a time limit, so the worker notes when it begins.
     pub(crate) const TIMED: u8 = 2;
     /// The payload is a chunk.
@@ -104,7 +122,7 @@ pub(crate) mod flag {
     /// Those of frames to a worker.
     pub(crate) const TO_WORKER: u8 = TIMED | CHUNK | SEGMENT | ATTACHED | MEASURED | FINALIZES;
     /// Those of frames from a worker.
-    pub(crate) const FROM_WORKER: u8 = SEGMENT | ATTACHED | GROWN;
+    pub(crate) const FROM_WORKER: u8 = REPORTS | SEGMENT | ATTACHED | GROWN;
 }
 
 /// The header of a frame to a worker.
@@ -112,6 +130,8 @@ pub(crate) mod flag {
 pub(crate) struct ToWorker {
     pub(crate) order: Order,
     pub(crate) flags: u8,
+    /// To the worker: the number of attempts that have failed.
+    pub(crate) failed: u16,
     /// To the worker: the number of this sending. Each sending has a number of its own. So a task
     /// that was taken back and sent again cannot be mistaken for its first sending.
     pub(crate) seq: u32,
@@ -189,7 +209,16 @@ pub(crate) fn item_of(payload: &[u8], item: u32) -> Option<&[u8]> {
 impl ToWorker {
     pub(crate) fn new(order: Order) -> Self {
         let (task, function) = (TaskId::from_raw(0), FnId(0));
-        ToWorker { order, flags: 0, seq: 0, task, function, length: 0, items: Items::ONE }
+        ToWorker {
+            order,
+            flags: 0,
+            failed: 0,
+            seq: 0,
+            task,
+            function,
+            length: 0,
+            items: Items::ONE,
+        }
     }
 }
 
@@ -203,15 +232,22 @@ impl Header for ToWorker {
     fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let items = u64::from(self.items.first) << 32 | u64::from(self.items.count);
         let kind = [self.order as u8, self.flags];
-        to_bytes(kind, self.seq, [self.task.as_u64(), self.function.0, self.length, items])
+        to_bytes(
+            kind,
+            self.failed,
+            self.seq,
+            [self.task.as_u64(), self.function.0, self.length, items],
+        )
     }
 
     fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
         let order = Order::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
-        let (flags, seq, [task, function, length, items]) = from_bytes(bytes, flag::TO_WORKER)?;
+        let (flags, failed, seq, [task, function, length, items]) =
+            from_bytes(bytes, flag::TO_WORKER)?;
         Ok(ToWorker {
             order,
             flags,
+            failed,
             seq,
             task: TaskId::from_raw(task),
             function: FnId(function),
@@ -228,12 +264,16 @@ impl Header for ToWorker {
 impl Header for FromWorker {
     fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let kind = [self.reply as u8, self.flags];
-        to_bytes(kind, 0, [self.task.as_u64(), self.nanos, self.length, self.consumed])
+        to_bytes(kind, 0, 0, [self.task.as_u64(), self.nanos, self.length, self.consumed])
     }
 
     fn from_bytes(bytes: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
         let reply = Reply::from_u8(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
-        let (flags, _, [task, nanos, length, consumed]) = from_bytes(bytes, flag::FROM_WORKER)?;
+        let (flags, zero, _, [task, nanos, length, consumed]) =
+            from_bytes(bytes, flag::FROM_WORKER)?;
+        if zero != 0 {
+            return Err(WireError::Reserved);
+        }
         Ok(FromWorker { reply, flags, task: TaskId::from_raw(task), nanos, length, consumed })
     }
 
@@ -243,9 +283,10 @@ impl Header for FromWorker {
 }
 
 /// The layout that both directions have.
-fn to_bytes(kind: [u8; 2], seq: u32, words: [u64; 4]) -> [u8; HEADER_BYTES] {
+fn to_bytes(kind: [u8; 2], failed: u16, seq: u32, words: [u64; 4]) -> [u8; HEADER_BYTES] {
     let mut out = [0; HEADER_BYTES];
     out[..2].copy_from_slice(&kind);
+    out[2..4].copy_from_slice(&failed.to_le_bytes());
     out[4..8].copy_from_slice(&seq.to_le_bytes());
     for (place, word) in out[8..].chunks_exact_mut(8).zip(words) {
         place.copy_from_slice(&word.to_le_bytes());
@@ -253,15 +294,20 @@ fn to_bytes(kind: [u8; 2], seq: u32, words: [u64; 4]) -> [u8; HEADER_BYTES] {
     out
 }
 
-/// Flags, which must be among the `known` ones, number of the sending, and the words behind them.
-fn from_bytes(bytes: &[u8; HEADER_BYTES], known: u8) -> Result<(u8, u32, [u64; 4]), WireError> {
+/// Flags, which must be among the `known` ones, number of failed attempts, number of the sending,
+/// and the words behind them.
+fn from_bytes(
+    bytes: &[u8; HEADER_BYTES],
+    known: u8,
+) -> Result<(u8, u16, u32, [u64; 4]), WireError> {
     let flags = bytes[1];
-    if flags & !known != 0 || bytes[2..4] != [0; 2] {
+    if flags & !known != 0 {
         return Err(WireError::Reserved);
     }
     let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let failed = u16::from_le_bytes([bytes[2], bytes[3]]);
     let seq = u32::from_le_bytes(bytes[4..8].try_into().expect("four bytes"));
-    Ok((flags, seq, [word(8), word(16), word(24), word(32)]))
+    Ok((flags, failed, seq, [word(8), word(16), word(24), word(32)]))
 }
 
 /// A header and its whole payload.
@@ -413,6 +459,7 @@ mod tests {
     fn header(length: u64) -> ToWorker {
         ToWorker {
             flags: flag::TIMED,
+            failed: 513,
             seq: 7,
             task: TaskId::from_raw(u64::MAX - 1),
             function: FnId(3),
@@ -434,18 +481,18 @@ mod tests {
     fn unknown_kinds_and_reserved_bits_are_refused() {
         for kind in 0..=255 {
             let mut bytes = header(0).to_bytes();
-            (bytes[0], bytes[1]) = (kind, 0);
+            bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
             let (to_worker, from_worker) =
                 (ToWorker::from_bytes(&bytes), FromWorker::from_bytes(&bytes));
             let known = (to_worker.is_ok(), from_worker.is_ok());
-            assert_eq!(known, ((1..=3).contains(&kind), (4..=13).contains(&kind)), "one way only");
+            assert_eq!(known, ((1..=3).contains(&kind), (4..=14).contains(&kind)), "one way only");
             assert!(to_worker.is_ok() || to_worker == Err(WireError::Kind(kind)));
             assert!(from_worker.is_ok() || from_worker == Err(WireError::Kind(kind)));
         }
         for at in 2..4 {
-            let mut bytes = header(0).to_bytes();
+            let mut bytes = FromWorker::new(Reply::Done).to_bytes();
             bytes[at] = 0x80;
-            assert_eq!(ToWorker::from_bytes(&bytes), Err(WireError::Reserved));
+            assert_eq!(FromWorker::from_bytes(&bytes), Err(WireError::Reserved));
         }
         for bit in (0..8).map(|bit| 1 << bit) {
             let mut bytes = header(0).to_bytes();
@@ -453,6 +500,7 @@ mod tests {
             let to_worker = ToWorker::from_bytes(&bytes);
             assert_eq!(to_worker.is_ok(), flag::TO_WORKER & bit != 0, "{bit:#x} to a worker");
             bytes[0] = Reply::Done as u8;
+            bytes[2..4].fill(0);
             let from_worker = FromWorker::from_bytes(&bytes);
             assert_eq!(from_worker.is_ok(), flag::FROM_WORKER & bit != 0, "{bit:#x} from a worker");
         }

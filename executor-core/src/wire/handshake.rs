@@ -31,7 +31,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::attachment::Attachment;
+use super::{attachment::Attachment, codec::Codec};
 use crate::{
     id::{Fingerprint, FnId},
     os::{
@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// Version of the protocol. It changes whenever a message of the wire changes.
-pub(crate) const VERSION: u32 = 6;
+pub(crate) const VERSION: u32 = 7;
 /// A value in the place of the version: a [`Refusal`] follows. All versions encode it in the same
 /// way.
 const REFUSED: u32 = u32::MAX;
@@ -93,7 +93,7 @@ impl Identity {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Role {
     /// A worker of a pool.
-    Worker(WorkerSetup),
+    Worker(Box<WorkerSetup>),
     /// A process that runs one task and ends.
     Body(Box<BodySetup>),
     /// Makes other children by `fork`.
@@ -123,6 +123,17 @@ pub(crate) struct WorkerSetup {
     pub(crate) control_group: bool,
     /// Whether it writes a report to its stderr if it crashes.
     pub(crate) crash_report: bool,
+    /// What the worker calls when a task has failed.
+    pub(crate) error_hook: Option<ErrorHook>,
+}
+
+/// A function that a worker calls when a task has failed, with a
+/// [`TaskFailure`](crate::TaskFailure).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ErrorHook {
+    pub(crate) function: FnId,
+    /// The format of its arguments.
+    pub(crate) codec: Codec,
 }
 
 /// What the worker of a pool may not exceed.

@@ -2,12 +2,14 @@
 //! the task's reply.
 
 /// Bytes of the encoded form.
-const BYTES: usize = 8 * 8;
+const BYTES: usize = 9 * 8;
 
 /// The measurements. The times of day are those of [`clock`](crate::os::clock).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Measured {
     pub(crate) began_nanos: u64,
+    /// When the arguments were decoded.
+    pub(crate) decoded_nanos: u64,
     pub(crate) ended_nanos: u64,
     pub(crate) user_micros: u64,
     pub(crate) system_micros: u64,
@@ -24,6 +26,7 @@ impl Measured {
         let mut bytes = [0; BYTES];
         let numbers = [
             self.began_nanos,
+            self.decoded_nanos,
             self.ended_nanos,
             self.user_micros,
             self.system_micros,
@@ -46,13 +49,14 @@ impl Measured {
         };
         Some(Measured {
             began_nanos: number(0),
-            ended_nanos: number(1),
-            user_micros: number(2),
-            system_micros: number(3),
-            peak_memory: number(4),
-            minor_faults: number(5),
-            major_faults: number(6),
-            private_memory: number(7),
+            decoded_nanos: number(1),
+            ended_nanos: number(2),
+            user_micros: number(3),
+            system_micros: number(4),
+            peak_memory: number(5),
+            minor_faults: number(6),
+            major_faults: number(7),
+            private_memory: number(8),
         })
     }
 }
@@ -65,6 +69,7 @@ mod tests {
     fn measurements_survive_the_round_trip_and_nothing_else_is_taken_for_some() {
         let measured = Measured {
             began_nanos: 1,
+            decoded_nanos: 2,
             ended_nanos: u64::MAX,
             user_micros: 3,
             system_micros: 4,

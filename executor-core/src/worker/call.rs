@@ -51,6 +51,11 @@ impl Caller {
         Caller { runtime: OnceCell::new(), context }
     }
 
+    /// Says whether the next calls note when their arguments are decoded.
+    pub(super) fn notes_decoded(&mut self, notes: bool) {
+        self.context.notes_decoded = notes;
+    }
+
     /// Runs one call, and passes the kind and the payload of the reply to `reply`. Takes the
     /// descriptors from the arguments, so that one is closed when the task drops it.
     pub(super) fn call<R>(

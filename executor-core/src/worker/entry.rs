@@ -215,7 +215,7 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
                     refuse(&socket, &refusal)
                 }
                 let stack_bytes = setup.stack_bytes;
-                let work = move || work(parent, setup, socket, descriptors, own_thread, copied);
+                let work = move || work(parent, *setup, socket, descriptors, own_thread, copied);
                 let ended = if own_thread { on_thread(stack_bytes, work) } else { work() };
                 kill_point!(Exiting);
                 i32::from(ended.is_err())
@@ -318,11 +318,11 @@ fn work(
     match server {
         Some(server) => {
             let end = server.accept(&segment.board)?;
-            serve::serve(end, socket, arenas, guard, setup.crash_report)
+            serve::serve(end, socket, arenas, guard, (setup.crash_report, setup.error_hook))
         }
         None => {
             let end = RingWorkerEnd::new(segment, doorbell);
-            serve::serve(end, socket, arenas, guard, setup.crash_report)
+            serve::serve(end, socket, arenas, guard, (setup.crash_report, setup.error_hook))
         }
     }
 }

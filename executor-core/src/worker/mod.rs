@@ -28,6 +28,7 @@ mod body;
 mod call;
 pub(crate) mod cancellation;
 pub(crate) mod entry;
+mod error_hook;
 mod fork_server;
 mod gauge;
 mod guard;

@@ -5,19 +5,22 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 use super::{
     ancillary::{self, Arguments, Arrived, Control},
     call::Caller,
-    cancellation,
+    cancellation, error_hook,
     guard::Guard,
     panics, watcher,
 };
 use crate::{
+    error::TaskFailure,
     id::TaskId,
     os::{available_memory::has_memory_for, clock, crash_report, fault, meter::Meter},
+    registry,
     segment::Store,
     transport::{Closed, WorkerEnd},
     wire::{
         attachment::Attachment,
         buffer::Contents,
         frame::{FromWorker, Items, Order, Reply, ToWorker, flag, item_of},
+        handshake::ErrorHook,
         measured::Measured,
         payload::Reference,
     },
@@ -34,7 +37,7 @@ pub(super) fn serve(
     control: &'static OwnedFd,
     arenas: Arenas,
     mut guard: Guard,
-    reports_crash: bool,
+    (reports_crash, hook): (bool, Option<ErrorHook>),
 ) -> io::Result<()> {
     let control = Control::new(control);
     let (mut arguments, results) = arenas.unzip();
@@ -86,6 +89,7 @@ pub(super) fn serve(
             stopwatch: &mut stopwatch,
             guard: &mut guard,
             control: &control,
+            hook,
             header,
             arguments: located.map(|bytes| Arrived { bytes, attachments }),
         };
@@ -123,6 +127,8 @@ struct Job<'a, E> {
     stopwatch: &'a mut Stopwatch,
     guard: &'a mut Guard,
     control: &'a Control,
+    /// What is called when a task has failed.
+    hook: Option<ErrorHook>,
     header: ToWorker,
     /// The arguments. They must not be read before they are claimed.
     arguments: io::Result<Arrived<'a>>,
@@ -249,9 +255,14 @@ impl<E: WorkerEnd> Job<'_, E> {
     /// Runs one item and replies.
     fn call(&mut self, item: u32, arguments: &mut Arrived<'_>) -> Result<(), Ended> {
         let task = self.task(item);
-        let Job { end, caller, stopwatch, guard, control, header, .. } = self;
+        let Job { end, caller, stopwatch, guard, control, header, hook, .. } = self;
+        let mut failed = None;
         cancellation::begin();
-        let meter = (header.flags & flag::MEASURED != 0).then(Meter::begin);
+        let meter = (header.flags & flag::MEASURED != 0).then(|| {
+            caller.notes_decoded(true);
+            Meter::begin()
+        });
+        let is_measured = meter.is_some();
         let replied =
             caller.call(task, header.function, arguments, |kind, contents, attachments| {
                 if let Some(meter) = meter {
@@ -259,13 +270,41 @@ impl<E: WorkerEnd> Job<'_, E> {
                     end.reply(header, &measured(&meter).to_bytes())?;
                     kill_point!(UsageSent);
                 }
-                let flags = if guard.task_ends() { flag::GROWN } else { 0 };
+                let mut flags = if guard.task_ends() { flag::GROWN } else { 0 };
+                if hook.is_some() && kind != Reply::Done {
+                    let (function, attempts) = (header.function, header.failed);
+                    failed = error_hook::failure(task, function, attempts, kind, &contents);
+                    flags |= if failed.is_some() { flag::REPORTS } else { 0 };
+                }
                 let header =
                     FromWorker { task, nanos: stopwatch.lap(), flags, ..FromWorker::new(kind) };
                 reply(*end, control, header, contents, attachments)
             });
         cancellation::end();
-        replied
+        if is_measured {
+            caller.notes_decoded(false);
+        }
+        match failed {
+            Some(failure) => replied.and_then(|()| self.report(task, &failure)),
+            None => replied,
+        }
+    }
+
+    /// Runs the function that is told of errors.
+    #[cold]
+    fn report(&mut self, task: TaskId, failure: &TaskFailure) -> Result<(), Ended> {
+        let Job { end, caller, stopwatch, guard, hook, .. } = self;
+        if let Some(hook) = hook {
+            // The limits of tasks are for it, too.
+            guard.task_begins();
+            cancellation::begin();
+            error_hook::run(*hook, caller, task, failure);
+            cancellation::end();
+            guard.task_ends();
+        }
+        // Its time is not that of the next task.
+        stopwatch.start();
+        Ok(end.reply(FromWorker::new(Reply::Reported), &[])?)
     }
 }
 
@@ -274,6 +313,8 @@ fn measured(meter: &Meter) -> Measured {
     let used = meter.end();
     Measured {
         began_nanos: used.began_nanos,
+        // If they could not be decoded, the attempt took all the time.
+        decoded_nanos: registry::decoded_nanos().unwrap_or(used.ended_nanos),
         ended_nanos: used.ended_nanos,
         user_micros: used.user_micros,
         system_micros: used.system_micros,

@@ -5,10 +5,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use super::Pool;
 use crate::{
     child::{start_method::StartMethod, stdio::Stdio},
-    error::BuildError,
+    error::{BuildError, TaskFailure},
     executor::{ProcessPoolBuilder, ProcessPoolExecutor},
     os::cpu::usable_cpus_or_error,
-    task::IntoTask,
+    task::{IntoTask, TaskArgs},
 };
 
 /// Builder for a [`Pool`].
@@ -213,6 +213,19 @@ impl PoolBuilder {
     /// Gives tasks to the workers in turn: see [`ProcessPoolBuilder::round_robin`].
     pub fn round_robin(mut self) -> Self {
         self.executor = self.executor.round_robin();
+        self
+    }
+
+    /// Calls a task function in the worker whenever a task has failed there: see
+    /// [`ProcessPoolBuilder::on_task_error`].
+    pub fn on_task_error<F: TaskArgs<(TaskFailure,), Output = ()>>(mut self) -> Self {
+        self.executor = self.executor.on_task_error::<F>();
+        self
+    }
+
+    /// Limits how long that function may take: see [`ProcessPoolBuilder::on_task_error_timeout`].
+    pub fn on_task_error_timeout(mut self, timeout: Duration) -> Self {
+        self.executor = self.executor.on_task_error_timeout(timeout);
         self
     }
 

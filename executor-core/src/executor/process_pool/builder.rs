@@ -4,9 +4,11 @@ mod ending;
 
 use std::{sync::Arc, time::Duration};
 
+mod reports;
 mod restraints;
 mod sharing;
 
+pub(super) use reports::ReportOptions;
 pub(super) use sharing::SharingOptions;
 
 use super::{
@@ -87,6 +89,7 @@ pub struct ProcessPoolBuilder {
     cgroup: Option<CgroupLimits>,
     pub(super) place: PlaceOptions,
     pub(super) sharing: SharingOptions,
+    pub(super) reports: ReportOptions,
 }
 
 impl std::fmt::Debug for ProcessPoolBuilder {
@@ -117,6 +120,7 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("cgroup", &self.cgroup)
             .field("place", &self.place)
             .field("sharing", &self.sharing)
+            .field("reports", &self.reports)
             .finish_non_exhaustive()
     }
 }
@@ -499,6 +503,7 @@ impl ProcessPoolBuilder {
             cgroup,
             place,
             sharing,
+            reports,
         } = self;
         let same_call =
             |one: &Option<Initializer<_>>, other: &Option<Initializer<_>>| match (one, other) {
@@ -528,6 +533,7 @@ impl ProcessPoolBuilder {
             && *cgroup == other.cgroup
             && place.is_same(&other.place)
             && *sharing == other.sharing
+            && reports.is_same(&other.reports)
     }
 
     /// Builds the executor. No process is started yet, unless
@@ -654,6 +660,7 @@ impl ProcessPoolBuilder {
                 .then(|| Pressure::new(self.max_pending, self.max_pending_bytes)),
             restraints: self.restraints,
             control_group: control_group.flatten(),
+            error_hook: self.reports.checked()?,
         })
         .map_err(|error| BuildError::Os {
             what: "the descriptors of an executor",

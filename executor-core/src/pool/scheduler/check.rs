@@ -140,7 +140,8 @@ impl<C: Scheduled> Scheduler<C> {
                 !leaves
                     || !worker.is_working()
                     || !worker.in_flight.is_empty()
-                    || !worker.broadcasts.is_empty(),
+                    || !worker.broadcasts.is_empty()
+                    || worker.reports().is_some(),
                 "{id:?} is not asked to leave"
             );
         }

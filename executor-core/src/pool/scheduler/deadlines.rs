@@ -57,6 +57,8 @@ impl<C: Scheduled> Scheduler<C> {
             }
             if let Some(termination) = worker.termination() {
                 earliest(termination.next());
+            } else if let Some(at) = self.report_until(worker) {
+                earliest(at);
             } else if let Some(asked) = worker.asked() {
                 if let Some(at) = asked.until() {
                     earliest(at);
@@ -83,6 +85,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.timed > 0
             || self.ending.next().is_some()
             || self.no_start_before.is_some()
+            || self.config.report_timeout.is_some()
             || !self.waits.is_empty()
             || !self.held.is_empty()
     }
@@ -90,6 +93,11 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns the earliest deadline of those that ordinary events set and clear.
     pub(crate) fn ordinary_deadline(&self) -> Option<Instant> {
         self.rebalance_at.into_iter().chain(self.life_at).min()
+    }
+
+    /// Returns until when a worker may report the error of a task, if it does.
+    fn report_until(&self, worker: &Worker) -> Option<Instant> {
+        worker.reports()?.checked_add(self.config.report_timeout?)
     }
 
     /// Returns how long a worker that was asked to leave may take for what it still does.
@@ -160,6 +168,8 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let report_until = self.report_until(worker);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if let Some(termination) = worker.termination_mut() {
             match termination.tick(now) {
@@ -210,6 +220,9 @@ impl<C: Scheduled> Scheduler<C> {
                     }
                 };
                 self.kill(now, id, reason, out);
+            }
+            _ if report_until.is_some_and(|at| at <= now) => {
+                self.kill(now, id, Reason::Unresponsive, out);
             }
             _ if worker.asked().is_some() => self.tick_asked(now, id, out),
             _ => self.tick_task(now, id, claims, out),

@@ -144,7 +144,9 @@ impl<C: Scheduled> Scheduler<C> {
                 return false;
             };
             worker.broadcasts.retain(|task| tasks.get(*task).is_some());
-            let rests = worker.in_flight.is_empty() && worker.broadcasts.is_empty();
+            let rests = worker.in_flight.is_empty()
+                && worker.broadcasts.is_empty()
+                && worker.reports().is_none();
             let leaves = worker.is_working() && rests;
             if leaves {
                 worker.transition_to_stopping(now, finalizes);

@@ -1,5 +1,5 @@
-//! Events in a worker's lifespan: its hello, ready, grown too large, stopped by a signal,
-//! continued, ended.
+//! Events in a worker's lifespan: its hello, ready, grown too large, reporting an error, stopped by
+//! a signal, continued, ended.
 
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,22 @@ impl<C: Scheduled> Scheduler<C> {
         // It may have become idle by that, and then leaves.
         self.idle.retain(|idle| *idle != id);
         true
+    }
+
+    /// Handles a worker that reports the error of a task that it has answered. What it has not
+    /// begun goes elsewhere. [`after_replies`](Self::after_replies) must be called after this.
+    pub(crate) fn on_reports(&mut self, now: Instant, id: WorkerId, claims: &dyn Claims) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.transition_to_reporting(now);
+        self.take_back_unbegun(id, claims);
+        // It may have become idle by that.
+        self.idle.retain(|idle| *idle != id);
+    }
+
+    /// Handles a worker that has reported an error. [`after_replies`](Self::after_replies) must be
+    /// called after this. Returns `false` if the worker was not to report any.
+    pub(crate) fn on_reported(&mut self, id: WorkerId) -> bool {
+        self.workers.get_mut(&id).is_some_and(Worker::transition_to_reported)
     }
 
     /// Handles a worker that was found stopped by a signal. Tasks that it has not begun go to

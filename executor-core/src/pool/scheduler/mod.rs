@@ -134,6 +134,8 @@ pub(crate) struct Config {
     pub(crate) start_timeout: Duration,
     /// Number of workers that can run at the same time.
     pub(crate) processors: usize,
+    /// How long a worker may report an error, if workers do that.
+    pub(crate) report_timeout: Option<Duration>,
     /// The number of tokens of each resource.
     pub(crate) resources: Box<[u32]>,
 }

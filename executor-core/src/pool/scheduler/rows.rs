@@ -40,6 +40,7 @@ impl Counted {
 /// One worker.
 pub(crate) struct Row {
     pub(crate) id: WorkerId,
+    pub(crate) index: u32,
     pub(crate) status: WorkerStatus,
     pub(crate) since: Instant,
     /// The key of the chunk that the worker runs, the task in it, and since when it runs.
@@ -78,10 +79,12 @@ impl<C: Scheduled> Scheduler<C> {
             _ if let Some(stopped) = worker.stopped() => (WorkerStatus::Stopped, stopped),
             WorkerState::Starting { .. } => (WorkerStatus::Starting, since),
             WorkerState::Initializing { .. } => (WorkerStatus::Initializing, since),
-            WorkerState::Ready if worker.in_flight.is_empty() => (WorkerStatus::Idle, since),
+            WorkerState::Ready if worker.in_flight.is_empty() && worker.reports().is_none() => {
+                (WorkerStatus::Idle, since)
+            }
             WorkerState::Ready => (WorkerStatus::Busy, since),
         };
-        Row { id, status, since, task, answered: worker.answered() }
+        Row { id, index: worker.index(), status, since, task, answered: worker.answered() }
     }
 
     /// Returns the number of tasks that workers have begun and not answered.

@@ -271,6 +271,8 @@ impl<C: Scheduled> Scheduler<C> {
                 WorkerState::Starting { .. } => {
                     self.kill(now, id, Reason::Pool(TaskError::Shutdown), out);
                 }
+                // It is asked when it has reported the error, or is killed for taking too long.
+                WorkerState::Ready if worker.reports().is_some() => {}
                 // A worker that initializes reads this order after its initializer.
                 WorkerState::Initializing { .. } | WorkerState::Ready => {
                     worker.transition_to_stopping(now, finalizes);

@@ -27,6 +27,8 @@ pub(super) struct Worker {
     /// The task that was asked to stop. Nothing is behind it, and it stays until the worker is
     /// signalled for it and beyond, because it has the error that the task ends with.
     asked: Option<Asked>,
+    /// Since when the worker reports the error of a task. Until it has done so, it begins none.
+    reports: Option<Instant>,
     termination: Option<Termination>,
     /// The tasks of broadcasts for this worker, in the order in which they run. The first one may
     /// have been sent.
@@ -65,6 +67,7 @@ impl Worker {
             old_at: None,
             answered: 0,
             asked: None,
+            reports: None,
             termination: None,
             broadcasts: VecDeque::new(),
         }
@@ -116,11 +119,17 @@ impl Worker {
     /// Returns whether the worker can begin a task, if only one of a broadcast.
     #[inline]
     pub(super) fn can_begin(&self) -> bool {
-        self.is_working() && self.asked.is_none()
+        self.is_working() && self.asked.is_none() && self.reports.is_none()
+    }
+
+    /// Returns since when the worker reports the error of a task.
+    #[inline]
+    pub(super) fn reports(&self) -> Option<Instant> {
+        self.reports
     }
 
     /// Returns whether the worker takes tasks, or would if it had not those of a broadcast, did not
-    /// wait for a task that was asked to stop, or were not about to leave.
+    /// wait for a task that was asked to stop, did not report an error, or were not about to leave.
     #[inline]
     pub(super) fn is_working(&self) -> bool {
         self.state == WorkerState::Ready
@@ -311,6 +320,16 @@ impl Worker {
 
     pub(super) fn asked_mut(&mut self) -> Option<&mut Asked> {
         self.asked.as_mut()
+    }
+
+    /// Records that the worker reports the error of the task that it has just answered.
+    pub(super) fn transition_to_reporting(&mut self, now: Instant) {
+        self.reports = Some(now);
+    }
+
+    /// Records that the worker has reported an error. Returns `false` if it was not to.
+    pub(super) fn transition_to_reported(&mut self) -> bool {
+        self.reports.take().is_some()
     }
 
     /// Records that the worker leaves when it has ended what it has begun. Until then it gets no

@@ -179,7 +179,9 @@ impl World {
             assert!(process.reaped);
             return self.on_exit(id);
         }
-        let count = process.published.len().min(at_most);
+        let mut count = process.published.len().min(at_most);
+        // They are one frame.
+        count += usize::from(process.published.get(count) == Some(&FromWorker::Reports));
         let mut batch: Vec<FromWorker> = process.published.drain(..count).collect();
         let garbage = batch.iter().position(|message| *message == FromWorker::Garbage);
         if let Some(at) = garbage {
@@ -229,6 +231,8 @@ impl World {
                         }
                     }
                 }
+                FromWorker::Reports => self.process(id).reports = Some(now),
+                FromWorker::Reported => self.process(id).reports = None,
                 FromWorker::Finalized => {
                     let process = self.process(id);
                     if let Some((leaving @ Leaving::Finalizing, since)) = &mut process.leaves {
@@ -271,6 +275,15 @@ impl World {
                         // A worker that was given up may still run its own.
                         scheduler.on_finalized(now, id);
                         ("a finalizer ends", None)
+                    }
+                    FromWorker::Reports => {
+                        scheduler.on_reports(now, id, claims);
+                        ("reports an error", None)
+                    }
+                    FromWorker::Reported => {
+                        // One that was given up is not known any more.
+                        assert!(scheduler.on_reported(id) || !scheduler.knows(id));
+                        ("has reported", None)
                     }
                     FromWorker::InitFailed => {
                         let cause = BrokenCause::Internal("the initializer".into());

@@ -89,6 +89,9 @@ impl World {
             }
             _ => {}
         }
+        if self.config.report_timeout.is_some_and(|timeout| since(process.reports, timeout)) {
+            return "killed: reports for too long";
+        }
         if since(process.seen_stopped, STOPPED_GRACE) {
             return "killed: stopped";
         }

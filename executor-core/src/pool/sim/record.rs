@@ -99,6 +99,9 @@ pub(super) enum ToWorker {
 pub(super) enum FromWorker {
     Ready,
     Finalized,
+    /// Part of the reply before: the worker reports an error, and claims nothing meanwhile.
+    Reports,
+    Reported,
     InitFailed,
     /// The system has refused something that the initializer needs.
     InitRefused,
@@ -111,9 +114,25 @@ pub(super) enum FromWorker {
 
 #[derive(Clone, Copy)]
 pub(super) enum Running {
-    Initializer { until: Option<Instant>, dies: bool, says: FromWorker },
-    Finalizer { until: Option<Instant>, dies: bool },
-    Task { task: TaskId, until: Option<Instant>, rest: Option<ToWorker> },
+    Initializer {
+        until: Option<Instant>,
+        dies: bool,
+        says: FromWorker,
+    },
+    Finalizer {
+        until: Option<Instant>,
+        dies: bool,
+    },
+    /// The function that is told of the error of a task.
+    Report {
+        until: Option<Instant>,
+        dies: bool,
+    },
+    Task {
+        task: TaskId,
+        until: Option<Instant>,
+        rest: Option<ToWorker>,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -175,6 +194,8 @@ pub(super) struct Process {
     // Reasons to end the worker.
     pub(super) caught: bool,
     pub(super) lied: bool,
+    /// Since when it reports an error, by what the pool has read.
+    pub(super) reports: Option<Instant>,
     /// Whether its memory has grown so much that it leaves.
     pub(super) grown: bool,
     pub(super) stop_sent: Option<Instant>,
@@ -205,7 +226,8 @@ impl Process {
             Some(
                 Running::Initializer { until, .. }
                 | Running::Task { until, .. }
-                | Running::Finalizer { until, .. },
+                | Running::Finalizer { until, .. }
+                | Running::Report { until, .. },
             ) => until.is_none(),
             None => false,
         };

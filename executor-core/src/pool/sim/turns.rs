@@ -31,7 +31,8 @@ impl World {
                         Some(
                             Running::Initializer { until, .. }
                             | Running::Task { until, .. }
-                            | Running::Finalizer { until, .. },
+                            | Running::Finalizer { until, .. }
+                            | Running::Report { until, .. },
                         ) => until.is_some_and(|until| until <= self.now),
                         None => !process.frames.is_empty(),
                     };
@@ -99,7 +100,8 @@ impl World {
                 Some(
                     Running::Initializer { until, .. }
                     | Running::Task { until, .. }
-                    | Running::Finalizer { until, .. },
+                    | Running::Finalizer { until, .. }
+                    | Running::Report { until, .. },
                 ) if !process.stopped => until,
                 _ => None,
             };

@@ -45,6 +45,16 @@ impl World {
                 let kind = if dies { "dies in the finalizer" } else { "exits as asked" };
                 self.note(kind, Some(id), None);
             }
+            Some(Running::Report { dies, .. }) => {
+                let process = self.process(id);
+                process.running = None;
+                if dies {
+                    process.die();
+                    self.note("dies while it reports", Some(id), None);
+                } else {
+                    process.publish(FromWorker::Reported);
+                }
+            }
             Some(Running::Task { task, rest, .. }) => self.finish(id, task, rest),
             None => {
                 let frame = self.process(id).frames.pop_front().expect("else it has no turn");
@@ -72,6 +82,18 @@ impl World {
             self.note("dies between reply and claim", Some(id), Some(task));
             if more {
                 self.note("dies after publishing, unseen", Some(id), None);
+            }
+        }
+        if conduct == Conduct::Fails && self.config.report_timeout.is_some() {
+            let now = self.now;
+            let takes = self.dice.micros(INITIALIZER_MAX.as_micros() as u64);
+            let hangs = self.dice.permille(self.climate.hangs);
+            let dies = self.dice.permille(self.climate.crashes);
+            let process = self.process(id);
+            process.publish(FromWorker::Reports);
+            if process.alive() {
+                let until = if hangs { None } else { Some(now + takes) };
+                process.running = Some(Running::Report { until, dies });
             }
         }
         self.note("publishes a reply", Some(id), Some(task));

@@ -244,6 +244,7 @@ impl World {
                     refused: false,
                     caught: false,
                     lied: false,
+                    reports: None,
                     grown: false,
                     stop_sent: None,
                     leaves: None,
@@ -297,6 +298,7 @@ impl World {
                 );
                 // The worker may be dead: the scheduler learns that after the worker's last reply.
                 assert!(process.linked && process.ready, "{worker:?} cannot take tasks");
+                assert!(process.reports.is_none(), "{worker:?} reports an error");
                 assert!(
                     process.killed.is_none()
                         && process.stop_sent.is_none()
@@ -331,6 +333,7 @@ impl World {
                 let (now, finalizes) = (self.now, self.config.finalizer.is_some());
                 let process = self.process(id);
                 assert!(process.linked && process.stop_sent.is_none());
+                assert!(process.reports.is_none(), "{id:?} reports an error");
                 process.stop_sent = Some(now);
                 let leaving = match finalizes {
                     _ if !process.ready => Leaving::Initializing,

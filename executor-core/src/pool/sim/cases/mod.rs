@@ -30,6 +30,7 @@ fn small(workers_max: usize, start_timeout: Duration) -> Config {
         processors: workers_max,
         launch_timeout: Duration::ZERO,
         start_timeout,
+        report_timeout: None,
         resources: Box::default(),
     }
 }

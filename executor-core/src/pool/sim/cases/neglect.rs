@@ -104,6 +104,7 @@ fn run_changing_seed(seed: u64) -> World {
         processors: dice.pick(&[1, 2, 4, 64]),
         launch_timeout: Duration::ZERO,
         start_timeout: Duration::from_secs(10),
+        report_timeout: None,
         resources: Box::default(),
     };
     if config.workers_min > 0 {

@@ -52,10 +52,13 @@ fn run_seed(seed: u64) -> World {
             Duration::from_secs(10),
             Duration::MAX,
         ]),
+        report_timeout: None,
         resources: Box::default(),
     };
     let resources: [&[u32]; 6] = [&[], &[], &[], &[1], &[2, 1], &[1_000, 3, 1]];
     config.resources = more.pick(&resources).into();
+    let (short, long) = (Duration::from_millis(50), Duration::from_secs(10));
+    config.report_timeout = more.pick(&[None, None, Some(short), Some(long), Some(Duration::MAX)]);
     if spares.is_some() {
         (config.workers_min, config.tasks_max) = (0, Some(1));
         config.lifespan = Lifespan::default();
