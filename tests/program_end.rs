@@ -780,7 +780,7 @@ fn ends_by_policy() {
 }
 
 fn exit_timeout_ends_work_that_would_delay_the_end_of_the_program() {
-    for way in ["static", "tokio"] {
+    for way in ["static", "tokio", "stubborn"] {
         let gate = Gate::new();
         let play =
             play("ends_by_a_limit").argument(to_argument(StartMethod::Spawn, way, gate.path()));
@@ -817,9 +817,18 @@ fn ends_by_a_limit() {
         // Dropping the pool here would wait for the callback without a timeout.
         return std::mem::forget(pool);
     }
+    static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
     if way == "static" {
-        static POOL: OnceLock<ProcessPoolExecutor> = OnceLock::new();
         return accept(POOL.get_or_init(pool));
+    }
+    if way == "stubborn" {
+        // Its worker would live for longer than the program waits for callbacks.
+        let builder = ProcessPoolExecutor::builder().max_workers(1);
+        let builder = builder.exit_timeout(Duration::from_millis(50));
+        let pool = POOL.get_or_init(|| builder.terminate_grace(Duration::MAX).build().unwrap());
+        pool.submit(ignore_terminate::task(&gate))
+            .on_done(|outcome| say_how_it_ended("running")(outcome.map(|()| 0)));
+        return eventually("it runs", || fs::read_dir(&gate).unwrap().count() == 2);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async { accept(&pool()) });

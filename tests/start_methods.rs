@@ -49,6 +49,7 @@ list! { TESTS:
     children_inherit_signals_directory_environment_and_arguments,
     a_program_can_fork_again_and_again,
     a_killed_fork_server_is_started_again,
+    a_stopped_fork_server_is_replaced,
     the_fork_server_ends_with_its_parent,
     a_pool_of_copies_ends_with_its_program,
     a_fork_server_that_prepares_ends_with_its_program,
@@ -84,6 +85,7 @@ list! { PROGRAMS:
     has_an_odd_state,
     forks_again,
     kills_its_server,
+    stops_its_server,
     has_a_fork_that_outlives,
     has_a_pool_of_copies,
     has_a_server_that_prepares,
@@ -917,6 +919,23 @@ fn kills_its_server() {
     for child in &started {
         assert_eq!(joined(child).unwrap(), child.pid());
     }
+    fine();
+}
+
+fn a_stopped_fork_server_is_replaced() {
+    assert_eq!(play("stops_its_server").play_out(), "fine\n");
+}
+
+fn stops_its_server() {
+    let start = || Process::new(pid::task()).start_method(StartMethod::ForkServer).start().unwrap();
+    let child = start();
+    assert_eq!(joined(&child).unwrap(), child.pid());
+    let last = server();
+    support::stop(last);
+    let child = start();
+    assert_eq!(joined(&child).unwrap(), child.pid());
+    assert_ne!(server(), last);
+    assert!(!Path::new(&format!("/proc/{last}")).exists(), "the last one was reaped");
     fine();
 }
 

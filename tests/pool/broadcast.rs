@@ -151,6 +151,52 @@ fn x68_workers_that_come_later_run_it_before_their_first_task() {
     }
 }
 
+#[derive(Default)]
+struct Seen(u32);
+
+#[task]
+fn see(number: u32) {
+    executor::worker_state::set(Seen(number));
+}
+
+#[task]
+fn seen() -> u32 {
+    executor::worker_state::take::<Seen>().unwrap_or_default().0
+}
+
+#[test]
+fn x68_what_later_workers_run_can_be_ended_and_is_bounded() {
+    let _watchdog = watchdog();
+    let builder = ProcessPoolExecutor::builder().max_workers(1).max_tasks_per_worker(1);
+    let pool = builder.build().unwrap();
+    assert!(pool.broadcast_and_later(see::task(7)).is_empty());
+    assert_eq!(pool.submit(seen::task()).result().unwrap(), 7);
+    pool.end_broadcasts();
+    eventually("the next worker was not ordered before", || {
+        pool.submit(seen::task()).result().unwrap() == 0
+    });
+    // A program that forgets to end them is told.
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    let refused = (0..1_001).find_map(|number| pool.broadcast_and_later(see::task(number)).pop());
+    let error = refused.expect("there is no worker").result().unwrap_err();
+    assert!(error.to_string().contains("1000 are kept already"), "{error}");
+    pool.end_broadcasts();
+    assert!(pool.broadcast_and_later(see::task(1)).is_empty());
+    assert_eq!(pool.submit(seen::task()).result().unwrap(), 1);
+}
+
+#[test]
+fn x68_the_limit_on_waiting_holds_for_later_workers_too() {
+    let _watchdog = watchdog();
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    // The worker is not ready so soon.
+    let task = see::task(7).queue_timeout(Duration::from_nanos(1));
+    assert!(pool.broadcast_and_later(task).is_empty());
+    assert_eq!(pool.submit(seen::task()).result().unwrap(), 0);
+    let stats = pool.stats();
+    assert_eq!((stats.failed.timed_out, stats.done), (1, 1));
+}
+
 #[test]
 fn x68_workers_that_are_to_leave_run_it_before_they_do() {
     let _watchdog = watchdog();
@@ -210,7 +256,8 @@ fn x68_a_broadcast_with_an_option_that_it_cannot_honour_is_refused() {
         let refused = results(pool.broadcast(task));
         assert!(matches!(refused[..], [Err(TaskError::Invalid(_))]), "{refused:?}");
     }
-    let limited = results(pool.broadcast(hold::task(Path::new("/nowhere")).timeout(SHORT)));
+    let gate = Gate::new();
+    let limited = results(pool.broadcast(hold::task(gate.path()).timeout(SHORT)));
     assert!(limited[0].as_ref().is_err_and(|error| error.is_timeout()), "{limited:?}");
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
     pool.shutdown(true);

@@ -2,6 +2,7 @@
 
 use std::{
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -301,6 +302,55 @@ fn x08_the_time_between_sigterm_and_sigkill_is_the_pools() {
     gate.wait_for(6);
     pool.terminate_workers();
     assert!(future.result().unwrap_err().is_shutdown());
+}
+
+/// Comes to the gate, and returns when SIGTERM comes.
+#[task]
+fn returns_at_sigterm(gate: &Path) -> u32 {
+    static CAME: AtomicBool = AtomicBool::new(false);
+    extern "C" fn note(_: libc::c_int) {
+        CAME.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the handler stores to an atomic.
+    unsafe { libc::signal(libc::SIGTERM, note as *const () as libc::sighandler_t) };
+    come_to(gate);
+    while !CAME.load(Ordering::Relaxed) {
+        thread::yield_now();
+    }
+    std::process::id()
+}
+
+#[test]
+fn x08_a_worker_whose_task_returns_at_sigterm_is_ended_at_once() {
+    let _watchdog = watchdog();
+    let gate = open_gate();
+    let pool = || {
+        let builder = ProcessPoolExecutor::builder().max_workers(1);
+        // SIGKILL never comes because of this.
+        builder.terminate_grace(Duration::MAX).build().unwrap()
+    };
+    let one = pool();
+    for arrivals in 1..3 {
+        let future = one.submit(returns_at_sigterm::task(gate.path()));
+        let worker = gate.wait_for(arrivals)[arrivals - 1];
+        assert!(future.cancel_running());
+        assert!(future.result().unwrap_err().is_cancelled());
+        assert_ne!(one.submit(pid::task()).result().unwrap(), worker, "SIGTERM is for the worker");
+    }
+    let limited = one.submit(returns_at_sigterm::task(gate.path()).timeout(SHORT));
+    assert!(limited.result().unwrap_err().is_timeout());
+    // The pool ends.
+    let (one, gate) = (pool(), open_gate());
+    let future = one.submit(returns_at_sigterm::task(gate.path()));
+    let behind: Vec<_> = (0..3).map(|n| one.submit(echo::task(n))).collect();
+    let worker = gate.wait_for(1)[0];
+    one.terminate_workers();
+    assert_eq!(future.result().unwrap(), worker, "it has returned in time");
+    for future in behind {
+        assert!(future.result().unwrap_err().is_shutdown());
+    }
+    one.shutdown(true);
+    assert_eq!(state(worker), None);
 }
 
 #[test]

@@ -374,3 +374,38 @@ fn m27_a_worker_has_a_thread_for_tasks_and_one_that_watches_its_parent() {
             .all(|name| names.iter().filter(|other| other == name).count() == 1)
     });
 }
+
+/// Returns the process of a worker that is idle, and is none of these.
+fn another_idle(pool: &ProcessPoolExecutor, old: &BTreeSet<u32>) -> Option<u32> {
+    let idle = |worker: &WorkerStats| worker.status == WorkerStatus::Idle;
+    let stats = pool.worker_stats();
+    stats
+        .iter()
+        .filter(|worker| idle(worker))
+        .find_map(|worker| worker.pid.filter(|pid| !old.contains(pid)))
+}
+
+#[test]
+fn kept_workers_that_die_as_soon_as_they_are_ready_break_the_pool_in_the_end() {
+    let _watchdog = watchdog();
+    let pool = builder(1).min_workers(1).build().unwrap();
+    let mut died = BTreeSet::new();
+    while pool.broken().is_none() {
+        if let Some(worker) = another_idle(&pool, &died) {
+            died.insert(worker);
+            signal(worker, Signal::KILL);
+        }
+        assert!(died.len() < 100, "it goes on and on");
+        thread::sleep(A_MOMENT / 10);
+    }
+    let error = pool.submit(pid::task()).result().unwrap_err().to_string();
+    assert!(error.contains("right after it was ready") && error.contains("SIGKILL"), "{error}");
+    // A worker that has answered has not died of its start.
+    let pool = builder(1).min_workers(1).build().unwrap();
+    for _ in 0..10 {
+        let worker = pool.submit(pid::task()).result().unwrap();
+        signal(worker, Signal::KILL);
+        eventually("it is gone", || !runs(worker));
+    }
+    assert!(pool.submit(pid::task()).result().is_ok());
+}

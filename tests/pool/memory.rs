@@ -124,6 +124,22 @@ fn x15_a_task_that_survives_a_refusal_goes_on() {
     assert_eq!(pool.submit(pid::task()).result().unwrap(), worker);
 }
 
+/// Survives that it is refused memory, and then aborts for another reason.
+#[task]
+fn survive_and_abort() {
+    assert!(Vec::<u8>::new().try_reserve_exact(64 << 30).is_err());
+    std::process::abort()
+}
+
+#[test]
+fn x15_an_abort_after_a_refusal_that_was_survived_is_none_of_memory() {
+    let _watchdog = watchdog();
+    let pool = limited(1);
+    let error = pool.submit(survive_and_abort::task()).result().unwrap_err();
+    assert!(error.is_worker_lost(), "{error}");
+    assert!(error.to_string().contains("SIGABRT"), "{error}");
+}
+
 /// Reads all of its shared memory, and returns other shared memory.
 #[task]
 fn reverse(bytes: SharedBytes) -> SharedBytes {
@@ -192,6 +208,30 @@ fn x15_a_task_is_not_to_blame_for_memory_that_was_filled_before_it_began() {
         });
         assert_ne!(pool.submit(pid::task()).result().unwrap(), worker, "{waits}");
     }
+}
+
+#[test]
+fn x15_an_idle_worker_whose_threads_fill_memory_is_ended() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (limited(1), Gate::new());
+    let worker = pool.submit(grow_later::task(gate.path())).result().unwrap();
+    File::create(gate.file("grow")).unwrap();
+    eventually("nobody has given it a task, and it has ended", || !runs(worker));
+    assert_ne!(pool.submit(pid::task()).result().unwrap(), worker);
+    assert_eq!(pool.stats().failed.total(), 0, "no task is to blame");
+}
+
+#[test]
+fn x15_a_worker_without_threads_of_tasks_is_left_alone_when_it_is_idle() {
+    let _watchdog = watchdog();
+    let pool = limited(1);
+    let worker = pool.submit(pid::task()).result().unwrap();
+    let looks = || switches(worker).expect("it runs");
+    eventually("nobody looks any more", || {
+        let before = looks();
+        thread::sleep(Duration::from_millis(1_500));
+        looks() == before
+    });
 }
 
 /// Returns how often the watcher of a worker has waited.

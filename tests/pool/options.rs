@@ -47,6 +47,9 @@ fn invalid_options_are_rejected_by_name() {
     let builder = ProcessPoolExecutor::builder;
     refused(builder().max_workers(0), "max_workers");
     refused(builder().start_timeout(std::time::Duration::ZERO), "start_timeout");
+    let at_once = || add::task(1, 2).timeout(std::time::Duration::ZERO);
+    refused(builder().initializer(at_once()), "timeout of the initializer");
+    refused(builder().finalizer(at_once()), "finalizer_timeout");
     refused(builder().max_pending(0), "max_pending");
     refused(builder().poison_limit(0), "poison_limit");
     refused(builder().max_pending_bytes(0), "max_pending_bytes");

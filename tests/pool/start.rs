@@ -106,6 +106,67 @@ fn f03_workers_are_copies_of_their_executors_fork_server() {
 }
 
 #[test]
+fn a_stopped_fork_server_is_replaced_long_before_the_time_for_a_start_is_over() {
+    let _watchdog = watchdog();
+    let pool = builder(1).preload(load::task(10)).start_timeout(LONG).build().unwrap();
+    let (server, worker, ..) = pool.submit(loaded::task()).result().unwrap();
+    stop(server);
+    signal(worker, Signal::KILL);
+    let (other, _, _, sum) = pool.submit(loaded::task()).result().unwrap();
+    assert!(other != server && sum == 45, "it was prepared as the first one");
+    eventually("the first one was reaped", || state(server).is_none());
+    // The end of the pool does not wait for a stopped one either.
+    stop(other);
+    pool.shutdown(true);
+    assert_eq!(state(other), None);
+}
+
+/// Stops its process, if it is the first that does so.
+#[task]
+fn stops_once(mark: &Path) {
+    if !mark.exists() {
+        fs::write(mark, "").unwrap();
+        signal(std::process::id(), Signal::STOP);
+    }
+}
+
+#[test]
+fn a_fork_server_that_is_stopped_in_preload_is_replaced() {
+    let _watchdog = watchdog();
+    let gate = Gate::new();
+    let mark = gate.file("mark");
+    let builder = builder(2).preload(stops_once::task(&mark)).preload(load::task(10));
+    let pool = builder.start_timeout(LONG).build().unwrap();
+    assert_eq!(pool.submit(loaded::task()).result().unwrap().3, 45);
+    assert!(mark.exists());
+}
+
+/// Lets the process hang at SIGUSR1.
+#[task]
+fn hangs_at_a_signal() {
+    extern "C" fn hang(_: libc::c_int) {
+        loop {
+            // SAFETY: the call is allowed in a handler.
+            unsafe { libc::pause() };
+        }
+    }
+    // SAFETY: the handler only waits.
+    unsafe { libc::signal(libc::SIGUSR1, hang as *const () as libc::sighandler_t) };
+}
+
+#[test]
+fn a_fork_server_that_hangs_is_replaced_long_before_the_time_for_a_start_is_over() {
+    let _watchdog = watchdog();
+    let builder = builder(1).preload(hangs_at_a_signal::task()).preload(load::task(10));
+    let pool = builder.start_timeout(LONG).build().unwrap();
+    let (server, worker, ..) = pool.submit(loaded::task()).result().unwrap();
+    signal(server, Signal::USR1);
+    signal(worker, Signal::KILL);
+    assert_ne!(server_of(&pool), server);
+    eventually("it was reaped", || state(server).is_none());
+}
+
+#[test]
 fn l01_the_workers_of_a_pool_are_copies_of_its_fork_server() {
     let _watchdog = watchdog();
     let builder = Pool::builder().processes(2).start_method(StartMethod::ForkServer);

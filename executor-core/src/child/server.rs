@@ -7,13 +7,17 @@
 //! ```
 //!
 //! The owner of a server reaps it, and says how long to wait for its answers. Each wait ends when
-//! the server dies, because then the other end of the socket is closed.
+//! the server dies, because then the other end of the socket is closed, and when the server is
+//! stopped or hangs ([`until_readable`]). The owner then ends it, and asks another one.
 
 use std::{
-    io,
+    fmt, io,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     identity,
@@ -107,6 +111,70 @@ pub(crate) enum ServerError {
 
 /// Waits until this socket has something to read, or is closed. An error ends the wait.
 pub(crate) type Await<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<()>;
+
+/// How often a wait for a server looks whether it is to go on. With a lower value, it takes the
+/// processor, and the lock of a pool, more often. With a higher value, a pool that is killed while
+/// its server prepares ends later.
+const STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// How long a server may be stopped by a signal. Meanwhile no child starts. A lower value replaces
+/// a server that is stopped for a moment, and runs its `preload` again.
+const STOPPED_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a server that is asked for a copy may take without using the processor. A copy takes a
+/// millisecond or so for each 20 MiB that the server has, and that is processor time of the server.
+/// A lower value takes a server for one that hangs on a machine that is far too busy.
+const HANGS_AFTER: Duration = Duration::from_secs(5);
+
+/// The error for a server that a signal has stopped.
+#[derive(Debug)]
+struct IsStopped(i32);
+
+impl fmt::Display for IsStopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it was stopped by signal {}", self.0)
+    }
+}
+
+impl std::error::Error for IsStopped {}
+
+/// Returns whether a wait has ended because the server was stopped.
+pub(crate) fn is_stop(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<IsStopped>())
+}
+
+/// Waits until a socket of a server can be read, or is closed. An error ends the wait: `go_on`
+/// returns one, or the server is of no use, because it is stopped or hangs. `is_asked` says whether
+/// it has something to do: a `preload` may sleep.
+pub(crate) fn until_readable(
+    socket: BorrowedFd<'_>,
+    server: &Child,
+    is_asked: bool,
+    go_on: &dyn Fn() -> io::Result<()>,
+) -> io::Result<()> {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+    let mut stopped_since = None;
+    let (mut computed, mut computed_at) = (server.computed(), Instant::now());
+    while socket::retry(|| poll(&mut fds, Some(&STEP)))? == 0 {
+        go_on()?;
+        let now = Instant::now();
+        let since = |at: Instant| now.saturating_duration_since(at);
+        match server.stopped_by() {
+            Some(signal) if since(*stopped_since.get_or_insert(now)) >= STOPPED_GRACE => {
+                return Err(io::Error::other(IsStopped(signal)));
+            }
+            Some(_) => {}
+            None => stopped_since = None,
+        }
+        let before = std::mem::replace(&mut computed, server.computed());
+        if computed.is_none() || computed != before || stopped_since.is_some() {
+            computed_at = now;
+        } else if is_asked && since(computed_at) >= HANGS_AFTER {
+            return Err(io::Error::other("it hangs"));
+        }
+    }
+    Ok(())
+}
 
 impl Server {
     /// Starts a server, which then runs the tasks of `preload`.

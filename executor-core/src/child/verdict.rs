@@ -3,7 +3,7 @@
 //! ```text
 //!  how it ended: exit code or signal       ─┐            ┌► of_task       why it has no result
 //!  its board: what it noted before that    ─┼► Ending ──►┤
-//!  its parent: what was done to it, and why ┘            └► before_ready  why no worker started
+//!  its parent: what was done to it, and why ┘            └► before_first_task  why no worker is there
 //! ```
 //!
 //! Everything on a board was noted since the task began. A note that came last is not necessarily
@@ -38,6 +38,17 @@ pub(crate) struct Ending<'a> {
     /// The limit and the peak of the memory of the child's control group, in bytes, if the system
     /// has killed what was in it because of them.
     pub(crate) out_of_memory: Option<(u64, u64)>,
+}
+
+/// How far a worker had come before its first task when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// Its process existed.
+    Launched,
+    /// It had said hello. Its initializer comes next, if it has one.
+    Greeted,
+    /// It could take tasks, and has answered none.
+    Ready,
 }
 
 impl Ending<'_> {
@@ -115,23 +126,35 @@ impl Ending<'_> {
         TaskError::WorkerLost { pid, status, detail: Arc::new(detail) }
     }
 
-    /// Returns why a pool has no worker: the child ended before it was ready. `initializer` is the
-    /// name of the initializer that runs after the hello, if the pool has one.
-    pub(crate) fn before_ready(self, said_hello: bool, initializer: Option<&str>) -> BrokenCause {
+    /// Returns why a pool has no worker: the child ended before its first task. `initializer` is
+    /// the name of the initializer that runs after the hello, if the pool has one.
+    pub(crate) fn before_first_task(
+        self,
+        progress: Progress,
+        initializer: Option<&str>,
+    ) -> BrokenCause {
         let status = self.status;
-        if let (None, Some((limit, _))) = (initializer.filter(|_| said_hello), self.out_of_memory) {
+        // An initializer's error says so by itself.
+        let in_initializer = progress == Progress::Greeted && initializer.is_some();
+        if let (false, Some((limit, _))) = (in_initializer, self.out_of_memory) {
+            let when = if progress == Progress::Ready { "right after" } else { "before" };
             let why = format!(
                 "it needed more memory than its control group may have (`memory_max`, {limit} \
-                 bytes) before it was ready"
+                 bytes) {when} it was ready"
             );
             return BrokenCause::Start(why.into());
         }
-        match (said_hello, initializer) {
-            (false, _) => BrokenCause::NoEntry { status },
-            (true, Some(name)) => {
+        match (progress, initializer) {
+            (Progress::Launched, _) => BrokenCause::NoEntry { status },
+            (Progress::Greeted, Some(name)) => {
                 BrokenCause::Initializer(Arc::new(self.of_task(INITIALIZER, name)))
             }
-            (true, None) => BrokenCause::Start(format!("it {status} before it was ready").into()),
+            (Progress::Greeted, None) => {
+                BrokenCause::Start(format!("it {status} before it was ready").into())
+            }
+            (Progress::Ready, _) => {
+                BrokenCause::Start(format!("it {status} right after it was ready").into())
+            }
         }
     }
 }
@@ -239,7 +262,7 @@ mod tests {
         // A panic that ended the process is the cause of an abort.
         board.note_panic(TASK, "src/x.rs:1:2", "boom", true);
         assert!(of(libc::SIGABRT).is_panic());
-        let cause = ended(libc::SIGKILL).before_ready(true, Some("load"));
+        let cause = ended(libc::SIGKILL).before_first_task(Progress::Greeted, Some("load"));
         assert!(matches!(
             cause,
             BrokenCause::Initializer(error) if matches!(*error, TaskError::MemoryLimit { .. })
@@ -256,11 +279,11 @@ mod tests {
         assert!(matches!(error, TaskError::MemoryLimit { limit: 100, peak: 90, .. }), "{error}");
         // A process that it had started was killed, and it ended in another way before that.
         assert!(ended(libc::SIGTERM).of_task(TASK, "work").is_worker_lost());
-        for said_hello in [false, true] {
-            let cause = ended(libc::SIGKILL).before_ready(said_hello, None).to_string();
+        for progress in [Progress::Launched, Progress::Greeted] {
+            let cause = ended(libc::SIGKILL).before_first_task(progress, None).to_string();
             assert!(cause.contains("memory_max") && cause.contains("100"), "{cause}");
         }
-        let cause = ended(libc::SIGKILL).before_ready(true, Some("load"));
+        let cause = ended(libc::SIGKILL).before_first_task(Progress::Greeted, Some("load"));
         assert!(matches!(
             cause,
             BrokenCause::Initializer(error) if matches!(*error, TaskError::MemoryLimit { .. })
@@ -270,9 +293,18 @@ mod tests {
     #[test]
     fn an_end_before_the_hello_is_that_of_a_program_without_the_entry() {
         let ended = || ending(ExitStatus::Exited(0), None);
-        assert!(matches!(ended().before_ready(false, Some("load")), BrokenCause::NoEntry { .. }));
-        assert!(matches!(ended().before_ready(true, Some("load")), BrokenCause::Initializer(_)));
-        assert!(matches!(ended().before_ready(true, None), BrokenCause::Start(_)));
+        assert!(matches!(
+            ended().before_first_task(Progress::Launched, Some("load")),
+            BrokenCause::NoEntry { .. }
+        ));
+        assert!(matches!(
+            ended().before_first_task(Progress::Greeted, Some("load")),
+            BrokenCause::Initializer(_)
+        ));
+        assert!(matches!(
+            ended().before_first_task(Progress::Greeted, None),
+            BrokenCause::Start(_)
+        ));
         let unreached = Ending { reached: false, ..ended() };
         assert!(lost(unreached.of_task(TASK, "work")).no_entry);
     }

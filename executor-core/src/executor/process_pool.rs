@@ -264,6 +264,13 @@ impl ProcessPoolExecutor {
     /// so are its errors, as with a future that is dropped. For a failure that must not go
     /// unnoticed, use the [`initializer`](ProcessPoolBuilder::initializer).
     ///
+    /// Later workers run the tasks of all calls in the order of the calls, until
+    /// [`end_broadcasts`](Self::end_broadcasts) or the end of the executor. Until then the
+    /// arguments are kept. The time of a [`queue_timeout`](crate::Task::queue_timeout) counts from
+    /// the order to start the worker: if it passes before the worker is ready, that worker does not
+    /// run the task. At most 1000 calls are kept; a further one gives one future with
+    /// [`Invalid`](crate::TaskError::Invalid).
+    ///
     /// ```
     /// # use executor::prelude::*;
     /// struct Level(u32);
@@ -304,19 +311,15 @@ impl ProcessPoolExecutor {
             ),
             _ => None,
         };
+        let name = options.called(T::Function::NAME).to_owned();
         let encoded = match refused {
-            Some(why) => {
-                let name = options.called(T::Function::NAME);
-                Err(Box::new(TaskError::invalid(format!("the task `{name}` {why}"))))
-            }
+            Some(why) => Err(Box::new(TaskError::invalid(format!("the task `{name}` {why}")))),
             None => encode::<T::Function, _>(args, &options, &mut buffer, &mut attached),
         };
         let arguments = match encoded {
             Ok(()) => buffer.take(attached),
             Err(error) => {
-                let RawControl(control) = Executor::control(self);
-                let cell = Cell::done(next_task_ids(1), Some(control), *error);
-                return vec![TaskFuture::new::<T::Function>(cell, None)];
+                return vec![self.refused::<T::Function>(*error)];
             }
         };
         let entry = T::Function::entry();
@@ -336,8 +339,40 @@ impl ProcessPoolExecutor {
             futures.push(TaskFuture::new::<T::Function>(cell, usage));
             Some(chunk)
         };
-        pool.broadcast(make, later.then(|| Arc::new(standing) as _));
+        let refused = pool.broadcast(make, later.then(|| Arc::new(standing) as _));
+        if let Err(why) = refused {
+            let text = format!("the task `{name}` {why}");
+            return vec![self.refused::<T::Function>(TaskError::invalid(text))];
+        }
         futures
+    }
+
+    /// Returns the future of a task that was not submitted.
+    fn refused<F: TaskFn>(&self, error: TaskError) -> TaskFuture<F::Output> {
+        let RawControl(control) = Executor::control(self);
+        let cell = Cell::done(next_task_ids(1), Some(control), error);
+        TaskFuture::new::<F>(cell, None)
+    }
+
+    /// Ends all broadcasts of [`broadcast_and_later`](Self::broadcast_and_later): workers that are
+    /// started from now on do not run them. Those that are there, or were ordered already, do.
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// # #[task]
+    /// # fn set_level(level: u32) { executor::worker_state::set(level) }
+    /// # #[task]
+    /// # fn level() -> Option<u32> { executor::worker_state::take() }
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     pool.broadcast_and_later(set_level::task(3));
+    ///     pool.end_broadcasts();
+    ///     assert_eq!(pool.submit(level::task()).result().unwrap(), None);
+    /// }
+    /// ```
+    pub fn end_broadcasts(&self) {
+        self.handle.pool.end_broadcasts();
     }
 
     /// Submits a task for each item, and returns an iterator over the results in the order of the

@@ -2,9 +2,13 @@
 //! process.
 //!
 //! The handler runs on an alternate stack. It checks whether the fault lies in the guard region of
-//! the thread that runs tasks, and if so stores one flag. Then it calls the previous handler:
-//! std's, which prints its own message and aborts, or the default action. It writes no message
-//! itself.
+//! the thread that runs tasks, or, in any thread, at the place up to which the thread uses its
+//! stack. If so, it stores one flag. Then it calls the previous handler: std's, which prints its
+//! own message and aborts, or the default action. It writes no message itself.
+//!
+//! Only a thread with an alternate stack can run the handler. Threads of std have one if std has
+//! installed its own handler, which it does before `main`. In a worker that begins before `main`,
+//! in a test binary, only the thread that runs tasks has one.
 
 use std::{
     mem::MaybeUninit,
@@ -17,6 +21,9 @@ use super::std_or_model::atomic::AtomicU8;
 /// Size of the guarded region below the lowest usable address of the stack. A large stack frame can
 /// jump this far past the stack's end.
 const GUARD_REACH_BYTES: usize = 1 << 20;
+/// How far below the stack pointer a program writes before it moves the stack pointer there: what a
+/// call pushes, and a frame of a function that calls no other.
+const NEXT_FRAME_BYTES: usize = 4096;
 const ALTERNATE_STACK_BYTES: usize = 64 * 1024;
 
 static GUARD_LOW: AtomicUsize = AtomicUsize::new(0);
@@ -99,6 +106,51 @@ fn install(signal: libc::c_int) {
     }
 }
 
+/// Returns the stack pointer at the fault, on machines where this code knows where it is.
+///
+/// # Safety
+/// `context` is what the kernel has passed to a handler.
+unsafe fn stack_pointer(context: *mut libc::c_void) -> Option<usize> {
+    // SAFETY: the caller promises that it is a valid one.
+    let context = unsafe { context.cast::<libc::ucontext_t>().as_ref()? };
+    #[cfg(target_arch = "x86_64")]
+    return Some(context.uc_mcontext.gregs[libc::REG_RSP as usize] as usize);
+    #[cfg(target_arch = "aarch64")]
+    return Some(context.uc_mcontext.sp as usize);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        let _ = context;
+        None
+    }
+}
+
+/// Returns whether a fault at this address means that there is no stack where the stack pointer is.
+/// That is so if the address is just below it, where the next frame begins, or above it, within a
+/// frame that does not exist. An address above it within a stack that does exist is that of an
+/// overrun.
+fn is_at_top(address: usize, top: usize) -> bool {
+    match address.checked_sub(top) {
+        None => top - address <= NEXT_FRAME_BYTES,
+        Some(above) => above < GUARD_REACH_BYTES && !is_readable(top),
+    }
+}
+
+/// Returns whether this process can read the word at an address. It may be called in a handler.
+fn is_readable(address: usize) -> bool {
+    // SAFETY: the location is this thread's own.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above. The system call reads the set, and then refuses to do anything with it,
+    // because there is no such operation. A set that cannot be read is reported as such.
+    unsafe {
+        let before = *errno;
+        let set = address & !(size_of::<u64>() - 1);
+        libc::syscall(libc::SYS_rt_sigprocmask, -1_i64, set, 0_usize, size_of::<u64>());
+        let readable = *errno != libc::EFAULT;
+        *errno = before;
+        readable
+    }
+}
+
 extern "C" fn on_fault(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -118,7 +170,10 @@ extern "C" fn on_fault(
         }
         return;
     }
-    if (GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed)).contains(&address) {
+    let guard = GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed);
+    // SAFETY: the kernel passes a valid `ucontext_t` to a SA_SIGINFO handler.
+    let top = || unsafe { stack_pointer(context) };
+    if guard.contains(&address) || top().is_some_and(|top| is_at_top(address, top)) {
         // SAFETY: returns a number, and is allowed in a handler.
         let own = unsafe { libc::getpid() }.cast_unsigned() == PROCESS.load(Ordering::Acquire);
         // SAFETY: null, or the `&'static AtomicU8` of `watch_this_stack`.

@@ -145,8 +145,8 @@ extern "C" fn on_abort(
 ) {
     // An allocator that is refused memory leaves ENOMEM here, and an abort that follows at once (of
     // a `std::bad_alloc` that nobody catches) does not change it. So this tells such an abort from
-    // others, except from one of a task that has survived a refusal and then aborts for another
-    // reason.
+    // others. It stays there also if the task survives the refusal, until another call fails. So it
+    // counts neither for an abort that Rust code has asked for, nor for the next task.
     let no_memory = io::Error::last_os_error().raw_os_error() == Some(libc::ENOMEM);
     // SAFETY: returns a number, and is allowed in a handler.
     let own = unsafe { libc::getpid() };
@@ -154,7 +154,11 @@ extern "C" fn on_abort(
     let by_itself = unsafe { (*info).si_code == libc::SI_TKILL && (*info).si_pid() == own };
     if by_itself
         && own.cast_unsigned() == PROCESS.load(Ordering::Acquire)
-        && (no_memory || is_in_alloc_error())
+        && match cause_of_abort() {
+            Cause::Memory => true,
+            Cause::Request => false,
+            Cause::Unknown => no_memory,
+        }
     {
         // SAFETY: null, or the `&'static` references of `note_refused_memory`.
         let (note, memory) = unsafe {
@@ -188,27 +192,47 @@ unsafe extern "C" {
     fn _Unwind_FindEnclosingFunction(at: *mut libc::c_void) -> *mut libc::c_void;
 }
 
-/// Returns whether this thread is in [`handle_alloc_error`](std::alloc::handle_alloc_error). It
-/// writes its message before it aborts, and a backtrace if that is asked for, so the system's last
-/// error may be another one by then.
-fn is_in_alloc_error() -> bool {
+/// Forgets that the system has refused memory to a task, which has survived that and ended.
+#[inline]
+pub(crate) fn forget_refusal() {
+    // SAFETY: the location is this thread's own, and lives as long as the thread.
+    unsafe { *libc::__errno_location() = 0 };
+}
+
+/// Why this thread aborts, as far as its stack tells.
+#[derive(Clone, Copy)]
+enum Cause {
+    Unknown,
+    /// It is in [`handle_alloc_error`](std::alloc::handle_alloc_error). That writes its message
+    /// before it aborts, and a backtrace if that is asked for, so the system's last error may be
+    /// another one by then.
+    Memory,
+    /// It is in [`abort`](std::process::abort).
+    Request,
+}
+
+fn cause_of_abort() -> Cause {
     extern "C" fn frame(context: *mut libc::c_void, found: *mut libc::c_void) -> libc::c_int {
         let handler: fn(std::alloc::Layout) -> ! = std::alloc::handle_alloc_error;
+        let request: fn() -> ! = std::process::abort;
         // SAFETY: the unwinder passes its own context.
         let returns_to = unsafe { _Unwind_GetIP(context) };
         // The stack of a thread may end with 0.
         let Some(call) = returns_to.checked_sub(1).filter(|call| *call > 0) else { return 1 };
         // SAFETY: the unwinder looks functions up by any address.
         let function = unsafe { _Unwind_FindEnclosingFunction(call as *mut _) };
-        if function as usize != handler as usize {
-            return 0;
-        }
-        // SAFETY: it is the `bool` below.
-        unsafe { *found.cast::<bool>() = true };
+        let (cause, is_found) = match function as usize {
+            function if function == handler as usize => (Cause::Memory, 1),
+            // The search goes on: the handler calls this function.
+            function if function == request as usize => (Cause::Request, 0),
+            _ => return 0,
+        };
+        // SAFETY: it is the `Cause` below.
+        unsafe { *found.cast::<Cause>() = cause };
         // Any other number than 0 ends the search.
-        1
+        is_found
     }
-    let mut found = false;
+    let mut found = Cause::Unknown;
     // SAFETY: the function keeps to the unwinder's contract, and does not unwind. The unwinder may
     // take locks of the loader. This thread has none of them: it has raised the signal itself, by
     // `abort`, which is not called within the loader.

@@ -3,6 +3,7 @@
 //! ```text
 //!  broadcast ─► for each worker there is: a chunk for it alone ─► scheduler.on_broadcast
 //!  and_later ─► Standing ── Action::Start ─► the same for each worker that comes later
+//!                   └─ until `end_broadcasts`, or the end of the pool
 //! ```
 
 use std::sync::{
@@ -22,6 +23,12 @@ use crate::{error::TaskError, id::WorkerId, os::std_or_model::lock};
 /// Returns `None` if the pool is gone.
 type Make = Arc<dyn Fn() -> Option<Chunk> + Send + Sync>;
 
+/// Number of broadcasts that may also reach workers that come later. Each of them is one more task
+/// for each worker, before its first other task. With a lower value, programs that set up workers
+/// in many small steps are refused. With a higher value, a program that forgets to end its
+/// broadcasts has workers that start more and more slowly before it is told.
+const STANDING_MAX: usize = 1_000;
+
 /// The broadcasts that also reach workers that come later.
 #[derive(Default)]
 pub(super) struct Standing {
@@ -31,19 +38,33 @@ pub(super) struct Standing {
 
 impl Pool {
     /// Submits a chunk for each worker that there is, and with `later` also for each one that comes
-    /// later. `make` is called without a lock.
-    pub(crate) fn broadcast(&self, mut make: impl FnMut() -> Option<Chunk>, later: Option<Make>) {
+    /// later. `make` is called without a lock. Returns the reason if it is refused.
+    pub(crate) fn broadcast(
+        &self,
+        mut make: impl FnMut() -> Option<Chunk>,
+        later: Option<Make>,
+    ) -> Result<(), String> {
         if self.forked() {
-            return;
+            return Ok(());
         }
         // Under one lock, so that each worker is reached once.
         let workers = self.event(|core, _, _| {
-            if let Some(later) = later {
-                lock(&self.standing.list).push(later);
+            // No worker of a pool that is shut down gets it.
+            if let Some(later) = later
+                && core.scheduler.is_open()
+            {
+                let mut standing = lock(&self.standing.list);
+                if standing.len() >= STANDING_MAX {
+                    return Err(format!(
+                        "cannot be kept for later workers, because {STANDING_MAX} are kept already: \
+                         see `end_broadcasts`"
+                    ));
+                }
+                standing.push(later);
                 self.standing.any.store(true, Ordering::Relaxed);
             }
-            core.scheduler.reachable()
-        });
+            Ok(core.scheduler.reachable())
+        })?;
         let accepted = |id| {
             let mut chunk = make()?;
             chunk.accepted(&self.options.defaults);
@@ -54,6 +75,21 @@ impl Pool {
             let Core { scheduler, workers, .. } = core;
             scheduler.on_broadcast(now, tasks, &Boards(workers), out);
         });
+        Ok(())
+    }
+
+    /// Ends the broadcasts that also reach workers that come later.
+    pub(crate) fn end_broadcasts(&self) {
+        if self.forked() {
+            return;
+        }
+        // A worker is ordered, and gets what it is to run, under the same lock.
+        let ended = self.event(|_, _, _| {
+            self.standing.any.store(false, Ordering::Relaxed);
+            std::mem::take(&mut *lock(&self.standing.list))
+        });
+        // Dropped without a lock, because arguments may hold descriptors.
+        drop(ended);
     }
 
     /// Adds the standing broadcasts for a worker that has just been ordered.

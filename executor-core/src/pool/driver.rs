@@ -28,6 +28,7 @@ use super::{
     core::{Core, Threads},
     log::LogRecord,
     reader::{self, Drains},
+    scheduler::Stopped,
     starter::{self, refusal},
     worker::{Boards, Drain, Worker},
 };
@@ -243,6 +244,8 @@ impl Driver {
             }
         }
         self.unheard.clear();
+        // No worker comes any more.
+        self.pool.end_broadcasts();
         // The starter has closed the fork server's socket.
         for child in self.pool.apart() {
             self.reaper.end(&child, SERVER_END_TIMEOUT);
@@ -352,6 +355,7 @@ impl Driver {
         // The system was asked without the lock. Meanwhile a worker may have been removed.
         self.pool.lock().some_event(|core, now, out| {
             let Core { scheduler, workers, log, .. } = core;
+            let (mut stopped, mut continued) = (Vec::new(), Vec::new());
             for (id, stopped_by, computed) in looked {
                 let Some(worker) = workers.get_mut(&id) else { continue };
                 let before = std::mem::replace(&mut worker.stopped_by, stopped_by);
@@ -363,17 +367,21 @@ impl Driver {
                 match stopped_by {
                     Some(signal) => {
                         let for_good = matches!(signal, libc::SIGTTOU | libc::SIGTTIN);
-                        if scheduler.on_stopped(now, id, for_good, has_run, &Boards(workers), out)
-                            && let Some(worker) = workers.get_mut(&id)
-                        {
-                            worker.killed_as_stopped_by = Some(signal);
-                        }
+                        stopped.push(Stopped { worker: id, for_good, has_run });
                     }
-                    None if before.is_some() => {
-                        scheduler.on_continued(now, id, &Boards(workers), out)
-                    }
+                    None if before.is_some() => continued.push(id),
                     None => {}
                 }
+            }
+            if !stopped.is_empty() {
+                for id in scheduler.on_stopped(now, &stopped, &Boards(workers), out) {
+                    if let Some(worker) = workers.get_mut(&id) {
+                        worker.killed_as_stopped_by = worker.stopped_by;
+                    }
+                }
+            }
+            for id in continued {
+                scheduler.on_continued(now, id, &Boards(workers), out);
             }
         });
     }
@@ -640,7 +648,7 @@ impl Driver {
             if let Some((limit, peak)) = ending.over_memory() {
                 log.push(LogRecord::OverMemory { pid: ending.pid, peak, limit });
             }
-            let cause = |said_hello: bool| ending.before_ready(said_hello, initializer);
+            let cause = |progress| ending.before_first_task(progress, initializer);
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
         });
         let worker = self.pool.lock().workers.remove(&id);

@@ -156,6 +156,8 @@ impl Pool {
             cancel_pending: true,
             deadline: Some(Instant::now()),
             cancel_grace: Some(Duration::ZERO),
+            // The rest of the time is for the ends of the workers, which resolve their tasks.
+            kill_at: Some(Instant::now() + GRACE / 2),
             ..Shutdown::default()
         });
         self.join_until(Instant::now() + GRACE);

@@ -8,36 +8,28 @@
 //!    the pool ends: the socket is closed               waits for its end
 //! ```
 //!
-//! The starter waits in short steps: for an answer, for the end of its patience, and for the worker
-//! not to be wanted any more, as when the pool is killed while `preload` runs.
+//! The starter waits in short steps: for an answer, for the end of its patience, for the worker not
+//! to be wanted any more, as when the pool is killed while `preload` runs, and for the server to be
+//! of no use: it is stopped, or hangs. Such a server is replaced once, and asked again.
 
 use std::{
     io,
-    os::fd::BorrowedFd,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    process::Signal,
-};
+use rustix::process::Signal;
 
 use super::Pool;
 use crate::{
     child::{
         launch::ServerCopy,
-        server::{Preload, Server, ServerError},
+        server::{Preload, Server, ServerError, is_stop, until_readable},
     },
     error::BrokenCause,
     id::WorkerId,
-    os::{process::Child, socket},
+    os::process::Child,
 };
-
-/// How often the starter checks whether the worker for which it waits is still wanted. With a lower
-/// value, it takes the pool's lock more often. With a higher value, a pool that is killed while its
-/// server prepares ends later.
-const STEP: Duration = Duration::from_millis(50);
 
 /// How long a server that has closed its socket may take to end.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
@@ -76,11 +68,14 @@ impl ForkServer {
         preload: &[Preload],
     ) -> Result<ServerCopy, BrokenCause> {
         // A dead server is noticed when it is asked. Start another one then, and ask once more.
-        let again = self.0.as_ref().is_some_and(|running| running.preloads_since.is_none());
+        let was_ready = self.0.as_ref().is_some_and(|running| running.preloads_since.is_none());
         match self.ask(pool, id, preload) {
-            Err(ServerError::Silent(error)) if again && error.kind() != io::ErrorKind::TimedOut => {
+            Err(ServerError::Silent(error)) if was_ready && !is_final(&error) => {
                 self.ask(pool, id, preload)
             }
+            // It was stopped while `preload` ran. If it is the terminal that stops it, it will stop
+            // the next one as well.
+            Err(ServerError::Silent(error)) if is_stop(&error) => self.ask(pool, id, preload),
             other => other,
         }
         .map_err(|error| self.cause(pool, error))
@@ -109,7 +104,10 @@ impl ForkServer {
         if let Some(since) = running.preloads_since {
             let patience = options.start.preload_timeout.saturating_add(options.start_timeout);
             let deadline = since.checked_add(patience);
-            let ready = running.server.ready(&|socket| wait(pool, id, socket, deadline));
+            let child = &running.server.child;
+            let go_on = || go_on(pool, id, deadline);
+            let ready =
+                running.server.ready(&|socket| until_readable(socket, child, false, &go_on));
             match ready {
                 Ok(()) => running.preloads_since = None,
                 // The next worker waits on.
@@ -121,11 +119,18 @@ impl ForkServer {
                     let why = format!("`preload` has not ended after {patience:?}");
                     return Err(ServerError::Unusable(why));
                 }
+                Err(ServerError::Silent(error)) => {
+                    kill(child);
+                    self.0 = None;
+                    return Err(ServerError::Silent(error));
+                }
                 Err(error) => return Err(error),
             }
         }
         let deadline = Instant::now().checked_add(options.start_timeout);
-        let copy = running.server.copy(&|socket| wait(pool, id, socket, deadline));
+        let child = &running.server.child;
+        let go_on = || go_on(pool, id, deadline);
+        let copy = running.server.copy(&|socket| until_readable(socket, child, true, &go_on));
         if let Err(ServerError::Silent(_)) = &copy {
             // It is dead, or stopped. If it made the copy later, nobody would know that copy, which
             // is in the server's group until it has been answered.
@@ -169,29 +174,21 @@ fn unwanted() -> io::Error {
     io::Error::new(io::ErrorKind::Interrupted, "the worker is not wanted any more")
 }
 
-/// Waits until a socket can be read, or is closed. An error ends the wait: the deadline has passed,
-/// or the worker is not wanted any more.
-fn wait(
-    pool: &Pool,
-    id: WorkerId,
-    socket: BorrowedFd<'_>,
-    deadline: Option<Instant>,
-) -> io::Result<()> {
-    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
-    loop {
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        let step = left.map_or(STEP, |left| left.min(STEP));
-        let step = Timespec { tv_sec: 0, tv_nsec: step.subsec_nanos().into() };
-        if socket::retry(|| poll(&mut fds, Some(&step)))? > 0 {
-            return Ok(());
-        }
-        if !is_wanted(pool, id) {
-            return Err(unwanted());
-        }
-        if left.is_some_and(|left| left.is_zero()) {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
-        }
+/// Returns whether another server would not help: the worker is not wanted any more, or its time is
+/// over.
+fn is_final(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+}
+
+/// Ends a wait for the server of a worker that is not wanted any more, or when its time is over.
+fn go_on(pool: &Pool, id: WorkerId, deadline: Option<Instant>) -> io::Result<()> {
+    if !is_wanted(pool, id) {
+        return Err(unwanted());
     }
+    if deadline.is_some_and(|at| at <= Instant::now()) {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+    }
+    Ok(())
 }
 
 impl Pool {

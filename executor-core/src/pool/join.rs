@@ -29,7 +29,10 @@ impl Pool {
     /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
     pub(crate) fn end_workers(&self, at_once: bool) {
         if !self.forked() {
-            self.event(|core, now, out| core.scheduler.on_kill(now, at_once, out));
+            self.event(|core, now, out| {
+                let Core { scheduler, workers, .. } = core;
+                scheduler.on_kill(now, at_once, &Boards(workers), out);
+            });
         }
     }
 

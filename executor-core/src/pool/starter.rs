@@ -60,6 +60,10 @@ pub(super) type Order = (WorkerId, u32);
 pub(super) fn run(pool: &Pool, orders: &mpsc::Receiver<Order>) {
     let mut server = ForkServer::default();
     while let Ok(order) = orders.recv() {
+        if pool.options.start.fork_server.is_some() {
+            // The order before may have taken minutes: a `preload` that has failed.
+            pool.lock().some_event(|core, now, _| core.scheduler.on_order_taken_up(now));
+        }
         // Whoever waits for the worker must be notified in any case, so catch panics.
         let started = catch(|| start(pool, order, &mut server)).unwrap_or_else(|message| {
             Err(BrokenCause::Start(format!("the pool's starter panicked: {message}").into()))

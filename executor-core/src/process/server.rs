@@ -6,7 +6,7 @@ use super::{StartError, table};
 use crate::{
     child::{
         launch::ServerCopy,
-        server::{Preload, Server as Running, ServerError},
+        server::{Preload, Server as Running, ServerError, is_stop, until_readable},
     },
     os::{fork::PerProcess, process::Start},
     task::IntoTask,
@@ -75,12 +75,19 @@ impl Server {
         // A dead server is noticed when it is asked. Start another one then, and ask once more.
         let again = state.running.is_some();
         match ask(&mut state) {
-            Err(ServerError::Silent(_)) if again => {
+            Err(ServerError::Silent(error)) if again || is_stop(&error) => {
                 state.running = None;
-                ask(&mut state).map_err(start_error)
+                ask(&mut state)
             }
-            other => other.map_err(start_error),
+            other => other,
         }
+        .inspect_err(|error| {
+            // What it answers later nobody would hear.
+            if let ServerError::Silent(_) = error {
+                state.running = None;
+            }
+        })
+        .map_err(start_error)
     }
 }
 
@@ -94,20 +101,24 @@ impl State {
 /// one waits for it as long as `preload` takes.
 fn ask(state: &mut State) -> Result<ServerCopy, ServerError> {
     if let Some(server) = state.server() {
-        return server.copy(&|_| Ok(()));
+        return copy(server);
     }
     if let Some(why) = &state.refused {
         return Err(ServerError::Unusable(format!("`preload` is refused: {why}")));
     }
     let server = Reaped(Some(Running::launch(&state.preload, Start::default())?));
     if let Some(running) = &server.0 {
-        running.ready(&|_| Ok(()))?;
+        running.ready(&|socket| until_readable(socket, &running.child, false, &|| Ok(())))?;
     }
     let server = state.running.insert(server);
     match &server.0 {
-        Some(running) => running.copy(&|_| Ok(())),
+        Some(running) => copy(running),
         None => Err(ServerError::NoEntry),
     }
+}
+
+fn copy(server: &Running) -> Result<ServerCopy, ServerError> {
+    server.copy(&|socket| until_readable(socket, &server.child, true, &|| Ok(())))
 }
 
 fn start_error(error: ServerError) -> StartError {

@@ -448,6 +448,13 @@ impl<F: TaskFn, A> Task<F, A> {
     /// part of up to one half is left out, so that tasks that have failed together do not come back
     /// together. [`Duration::ZERO`] means no delay.
     ///
+    /// A task that waits for its next attempt is unresolved, so a
+    /// [`shutdown`](crate::ProcessPoolExecutor::shutdown) waits for it, and with a delay that does
+    /// not end ([`Duration::MAX`]) for ever. The task can be
+    /// [cancelled](crate::TaskFuture::cancel), and a shutdown that
+    /// [cancels](crate::ShutdownOptions::cancel_pending) what does not run, or has a
+    /// [deadline](crate::ShutdownOptions::deadline), ends it.
+    ///
     /// Without [`retries`](Self::retries), a task with this option is refused, as for
     /// [`retry_on`](Self::retry_on).
     pub fn retry_delay(mut self, first: Duration) -> Self {

@@ -8,7 +8,9 @@
 //!                                                                looks, at most 50 ms apart
 //!  before the reply           BUSY ─► IDLE
 //!                                    IDLE ─► ASLEEP       ◄────  no task since the last look:
-//!                                                                sleeps until the bell rings
+//!                                                                sleeps until the bell rings, or
+//!                                                                looks every second, while tasks
+//!                                                                have left threads
 //!                               any ─► OVER               ◄────  too much: notes it, kills the group
 //!  finds OVER: waits for the end
 //! ```
@@ -30,6 +32,7 @@ use crate::{
     os::{
         arena::inode,
         private_memory::{self, PrivateMemory},
+        process::thread_count,
         socket,
     },
     transport::board::Board,
@@ -55,12 +58,19 @@ const LOOK_EVERY_MIN: Duration = Duration::from_millis(2);
 /// The memory that a process is taken to fill in a nanosecond, at most. The next look comes before
 /// it could have reached the limit at this rate. A core fills fresh pages at half of it or less.
 const BYTES_PER_NANO: u64 = 4;
+
+/// Time between two looks while no task runs, if tasks have left threads, which may fill memory. A
+/// higher value notices that later. A lower value wakes workers that have nothing to do.
+const LOOK_IDLE: Duration = Duration::from_secs(1);
+
 /// Watches this worker's memory.
 pub(super) struct Gauge {
     word: AtomicU64,
     limit: u64,
     memory: &'static PrivateMemory,
     board: &'static Board,
+    /// Number of threads that this process has without those of tasks.
+    threads: usize,
     /// The worker's and the watcher's end of the bell.
     bell: (OwnedFd, OwnedFd),
     /// Which files these two are: a task may close descriptors that it does not own, and their
@@ -91,7 +101,10 @@ impl Gauge {
         let identities = [identity(&bell.0)?, identity(&bell.1)?];
         private_memory::note_refused_memory(memory, &board.memory_refused);
         let word = AtomicU64::new(ASLEEP);
-        Ok(Box::leak(Box::new(Gauge { word, limit, memory, board, bell, identities })))
+        // The watcher is started after this.
+        let threads = 1 + thread_count().map_err(|error| failed("to count the threads", error))?;
+        let gauge = Gauge { word, limit, memory, board, threads, bell, identities };
+        Ok(Box::leak(Box::new(gauge)))
     }
 
     /// A task is about to begin. It must not be claimed before this returns.
@@ -134,6 +147,11 @@ impl Gauge {
         if word & STATE != BUSY || !self.turn(word, (word & !STATE).wrapping_add(ONE_TASK) | IDLE) {
             wait_for_the_end();
         }
+    }
+
+    /// Returns whether there are threads that tasks have left, as far as the system tells.
+    fn has_others(&self) -> bool {
+        thread_count().map_or(true, |threads| threads > self.threads)
     }
 
     #[inline]
@@ -202,7 +220,11 @@ impl Looks {
             _ => false,
         };
         if asleep && self.hears {
-            return None;
+            // Before the look, since a thread may fill memory and end in between.
+            let others = gauge.has_others();
+            // If there is too much, no task is to blame.
+            gauge.look();
+            return others.then_some(LOOK_IDLE);
         }
         let in_use = gauge.look().unwrap_or(0);
         let left = Duration::from_nanos((gauge.limit - in_use.min(gauge.limit)) / BYTES_PER_NANO);

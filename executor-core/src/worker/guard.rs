@@ -90,6 +90,7 @@ impl Guard {
     pub(super) fn task_begins(&mut self) {
         if self.board.is_some() {
             self.began = clock::now_nanos();
+            private_memory::forget_refusal();
         }
         if let Some(gauge) = self.gauge {
             gauge.task_begins();

@@ -212,7 +212,10 @@ impl ProcessPoolBuilder {
     ///
     /// Use it if the first tasks must not wait for a start or for the
     /// [initializer](Self::initializer). A kept worker that ends for whatever reason is replaced at
-    /// once. While the executor shuts down, none is kept.
+    /// once. Only if it ends within two seconds after it was ready, before any task, it is replaced
+    /// later: after 20 ms, and up to a second if that happens again. If five have done so within
+    /// ten seconds, and no other worker is there, the executor is
+    /// [broken](crate::TaskError::Broken). While the executor shuts down, none is kept.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -609,6 +612,9 @@ impl ProcessPoolBuilder {
             .or_else(|| initializer.as_ref()?.timeout)
             .or(self.start_timeout)
             .unwrap_or(INITIALIZER_TIMEOUT);
+        if initializer_timeout.is_zero() {
+            return invalid("the timeout of the initializer must be above 0");
+        }
         let workers_max = self.max_workers.or_else(|| self.place.slots());
         let workers_max =
             workers_max.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;

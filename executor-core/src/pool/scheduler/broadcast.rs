@@ -68,12 +68,13 @@ impl<C: Scheduled> Scheduler<C> {
     pub(crate) fn broadcast_to(&mut self, id: WorkerId, task: C) -> Option<C> {
         let worker = self.workers.get_mut(&id).filter(|worker| worker.takes_broadcasts());
         let (Some(worker), true) = (worker, self.state.is_open()) else { return Some(task) };
-        let base = task.base();
+        let (base, until) = (task.base(), task.queue_until());
         worker.broadcasts.push_back(base);
         self.any_broadcast = true;
         self.counted.submitted += 1;
         let new = self.tasks.insert(base, Entry::broadcast(task, id));
         debug_assert!(new, "a task id is used once");
+        self.add_wait(base, until);
         None
     }
 

@@ -12,7 +12,7 @@ use super::{
     placement::{LOOK_AGAIN, REBALANCE},
     task::Scheduled,
     termination::{Due, Reason},
-    worker::{Leaving, Worker, WorkerState},
+    worker::{LastStep, Worker, WorkerState},
 };
 use crate::{
     error::{BrokenCause, Phase, TaskError},
@@ -48,8 +48,8 @@ impl<C: Scheduled> Scheduler<C> {
                         earliest(at);
                     }
                 }
-                WorkerState::Stopping { since, leaving } if worker.is_wanted() => {
-                    if let Some(at) = since.checked_add(self.time_to_leave(leaving)) {
+                WorkerState::Stopping { since, last } if worker.is_wanted() => {
+                    if let Some(at) = since.checked_add(self.time_to_leave(last)) {
                         earliest(at);
                     }
                 }
@@ -101,10 +101,10 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Returns how long a worker that was asked to leave may take for what it still does.
-    fn time_to_leave(&self, leaving: Leaving) -> Duration {
-        match leaving {
-            Leaving::Finalizing => self.config.finalizer_timeout,
-            Leaving::Initializing | Leaving::Ending => STOP_GRACE,
+    fn time_to_leave(&self, last: LastStep) -> Duration {
+        match last {
+            LastStep::Finalizing => self.config.finalizer_timeout,
+            LastStep::Initializing | LastStep::Ending => STOP_GRACE,
         }
     }
 
@@ -147,6 +147,9 @@ impl<C: Scheduled> Scheduler<C> {
             self.watch(now);
         }
         self.send_all_broadcasts(now, out);
+        if lives {
+            self.end_idle(now, claims);
+        }
         self.stop_the_leaving(now, out);
         if lives {
             self.look_at_lives();
@@ -207,14 +210,14 @@ impl<C: Scheduled> Scheduler<C> {
                 let error = error.of_task(self.config.initializer.as_deref().unwrap_or_default());
                 self.on_broken(now, BrokenCause::Initializer(Arc::new(error)), out);
             }
-            WorkerState::Stopping { since, leaving } => {
-                let timeout = self.time_to_leave(leaving);
+            WorkerState::Stopping { since, last } => {
+                let timeout = self.time_to_leave(last);
                 if since.checked_add(timeout).is_none_or(|at| at > now) {
                     return;
                 }
-                let reason = match leaving {
-                    Leaving::Finalizing => Reason::Finalizer,
-                    Leaving::Initializing | Leaving::Ending => {
+                let reason = match last {
+                    LastStep::Finalizing => Reason::Finalizer,
+                    LastStep::Initializing | LastStep::Ending => {
                         out.push(Action::WarnNotStopping(id, timeout));
                         Reason::Unresponsive
                     }

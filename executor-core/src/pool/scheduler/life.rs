@@ -156,8 +156,8 @@ impl<C: Scheduled> Scheduler<C> {
         });
     }
 
-    /// Lets workers leave that are too old, or have been idle for too long. Returns whether it was
-    /// time to look.
+    /// Lets workers leave that are too old. Returns whether it was time to look, also for those
+    /// that are [idle](Self::end_idle).
     pub(super) fn end_lives(&mut self, now: Instant, claims: &dyn Claims) -> bool {
         if self.life_at.take_if(|at| *at <= now).is_none() || self.state.is_over() {
             return false;
@@ -170,6 +170,12 @@ impl<C: Scheduled> Scheduler<C> {
             let keeps = usize::from(self.workers[&id].answered() == 0);
             self.let_go(id, keeps, claims);
         }
+        true
+    }
+
+    /// Lets workers leave that have been idle for too long. Called after all tasks that they can
+    /// get were given to them.
+    pub(super) fn end_idle(&mut self, now: Instant, claims: &dyn Claims) {
         // While tasks wait, one of the idle workers may be about to get them.
         let surplus = if self.queued > 0 { 0 } else { self.staying() };
         let mut surplus = surplus.saturating_sub(self.workers_min());
@@ -179,7 +185,6 @@ impl<C: Scheduled> Scheduler<C> {
                 surplus -= 1;
             }
         }
-        true
     }
 
     /// Returns when an idle worker has been idle for too long.

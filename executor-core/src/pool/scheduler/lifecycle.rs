@@ -15,6 +15,16 @@ use crate::id::WorkerId;
 /// pool may be stopped for as long as a start may last.
 const STOPPED_GRACE: Duration = Duration::from_secs(2);
 
+/// A worker that was found stopped by a signal.
+pub(crate) struct Stopped {
+    pub(crate) worker: WorkerId,
+    /// Whether nothing is going to continue it.
+    pub(crate) for_good: bool,
+    /// Whether it has computed since it was last seen stopped, because it is stopped and continued
+    /// in turn.
+    pub(crate) has_run: bool,
+}
+
 impl<C: Scheduled> Scheduler<C> {
     /// Handles a worker's hello. Its initializer comes next. Returns `false` if the worker is not
     /// wanted any more.
@@ -56,12 +66,17 @@ impl<C: Scheduled> Scheduler<C> {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if !worker.transition_to_ready(now, old_at) {
             worker.leaves_after_initializer(now, self.config.finalizer.is_some());
-            return;
+            if !worker.is_stopping()
+                && let Some(termination) = worker.termination_mut()
+            {
+                // Its initializer has outlived SIGTERM.
+                termination.answer(now);
+            }
+            return self.end_answered(now, id, out);
         }
         self.look_at_age_of(id);
         self.ever_ready = true;
-        self.refusals = 0;
-        self.no_start_before = None;
+        self.end_back_off(now);
         self.after_replies(now, id, claims, out);
     }
 
@@ -96,26 +111,44 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.get_mut(&id).is_some_and(Worker::transition_to_reported)
     }
 
-    /// Handles a worker that was found stopped by a signal. Tasks that it has not begun go to
-    /// others. `for_good` means that nothing is going to continue it. `has_run` means that it has
-    /// computed since it was last seen stopped, because it is stopped and continued in turn.
-    /// Returns whether it is killed for being stopped.
+    /// Handles all workers that were found stopped by a signal at this time. Tasks that they have
+    /// not begun go to others. Returns those that are killed for being stopped.
     pub(crate) fn on_stopped(
+        &mut self,
+        now: Instant,
+        stopped: &[Stopped],
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> Vec<WorkerId> {
+        let mut killed = Vec::new();
+        // First all of them: what one gives back must not go to another one. It could not be taken
+        // back from there, because it is not on the board yet.
+        for Stopped { worker: id, has_run, .. } in stopped {
+            let worker = self.workers.get_mut(id).filter(|worker| worker.is_wanted());
+            let Some(worker) = worker else { continue };
+            worker.seen_stopped(now, *has_run);
+            // A stopped worker takes no step, so it keeps only what it has begun.
+            self.idle.retain(|idle| idle != id);
+            self.take_back_unbegun(*id, claims);
+        }
+        for Stopped { worker: id, for_good, .. } in stopped {
+            if self.is_wanted(*id) && self.end_stopped(now, *id, *for_good, out) {
+                killed.push(*id);
+            }
+        }
+        self.after_changes(now, claims, out);
+        killed
+    }
+
+    /// Kills a worker that has been stopped for too long. Returns whether it did.
+    fn end_stopped(
         &mut self,
         now: Instant,
         id: WorkerId,
         for_good: bool,
-        has_run: bool,
-        claims: &dyn Claims,
         out: &mut Actions<C>,
     ) -> bool {
-        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.is_wanted()) else {
-            return false;
-        };
-        let since = worker.seen_stopped(now, has_run);
-        // A stopped worker takes no step, so it keeps only what it has begun.
-        self.idle.retain(|idle| *idle != id);
-        self.take_back_unbegun(id, claims);
+        let Some(since) = self.workers[&id].stopped() else { return false };
         // A stopped worker without tasks takes the place of a worker that could run the waiting
         // ones.
         let in_the_way = self.workers[&id].in_flight.is_empty()
@@ -129,7 +162,6 @@ impl<C: Scheduled> Scheduler<C> {
         if killed {
             self.kill(now, id, Reason::Unresponsive, out);
         }
-        self.after_changes(now, claims, out);
         killed
     }
 

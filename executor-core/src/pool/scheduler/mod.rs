@@ -88,6 +88,7 @@ pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
 pub(crate) use life::Lifespan;
+pub(crate) use lifecycle::Stopped;
 use line::Line;
 use rows::Counted;
 use shutdown::Ending;
@@ -191,6 +192,8 @@ pub(crate) struct Scheduler<C> {
     ending: Ending,
     ever_ready: bool,
     start_failures: VecDeque<Instant>,
+    /// When workers have died right after they were ready.
+    young_deaths: VecDeque<Instant>,
     /// Number of failed starts in a row while other workers worked.
     refusals: u32,
     no_start_before: Option<Instant>,
@@ -229,6 +232,7 @@ impl<C: Scheduled> Scheduler<C> {
             ending: Ending::default(),
             ever_ready: false,
             start_failures: VecDeque::new(),
+            young_deaths: VecDeque::new(),
             refusals: 0,
             no_start_before: None,
             closed: false,

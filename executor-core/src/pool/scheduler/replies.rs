@@ -34,8 +34,12 @@ impl<C: Scheduled> Scheduler<C> {
         if item_id(entry.chunk().base(), item) != task {
             return Err(ReplyToNobody);
         }
-        // The task ends with the error for which its worker is killed.
-        if worker.termination().is_some_and(|why| why.error_of(task).is_some()) {
+        // The task ends with the error for which its worker is ended. The worker has outlived
+        // SIGTERM, if it has got no more than that, and has nothing left to do.
+        if let Some(termination) = worker.termination_mut()
+            && termination.error_of(task).is_some()
+        {
+            termination.answer(now);
             return Ok(Replied::Late);
         }
         if let Some(asked) = worker.asked_mut().filter(|asked| asked.error_of(task).is_some()) {
@@ -50,6 +54,11 @@ impl<C: Scheduled> Scheduler<C> {
         let left = entry.answered(count);
         let in_flight = worker.in_flight.front_answered(now, count, &mut self.with_waiting);
         debug_assert_eq!(left, in_flight, "both records count the same items");
+        if worker.in_flight.is_empty()
+            && let Some(termination) = worker.termination_mut()
+        {
+            termination.answer(now);
+        }
         // A worker that reports a false time only changes how much is sent ahead to it.
         let took = u32::try_from(nanos).unwrap_or(u32::MAX);
         let new = Estimate { nanos: took, ended: took };
@@ -75,6 +84,7 @@ impl<C: Scheduled> Scheduler<C> {
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
+        self.end_answered(now, id, out);
         self.settle_asked(id, out);
         self.send_broadcast(now, id, out);
         self.retire_if_spent(now, id, out);

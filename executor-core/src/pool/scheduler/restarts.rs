@@ -1,7 +1,7 @@
 //! When workers are started, and what a failed start means: back-off, or a broken pool.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use super::{
     termination::Termination,
     worker::Worker,
 };
-use crate::{error::BrokenCause, id::WorkerId};
+use crate::{child::verdict::Progress, error::BrokenCause, id::WorkerId};
 
 /// Number of workers that may die before they are ready, within [`START_FAILURES_PERIOD`]. Then the
 /// pool is broken. These are OTP's restart intensity and period.
@@ -22,6 +22,12 @@ const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
 
 /// Stands for the end of time.
 const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A worker that dies this soon after it was ready, and has answered no task, has died of its
+/// start. With a lower value, workers that take this long to die are replaced more often than
+/// failed starts may be repeated. With a higher value, a worker that was killed by somebody else
+/// counts as well.
+pub(super) const YOUNG: Duration = Duration::from_secs(2);
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(10);
 
@@ -50,6 +56,15 @@ impl<C: Scheduled> Scheduler<C> {
     fn free_index(&self) -> u32 {
         let taken: BTreeSet<u32> = self.workers.values().map(Worker::index).collect();
         (0..).find(|index| !taken.contains(index)).expect("there are fewer workers than numbers")
+    }
+
+    /// Handles that the next worker is being started. Those behind it have waited for the one
+    /// before, and not for their own processes, so their time begins again.
+    pub(crate) fn on_order_taken_up(&mut self, now: Instant) {
+        let since = now.checked_add(self.config.launch_timeout).unwrap_or_else(|| now + FAR);
+        for worker in self.workers.values_mut() {
+            worker.is_ordered_until(since);
+        }
     }
 
     /// Handles the creation of a worker's process. Its hello is to come within `start_timeout`.
@@ -136,13 +151,7 @@ impl<C: Scheduled> Scheduler<C> {
             return;
         }
         self.start_failures.push_back(now);
-        while self
-            .start_failures
-            .front()
-            .is_some_and(|at| now.saturating_duration_since(*at) > START_FAILURES_PERIOD)
-        {
-            self.start_failures.pop_front();
-        }
+        forget_old(&mut self.start_failures, now);
         if !self.ever_ready || self.start_failures.len() >= START_FAILURES_MAX {
             self.on_broken(now, cause, out);
         } else {
@@ -150,8 +159,46 @@ impl<C: Scheduled> Scheduler<C> {
         }
     }
 
+    /// Handles the death of a worker right after it was ready. It would be replaced at once, if it
+    /// is one of those that are kept, and its successor would die as it did.
+    pub(super) fn died_young(
+        &mut self,
+        now: Instant,
+        worker: &Worker,
+        cause: impl FnOnce(Progress) -> BrokenCause,
+        out: &mut Actions<C>,
+    ) {
+        self.young_deaths.push_back(now);
+        forget_old(&mut self.young_deaths, now);
+        // A task that was sent to it is tried a few times, and is lost then. So the pool gets on.
+        let gets_on = !worker.in_flight.is_empty() || self.workers.values().any(Worker::is_wanted);
+        match gets_on {
+            true => self.back_off(now),
+            false => self.start_failed(now, cause(Progress::Ready), out),
+        }
+    }
+
+    /// Lets workers be started again, because one is ready.
+    pub(super) fn end_back_off(&mut self, now: Instant) {
+        self.refusals = 0;
+        forget_old(&mut self.young_deaths, now);
+        // The one that is ready may die as those did.
+        if self.young_deaths.is_empty() {
+            self.no_start_before = None;
+        }
+    }
+
     pub(super) fn back_off(&mut self, now: Instant) {
-        let doublings = (self.start_failures.len() as u32).max(self.refusals).min(7);
+        let failures = self.start_failures.len().max(self.young_deaths.len()) as u32;
+        let doublings = failures.max(self.refusals).min(7);
         self.no_start_before = Some(now + BACK_OFF_MIN * 2_u32.pow(doublings));
+    }
+}
+
+/// Removes what counts no more as a failure.
+fn forget_old(failures: &mut VecDeque<Instant>, now: Instant) {
+    let is_old = |at: &Instant| now.saturating_duration_since(*at) > START_FAILURES_PERIOD;
+    while failures.front().is_some_and(is_old) {
+        failures.pop_front();
     }
 }

@@ -163,17 +163,17 @@ impl<C: Scheduled> Scheduler<C> {
     pub(super) fn tick_ending(&mut self, now: Instant, claims: &dyn Claims, out: &mut Actions<C>) {
         let due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
         if due(&mut self.ending.kill_at) {
-            return self.on_kill(now, true, out);
+            return self.on_kill(now, true, claims, out);
         }
         if due(&mut self.ending.terminate_at) {
-            return self.on_kill(now, false, out);
+            return self.on_kill(now, false, claims, out);
         }
         if !due(&mut self.ending.ask_at) {
             return;
         }
         let grace = self.ending.cancel.unwrap_or(self.config.graces.cancel);
         if grace.is_zero() {
-            return self.on_kill(now, false, out);
+            return self.on_kill(now, false, claims, out);
         }
         self.withdraw_all(now, &TaskError::Shutdown, claims, out);
         let mut any = false;
@@ -193,13 +193,23 @@ impl<C: Scheduled> Scheduler<C> {
         match any {
             true => self.ending.terminate_at = now.checked_add(grace),
             // Nothing runs that could stop by itself.
-            false => self.on_kill(now, false, out),
+            false => self.on_kill(now, false, claims, out),
         }
     }
 
     /// Ends all workers: with SIGTERM and, after a grace time, SIGKILL, or with SIGKILL at once.
-    pub(crate) fn on_kill(&mut self, now: Instant, at_once: bool, out: &mut Actions<C>) {
+    pub(crate) fn on_kill(
+        &mut self,
+        now: Instant,
+        at_once: bool,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) {
         self.state.transition_to_killed();
+        if !at_once {
+            // A worker that handles SIGTERM must not begin another task after that.
+            self.withdraw_all(now, &TaskError::Shutdown, claims, out);
+        }
         self.end_all(now, TaskError::Shutdown, at_once, out);
     }
 

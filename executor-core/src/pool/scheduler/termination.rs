@@ -9,7 +9,9 @@
 //! ```
 //!
 //! `cancel` and `terminate` are the times of [`Graces`]. Without `cancel`, a task is not asked.
-//! Without `terminate`, a worker that ends because of a task gets SIGKILL at once.
+//! Without `terminate`, a worker that ends because of a task gets SIGKILL at once. A worker that
+//! handles SIGTERM, and whose task returns then, gets SIGKILL with the reply: `terminate` is for
+//! the task.
 
 use std::time::{Duration, Instant};
 
@@ -186,6 +188,14 @@ impl Termination {
         self.next = self.next.min(until);
     }
 
+    /// Records that the worker has answered the task that it ran when it got SIGTERM, and has no
+    /// other. It is not waited for any longer: it would only wait for frames.
+    pub(super) fn answer(&mut self, now: Instant) {
+        if !self.killed {
+            self.next = self.next.min(now);
+        }
+    }
+
     /// Records that the system has refused the signal. The worker was asked to end itself instead.
     fn refused(&mut self, now: Instant) {
         self.next = self.next.min(now + UNSIGNALLED_GRACE);
@@ -330,6 +340,16 @@ impl<C: Scheduled> Scheduler<C> {
     ) {
         self.begin_termination(id, Termination::terminate(now, reason, grace));
         out.push(Action::Terminate(id));
+    }
+
+    /// Sends SIGKILL to a worker that has got SIGTERM, has outlived it, and has nothing left to do.
+    pub(super) fn end_answered(&mut self, now: Instant, id: WorkerId, out: &mut Actions<C>) {
+        let termination = self.workers.get_mut(&id).and_then(Worker::termination_mut);
+        if let Some(termination) = termination.filter(|termination| !termination.is_killed())
+            && let Due::Kill = termination.tick(now)
+        {
+            out.push(Action::Kill(id));
+        }
     }
 
     fn begin_termination(&mut self, id: WorkerId, termination: Termination) {

@@ -11,6 +11,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    child::verdict::Progress,
     error::{BrokenCause, Phase, TaskError},
     id::WorkerId,
     transport::board::Begun,
@@ -28,7 +29,7 @@ impl<C: Scheduled> Scheduler<C> {
         &mut self,
         now: Instant,
         id: WorkerId,
-        cause: impl FnOnce(bool) -> BrokenCause,
+        cause: impl FnOnce(Progress) -> BrokenCause,
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
@@ -43,7 +44,7 @@ impl<C: Scheduled> Scheduler<C> {
         now: Instant,
         id: WorkerId,
         has_ended: bool,
-        cause: impl FnOnce(bool) -> BrokenCause,
+        cause: impl FnOnce(Progress) -> BrokenCause,
         claims: &dyn Claims,
         out: &mut Actions<C>,
     ) {
@@ -55,7 +56,7 @@ impl<C: Scheduled> Scheduler<C> {
                 self.tasks[sent.chunk()].chunk().leave_arguments();
             }
         }
-        self.settle(id, &worker, claims, out);
+        let had_begun = self.settle(id, &worker, claims, out);
         self.lose_broadcasts(id, &worker, out);
         if worker.is_finalizing() {
             let end = match worker.termination().map(Termination::reason) {
@@ -90,7 +91,8 @@ impl<C: Scheduled> Scheduler<C> {
                         format!("it did not report within {waited:?} (`start_timeout`)").into(),
                     )
                 }
-                false => cause(said_hello),
+                false if said_hello => cause(Progress::Greeted),
+                false => cause(Progress::Launched),
             };
             // A worker that ended before its hello has met a limit of the system, if other workers
             // of the same program work. A worker that was too slow is no reason to end the workers
@@ -101,6 +103,8 @@ impl<C: Scheduled> Scheduler<C> {
             } else {
                 self.start_failed(now, cause, out);
             }
+        } else if !expected && !had_begun && worker.is_young(now) {
+            self.died_young(now, &worker, cause, out);
         }
     }
 
@@ -113,8 +117,15 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Decides about the tasks of a dead worker: those that it had begun have ended, and the others
-    /// go back to the queue in order.
-    fn settle(&mut self, id: WorkerId, worker: &Worker, claims: &dyn Claims, out: &mut Actions<C>) {
+    /// go back to the queue in order. Returns whether it had begun any.
+    fn settle(
+        &mut self,
+        id: WorkerId,
+        worker: &Worker,
+        claims: &dyn Claims,
+        out: &mut Actions<C>,
+    ) -> bool {
+        let mut had_begun = false;
         for (ahead, sent) in worker.in_flight.iter().enumerate().rev() {
             let chunk = sent.chunk();
             let entry = self.tasks.get_mut(chunk).expect("what is in flight is in the table");
@@ -157,6 +168,7 @@ impl<C: Scheduled> Scheduler<C> {
             };
             // Whether the task had begun, so that this was an attempt.
             let (begun, lost) = (end.is_some(), matches!(end, Some(End::Lost(_))));
+            had_begun |= begun;
             if end.is_none() && entry.is_broadcast() {
                 // It cannot run elsewhere.
                 end = Some(End::Lost(id));
@@ -195,5 +207,6 @@ impl<C: Scheduled> Scheduler<C> {
         {
             self.resolve_queue(&error, out);
         }
+        had_begun
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, time::Instant};
 
 use super::{
     in_flight::{InFlight, Sending},
+    restarts::YOUNG,
     termination::{Asked, Termination},
 };
 use crate::id::TaskId;
@@ -13,6 +14,8 @@ pub(super) struct Worker {
     /// Which of the pool's workers it is. No other worker has this number.
     index: u32,
     state: WorkerState,
+    /// Whether its process exists.
+    launched: bool,
     pub(super) in_flight: InFlight,
     /// Since when the worker has been seen stopped by a signal. A stopped worker gets no tasks.
     stopped: Option<Instant>,
@@ -20,6 +23,8 @@ pub(super) struct Worker {
     ended: bool,
     /// Whether the worker leaves when it has ended what it has begun: see [`life`](super::life).
     leaving: bool,
+    /// When the worker was ready.
+    ready_at: Option<Instant>,
     /// When the worker is too old, if it may not live for ever.
     old_at: Option<Instant>,
     /// Number of tasks that the worker has answered.
@@ -40,12 +45,12 @@ pub(super) enum WorkerState {
     Starting { since: Instant },
     Initializing { since: Instant },
     Ready,
-    Stopping { since: Instant, leaving: Leaving },
+    Stopping { since: Instant, last: LastStep },
 }
 
 /// What a worker that was asked to leave still does.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Leaving {
+pub(super) enum LastStep {
     /// It runs its initializer, and reads the order after that.
     Initializing,
     /// It runs its finalizer.
@@ -60,10 +65,12 @@ impl Worker {
         Worker {
             index,
             state: WorkerState::Starting { since },
+            launched: false,
             in_flight: InFlight::new(now, budget),
             stopped: None,
             ended: false,
             leaving: false,
+            ready_at: None,
             old_at: None,
             answered: 0,
             asked: None,
@@ -170,6 +177,14 @@ impl Worker {
         self.old_at.is_some_and(|at| at <= now)
     }
 
+    /// Returns whether the worker was ready a moment ago, has answered nothing since then, and was
+    /// there to stay.
+    pub(super) fn is_young(&self, now: Instant) -> bool {
+        let young = |at: Instant| now.saturating_duration_since(at) < YOUNG;
+        let stays = self.state == WorkerState::Ready && !self.leaving;
+        stays && self.answered == 0 && self.ready_at.is_some_and(young)
+    }
+
     /// Returns whether the worker leaves when it has ended what it has begun.
     pub(super) fn is_leaving(&self) -> bool {
         self.leaving
@@ -214,13 +229,13 @@ impl Worker {
     /// Returns whether the worker runs its initializer, also if it was asked to leave meanwhile.
     pub(super) fn runs_initializer(&self) -> bool {
         let leaves =
-            matches!(self.state, WorkerState::Stopping { leaving: Leaving::Initializing, .. });
+            matches!(self.state, WorkerState::Stopping { last: LastStep::Initializing, .. });
         self.is_initializing() || leaves
     }
 
     /// Returns whether the worker was asked to leave, and its finalizer has not ended.
     pub(super) fn is_finalizing(&self) -> bool {
-        matches!(self.state, WorkerState::Stopping { leaving: Leaving::Finalizing, .. })
+        matches!(self.state, WorkerState::Stopping { last: LastStep::Finalizing, .. })
     }
 
     /// Returns whether the worker will be ready, if nothing goes wrong.
@@ -260,6 +275,7 @@ impl Worker {
         if ready {
             debug_assert!(self.in_flight.is_empty(), "only a ready worker gets tasks");
             self.state = WorkerState::Ready;
+            self.ready_at = Some(now);
             self.old_at = old_at;
             self.in_flight.idle_from(now);
         }
@@ -275,12 +291,12 @@ impl Worker {
             "it is asked once, over a link"
         );
         debug_assert!(self.in_flight.is_empty(), "it finishes its tasks first");
-        let leaving = match finalizes {
-            _ if self.is_initializing() => Leaving::Initializing,
-            true => Leaving::Finalizing,
-            false => Leaving::Ending,
+        let last = match finalizes {
+            _ if self.is_initializing() => LastStep::Initializing,
+            true => LastStep::Finalizing,
+            false => LastStep::Ending,
         };
-        self.state = WorkerState::Stopping { since: now, leaving };
+        self.state = WorkerState::Stopping { since: now, last };
     }
 
     /// Records that the initializer of a worker that was asked to leave has ended well. Returns
@@ -288,8 +304,8 @@ impl Worker {
     pub(super) fn leaves_after_initializer(&mut self, now: Instant, finalizes: bool) -> bool {
         let leaves = self.runs_initializer() && !self.is_initializing() && self.is_wanted();
         if leaves {
-            let leaving = if finalizes { Leaving::Finalizing } else { Leaving::Ending };
-            self.state = WorkerState::Stopping { since: now, leaving };
+            let last = if finalizes { LastStep::Finalizing } else { LastStep::Ending };
+            self.state = WorkerState::Stopping { since: now, last };
         }
         leaves
     }
@@ -299,7 +315,7 @@ impl Worker {
     pub(super) fn transition_to_finalized(&mut self, now: Instant) -> bool {
         let finalized = self.is_finalizing();
         if finalized {
-            self.state = WorkerState::Stopping { since: now, leaving: Leaving::Ending };
+            self.state = WorkerState::Stopping { since: now, last: LastStep::Ending };
         }
         finalized
     }
@@ -356,12 +372,12 @@ impl Worker {
     }
 
     /// Records that the worker was seen stopped by a signal. `has_run` means that it has run since
-    /// it was last seen stopped. Returns since when it is stopped.
-    pub(super) fn seen_stopped(&mut self, now: Instant, has_run: bool) -> Instant {
+    /// it was last seen stopped.
+    pub(super) fn seen_stopped(&mut self, now: Instant, has_run: bool) {
         if has_run {
             self.stopped = None;
         }
-        *self.stopped.get_or_insert(now)
+        self.stopped.get_or_insert(now);
     }
 
     /// Records that the worker was continued.
@@ -369,8 +385,19 @@ impl Worker {
         self.stopped = None;
     }
 
+    /// Records that there is time for the worker's process to be created until `since`, if it does
+    /// not exist yet.
+    pub(super) fn is_ordered_until(&mut self, until: Instant) {
+        if let WorkerState::Starting { since } = &mut self.state
+            && !self.launched
+        {
+            *since = until;
+        }
+    }
+
     /// Records that the worker's process exists.
     pub(super) fn seen_launched(&mut self, now: Instant) {
+        self.launched = true;
         if let WorkerState::Starting { since } = &mut self.state {
             *since = now.min(*since);
         }

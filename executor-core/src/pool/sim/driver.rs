@@ -40,37 +40,47 @@ impl World {
         let linked =
             |process: &Process| process.linked && process.alive() && process.killed.is_none();
         let all = self.processes.iter().filter(|(_, process)| linked(process));
+        let (mut stopped, mut continued) = (Vec::new(), Vec::new());
         for id in all.map(|(id, _)| *id).collect::<Vec<_>>() {
             let (now, for_good, has_run) =
                 (self.now, self.dice.permille(500), self.dice.permille(200));
-            let Some(process) = self.processes.get_mut(&id) else { continue };
+            let process = self.process(id);
             if process.stopped {
                 if has_run {
                     process.seen_stopped = None;
                 }
                 process.seen_stopped.get_or_insert(now);
                 self.note("seen stopped", Some(id), None);
-                self.event(|scheduler, now, claims, out| {
-                    scheduler.on_stopped(now, id, for_good, has_run, claims, out);
-                });
-                let holding = self.processes[&id].words.borrow().holding.clone();
-                let begun = |task: &TaskId| {
-                    let story = &self.stories[task.as_u64() as usize - 1];
-                    story.begun.is_some() || story.broadcast_to.is_some()
-                };
-                let lied = self.processes[&id].lied;
-                // A worker that is about to end gives back its tasks when it has ended.
-                let doomed = self.killed || self.broken || self.processes[&id].terminated.is_some();
-                assert!(
-                    doomed || lied || holding.iter().all(begun),
-                    "{id:?} keeps what it has not begun"
-                );
+                stopped.push(Stopped { worker: id, for_good, has_run });
             } else if process.seen_stopped.take().is_some() {
                 self.note("seen to go on", Some(id), None);
-                self.event(|scheduler, now, claims, out| {
-                    scheduler.on_continued(now, id, claims, out)
-                });
+                continued.push(id);
             }
+        }
+        if stopped.len() > 1 {
+            self.note("seen stopped: several at once", None, None);
+        }
+        if !stopped.is_empty() {
+            self.event(|scheduler, now, claims, out| {
+                scheduler.on_stopped(now, &stopped, claims, out);
+            });
+        }
+        for id in continued {
+            self.event(|scheduler, now, claims, out| scheduler.on_continued(now, id, claims, out));
+        }
+        for Stopped { worker: id, .. } in stopped {
+            let holding = self.processes[&id].words.borrow().holding.clone();
+            let begun = |task: &TaskId| {
+                let story = &self.stories[task.as_u64() as usize - 1];
+                story.begun.is_some() || story.broadcast_to.is_some()
+            };
+            let lied = self.processes[&id].lied;
+            // A worker that is about to end gives back its tasks when it has ended.
+            let doomed = self.killed || self.broken || self.processes[&id].terminated.is_some();
+            assert!(
+                doomed || lied || holding.iter().all(begun),
+                "{id:?} keeps what it has not begun"
+            );
         }
     }
 
@@ -87,7 +97,8 @@ impl World {
                 self.start_troubles.push(self.now);
             }
         }
-        let first = process.words.borrow().holding.front().copied();
+        self.count_young_death(id);
+        let first = self.processes[&id].words.borrow().holding.front().copied();
         if let Some(task) = first
             && self.story(task).begun.is_none()
         {
@@ -95,8 +106,32 @@ impl World {
         }
     }
 
+    /// Updates the record if a worker has ended right after it was ready.
+    fn count_young_death(&mut self, id: WorkerId) {
+        let (now, doomed) = (self.now, self.killed || self.ends() || self.broken);
+        let process = &self.processes[&id];
+        let young = process.ready_at.is_some_and(|at| at + YOUNG > now);
+        let front = process.words.borrow().holding.front().copied();
+        let begun = front.is_some_and(|front| self.begun_on(front, id));
+        let ended = process.terminated.is_some() || process.stop_sent.is_some() || doomed;
+        if !young || process.has_replied || begun || ended {
+            return;
+        }
+        self.note("dies right after it was ready", Some(id), None);
+        self.trouble_in_initializer = false;
+        self.start_troubles.push(now);
+        // What the pool believes about a worker that lies is not what has happened.
+        if !self.processes[&id].lied && !self.scheduler.leaves(id) {
+            self.young_death = Some(now);
+        }
+    }
+
     pub(super) fn on_starter(&mut self, id: WorkerId) {
         let trouble = self.climate.start_trouble;
+        if !self.config.launch_timeout.is_zero() {
+            self.taken_up = Some(self.now);
+            self.event(|scheduler, now, _, _| scheduler.on_order_taken_up(now));
+        }
         if self.dice.permille(trouble) {
             self.note("start: refused", Some(id), None);
             self.refuse_start(id);
@@ -165,9 +200,14 @@ impl World {
 
     fn is_ready(&mut self, id: WorkerId) {
         let now = self.now;
+        let trouble = self.dice.permille(self.climate.start_trouble / 3);
+        let lives = self.dice.micros(2_500_000);
         let process = self.process(id);
         process.ready = true;
         (process.ready_at, process.rested) = (Some(now), Some(now));
+        if trouble && !process.immortal {
+            process.dies_at.get_or_insert(now + lives);
+        }
         self.ever_ready = true;
     }
 
@@ -209,10 +249,15 @@ impl World {
                     // It is not this task's turn: a lie, or a reply of a worker that was given up.
                     self.process(id).caught = true;
                 }
-                FromWorker::Reply(task) if self.processes[&id].killed_for != Some(*task) => {
+                FromWorker::Reply(task) if self.processes[&id].killed_for == Some(*task) => {
+                    // It has outlived SIGTERM, if it has got no more than that.
+                    self.process(id).outlived = true;
+                }
+                FromWorker::Reply(_) => {
                     let now = self.now;
                     let process = self.process(id);
                     process.rested = Some(now);
+                    process.has_replied = true;
                     process.words.borrow_mut().holding.pop_front();
                 }
                 FromWorker::Ready => {
@@ -222,8 +267,8 @@ impl World {
                             None => self.is_ready(id),
                             Some(_) => {
                                 let leaving = match finalizes {
-                                    true => Leaving::Finalizing,
-                                    false => Leaving::Ending,
+                                    true => LastStep::Finalizing,
+                                    false => LastStep::Ending,
                                 };
                                 process.ready = true;
                                 process.leaves = Some((leaving, now));
@@ -235,8 +280,8 @@ impl World {
                 FromWorker::Reported => self.process(id).reports = None,
                 FromWorker::Finalized => {
                     let process = self.process(id);
-                    if let Some((leaving @ Leaving::Finalizing, since)) = &mut process.leaves {
-                        (*leaving, *since) = (Leaving::Ending, now);
+                    if let Some((leaving @ LastStep::Finalizing, since)) = &mut process.leaves {
+                        (*leaving, *since) = (LastStep::Ending, now);
                     }
                 }
                 _ => {}
@@ -366,6 +411,12 @@ impl World {
                 }
             },
         );
+        let process = &self.processes[&id];
+        if process.outlived && process.terminated.is_some() {
+            let ended = process.killed.is_some() || !self.scheduler.knows(id);
+            assert!(ended, "{id:?} has outlived SIGTERM and has nothing to do");
+            self.note("terminated: the task returns", Some(id), None);
+        }
         if garbage.is_some() {
             if self.processes[&id].reaped {
                 self.on_exit(id);

@@ -81,10 +81,12 @@ impl World {
             return "killed: initializer refused";
         }
         match process.leaves {
-            Some((Leaving::Finalizing, at)) if since(Some(at), self.config.finalizer_timeout) => {
+            Some((LastStep::Finalizing, at)) if since(Some(at), self.config.finalizer_timeout) => {
                 return "killed: finalizer timeout";
             }
-            Some((Leaving::Initializing | Leaving::Ending, at)) if since(Some(at), STOP_GRACE) => {
+            Some((LastStep::Initializing | LastStep::Ending, at))
+                if since(Some(at), STOP_GRACE) =>
+            {
                 return "killed: did not stop";
             }
             _ => {}
@@ -97,7 +99,8 @@ impl World {
         }
         if !process.linked {
             let launch_timeout = self.config.launch_timeout;
-            let latest = process.ordered + launch_timeout;
+            let ordered = self.taken_up.map_or(process.ordered, |at| at.max(process.ordered));
+            let latest = ordered + launch_timeout;
             let started = process.launched.unwrap_or(latest).min(latest);
             assert!(
                 over || since(Some(started), start_timeout),
@@ -154,7 +157,7 @@ impl World {
         if let Some(grace) = terminate.filter(|grace| !grace.is_zero())
             && let Some(at) = process.terminated
         {
-            assert!(at + grace <= now, "{id:?} had time left after SIGTERM");
+            assert!(at + grace <= now || process.outlived, "{id:?} had time left after SIGTERM");
         }
         self.process(id).killed_for = Some(task);
     }

@@ -49,14 +49,14 @@ use std::{
 use boards::Boards;
 use climate::{Climate, Dice};
 use record::{
-    Conduct, Ending, FromWorker, Leaving, Life, Process, Running, Story, ToWorker, Word, Words,
+    Conduct, Ending, FromWorker, LastStep, Life, Process, Running, Story, ToWorker, Word, Words,
 };
 use ticket::{Ticket, ids, item};
 use world::{Neglect, Step, World};
 
 use super::scheduler::{
     Action, Claims, Config, End, Graces, Lifespan, Replied, ReplyToNobody, Scheduled, Scheduler,
-    Shutdown,
+    Shutdown, Stopped,
 };
 use crate::{
     error::{BrokenCause, ExitStatus, Phase, TaskError},
@@ -77,6 +77,10 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 const STOPPED_GRACE: Duration = Duration::from_secs(2);
 const START_FAILURES_MAX: usize = 5;
 const START_FAILURES_PERIOD: Duration = Duration::from_secs(10);
+/// How soon after it was ready a worker dies young.
+const YOUNG: Duration = Duration::from_secs(2);
+/// The shortest time between such a death and the next start.
+const BACK_OFF: Duration = Duration::from_millis(20);
 const LOST_UNBEGUN_MAX: u8 = 3;
 /// How many workers a task with retries may end.
 const LOSSES: u32 = 3;
@@ -113,6 +117,7 @@ const KINDS: &[&str] = &[
     "asked: the pool ends",
     "asked: stops in time",
     "terminated: for a task",
+    "terminated: the task returns",
     "runs its finalizer",
     "a finalizer ends",
     "a finalizer has no result",
@@ -158,6 +163,7 @@ const KINDS: &[&str] = &[
     "dies between reply and claim",
     "dies of a frame, before the claim",
     "dies idle",
+    "dies right after it was ready",
     "dies after publishing, unseen",
     "leaves by its limit",
     "leaves: idle",
@@ -203,6 +209,7 @@ const KINDS: &[&str] = &[
     "killed: stopped",
     "killed: reports for too long",
     "seen stopped",
+    "seen stopped: several at once",
     "seen to go on",
     "end: value",
     "end: value, at a later attempt",

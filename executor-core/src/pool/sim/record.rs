@@ -200,16 +200,20 @@ pub(super) struct Process {
     pub(super) grown: bool,
     pub(super) stop_sent: Option<Instant>,
     /// What the worker does since it was asked to leave, and since when it may take its time.
-    pub(super) leaves: Option<(Leaving, Instant)>,
+    pub(super) leaves: Option<(LastStep, Instant)>,
     /// The task that was asked to stop because of itself, and when.
     pub(super) asked: Option<(TaskId, Instant)>,
     pub(super) terminated: Option<Instant>,
+    /// Whether a reply was read.
+    pub(super) has_replied: bool,
+    /// Whether the task for which the worker has got SIGTERM has returned.
+    pub(super) outlived: bool,
     pub(super) killed: Option<Instant>,
     pub(super) killed_for: Option<TaskId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Leaving {
+pub(super) enum LastStep {
     Initializing,
     Finalizing,
     Ending,

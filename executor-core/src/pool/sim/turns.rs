@@ -299,7 +299,7 @@ impl World {
             let deadline = Some(now + Duration::from_secs(1));
             let how = Shutdown { cancel_pending: true, deadline, ..Shutdown::default() };
             scheduler.on_shutdown(now, how, claims, out);
-            scheduler.on_kill(now, true, out);
+            scheduler.on_kill(now, true, claims, out);
             scheduler.on_tick(now + Duration::from_secs(2), claims, out);
             assert!(out.is_empty(), "after the end: {out:?}");
         });

@@ -325,7 +325,7 @@ impl World {
     pub(super) fn kill(&mut self, at_once: bool) {
         self.note(if at_once { "kill: at once" } else { "kill: terminate first" }, None, None);
         self.killed = true;
-        self.event(|scheduler, now, _, out| scheduler.on_kill(now, at_once, out));
+        self.event(|scheduler, now, claims, out| scheduler.on_kill(now, at_once, claims, out));
     }
 
     pub(super) fn break_it(&mut self) {

@@ -39,6 +39,10 @@ pub(super) struct World {
     pub(super) killed: bool,
     pub(super) broken: bool,
     pub(super) ever_ready: bool,
+    /// When a worker has died right after it was ready.
+    pub(super) young_death: Option<Instant>,
+    /// When the starter has taken up an order, if that may take long.
+    pub(super) taken_up: Option<Instant>,
     pub(super) start_troubles: Vec<Instant>,
     /// Whether the last failed start failed after the hello.
     pub(super) trouble_in_initializer: bool,
@@ -90,6 +94,8 @@ impl World {
             killed: false,
             broken: false,
             ever_ready: false,
+            young_death: None,
+            taken_up: None,
             start_troubles: Vec::new(),
             trouble_in_initializer: false,
             closed: false,
@@ -250,6 +256,8 @@ impl World {
                     leaves: None,
                     asked: None,
                     terminated: None,
+                    outlived: false,
+                    has_replied: false,
                     killed: None,
                     killed_for: None,
                 };
@@ -257,6 +265,8 @@ impl World {
                     self.note("start: never answers", Some(id), None);
                 }
                 assert!(self.processes.insert(id, process).is_none(), "{id:?} is used twice");
+                let backs_off = self.young_death.is_some_and(|at| at + BACK_OFF > self.now);
+                assert!(!backs_off, "{id:?} follows at once on one that has died young");
                 let known = self.processes.keys().filter(|id| self.scheduler.knows(**id)).count();
                 let Config { workers_max, spares, .. } = self.config;
                 // With isolation, as many leave as run and are spare.
@@ -336,9 +346,9 @@ impl World {
                 assert!(process.reports.is_none(), "{id:?} reports an error");
                 process.stop_sent = Some(now);
                 let leaving = match finalizes {
-                    _ if !process.ready => Leaving::Initializing,
-                    true => Leaving::Finalizing,
-                    false => Leaving::Ending,
+                    _ if !process.ready => LastStep::Initializing,
+                    true => LastStep::Finalizing,
+                    false => LastStep::Ending,
                 };
                 process.leaves = Some((leaving, now));
                 process.frames.push_back(ToWorker::Stop);
@@ -363,7 +373,7 @@ impl World {
             Action::Ask(id, seq) => self.ask(id, seq),
             Action::NotFinalized(id, end) => {
                 let (leaving, since) = self.processes[&id].leaves.expect("it was asked to leave");
-                assert_eq!(leaving, Leaving::Finalizing, "{id:?} runs no finalizer");
+                assert_eq!(leaving, LastStep::Finalizing, "{id:?} runs no finalizer");
                 match end {
                     End::Lost(worker) => assert_eq!(worker, id),
                     End::Error(TaskError::TimedOut { limit, phase: Phase::Run, .. }) => {
@@ -462,7 +472,7 @@ impl World {
             Action::WarnNotStopping(id, grace) => {
                 let (leaving, since) = self.processes[&id].leaves.expect("it was asked to leave");
                 assert!(grace == STOP_GRACE && since + grace <= self.now, "{id:?} has time left");
-                assert_ne!(leaving, Leaving::Finalizing, "the finalizer has a timeout of its own");
+                assert_ne!(leaving, LastStep::Finalizing, "the finalizer has a timeout of its own");
             }
             Action::Closed => {
                 assert_eq!(self.unresolved(), 0, "closed over unresolved tasks");

@@ -43,6 +43,22 @@ fn overflows(depth: u64) -> u64 {
 }
 
 #[task]
+fn overflows_in_a_thread(bytes: usize) -> u64 {
+    let thread = std::thread::Builder::new().stack_size(bytes).spawn(|| overflows(0));
+    thread.expect("a thread").join().expect("it overflows")
+}
+
+/// Writes beyond the end of its memory, in a thread.
+#[task]
+fn faults_in_a_thread() {
+    let faults = || {
+        // SAFETY: none, it is meant to fault.
+        unsafe { std::ptr::without_provenance_mut::<u8>(std::hint::black_box(8)).write_volatile(1) }
+    };
+    std::thread::spawn(faults).join().expect("it faults");
+}
+
+#[task]
 fn aborts() {
     std::process::abort()
 }
@@ -70,6 +86,13 @@ fn main() {
     let overflow = pool.submit(overflows::task(0)).result().expect_err("an overflow");
     assert!(overflow.is_worker_lost(), "{overflow}");
     assert!(overflow.to_string().contains("stack overflow"), "{overflow}");
+    for bytes in [64 << 10, 8 << 20] {
+        let overflow = pool.submit(overflows_in_a_thread::task(bytes)).result();
+        let overflow = overflow.expect_err("an overflow").to_string();
+        assert!(overflow.contains("stack overflow"), "{overflow}");
+    }
+    let fault = pool.submit(faults_in_a_thread::task()).result().expect_err("a fault").to_string();
+    assert!(fault.contains("SIGSEGV") && !fault.contains("stack overflow"), "{fault}");
     let abort = pool.submit(aborts::task()).result().expect_err("an abort");
     assert!(abort.is_worker_lost() && abort.to_string().contains("SIGABRT"), "{abort}");
     assert_eq!(pool.submit(add::task(1, 2)).result().expect("whole again"), 3);

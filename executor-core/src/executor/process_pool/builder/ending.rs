@@ -50,6 +50,10 @@ impl ProcessPoolBuilder {
     /// started. A worker that was stopped (SIGSTOP) ends only by SIGKILL. Workers that have lost
     /// contact or do not start get SIGKILL.
     ///
+    /// The time is for the task. One that handles SIGTERM and returns ends the wait: its worker,
+    /// which has nothing left to do, gets SIGKILL at once. A worker that had no task when it got
+    /// SIGTERM has the whole time for its handler; with [`Duration::MAX`] nothing else ends it.
+    ///
     /// ```
     /// # use executor::prelude::*;
     /// # use std::time::{Duration, Instant};

@@ -26,7 +26,9 @@ impl ProcessPoolBuilder {
     ///   limit, and at the end of each task that took 20 µs or longer. So a task that leaves the
     ///   worker above the limit always fails. One that is above it for a few milliseconds may not
     ///   be noticed, and one that fills memory quickly gets a little beyond the limit. Initializers
-    ///   and finalizers count as tasks here. While none of these runs, nothing is read.
+    ///   and finalizers count as tasks here. While none of these runs, the memory is read every
+    ///   second if tasks have left threads, and otherwise not at all. A worker that is found above
+    ///   the limit then is replaced, and no task fails.
     /// - **Whose.** The memory is that of the worker. What earlier tasks have left in it counts,
     ///   and the task that takes it above the limit fails. Let
     ///   [`max_rss_growth`](Self::max_rss_growth) replace workers in time if tasks leak.
@@ -71,7 +73,8 @@ impl ProcessPoolBuilder {
     /// go to others. A warning is logged (`tracing`) with the process id and the number of bytes.
     ///
     /// The memory is what [`worker_memory_limit`](Self::worker_memory_limit) counts. It is read at
-    /// the end of each task that took 20 µs or longer, and of each thousandth of shorter ones.
+    /// the end of each task that took 20 µs or longer, and of each thousandth of shorter ones. What
+    /// a thread of an earlier task has filled meanwhile is noticed at the end of the next task.
     ///
     /// ```
     /// # use executor::prelude::*;

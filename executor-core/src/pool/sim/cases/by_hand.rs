@@ -272,6 +272,8 @@ fn short_tasks_do_not_wait_for_a_worker_that_starts_or_leaves() {
         world
     };
     let mut world = crowded(None);
+    // Otherwise it would be replaced later, because it died right after it was ready.
+    world.pass(YOUNG);
     world.process(WorkerId(0)).die();
     world.on_reap(WorkerId(0));
     world.on_read(WorkerId(0), 1);
