@@ -679,6 +679,11 @@ impl TaskOptions {
         self.0.is_none()
     }
 
+    /// Returns the options, if there are any.
+    pub(crate) fn get(&self) -> Option<&SetOptions> {
+        self.0.as_deref()
+    }
+
     /// Returns the options, to set one.
     pub(crate) fn set(&mut self) -> &mut SetOptions {
         self.0.get_or_insert_default()
