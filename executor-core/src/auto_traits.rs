@@ -76,6 +76,7 @@ const _: () = {
         RemoteError,
         Side,
         TaskError,
+        MemoryLimitDetail,
         TimedOutDetail,
     );
     // Processes.
