@@ -244,6 +244,36 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self
     }
 
+    /// Sends the items in so many chunks of the same size, as far as it goes: the last one may be
+    /// smaller, and a chunk has 16 KiB of arguments at most. It sets the
+    /// [`chunk_size`](Self::chunk_size), so the later of the two calls counts. With as many splits
+    /// as there are workers, and [`round_robin`](Self::round_robin), each worker gets one part of
+    /// the input.
+    ///
+    /// With 0, the map yields one [`TaskError::Invalid`].
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn worker(_row: u32) -> Option<usize> { executor::worker_index() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     let map = pool.map(worker::task, 0..7).splits(2).round_robin();
+    ///     let workers: Vec<_> = map.map(|index| index.unwrap().unwrap()).collect();
+    ///     assert_eq!(workers, [0, 0, 0, 0, 1, 1, 1]);
+    /// }
+    /// ```
+    pub fn splits(mut self, splits: usize) -> Self
+    where
+        I: ExactSizeIterator,
+    {
+        let items = self.input.as_ref().map_or(0, ExactSizeIterator::len);
+        self.chunk_size = Some(if splits == 0 { 0 } else { items.div_ceil(splits).max(1) });
+        self
+    }
+
     /// Sets the maximum number of items that are submitted and not yet yielded. The default is 32
     /// items or four chunks for each worker, whichever is more. But if the arguments of pending
     /// items have more than 4 MiB for each worker, it is two items for each worker, so that items
@@ -366,7 +396,9 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self.results = Some(MapResults::new(self.unordered));
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         if self.chunk_size == Some(0) {
-            return Err(TaskError::invalid("a map's chunk_size must be above 0"));
+            return Err(TaskError::invalid(
+                "a map's chunk_size, or its number of splits, must be above 0",
+            ));
         }
         if self.buffer_size == Some(0) {
             return Err(TaskError::invalid("a map's buffer_size must be above 0"));

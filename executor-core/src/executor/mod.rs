@@ -115,9 +115,9 @@ pub trait Executor: Send + Sync + Sealed {
     /// Stops accepting tasks, and shuts the executor down as the options say.
     fn shutdown_with(&self, options: ShutdownOptions);
 
-    /// Does the same as `shutdown(true)`, for async code.
+    /// Does the same as `shutdown_with`, for async code.
     #[doc(hidden)]
-    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn shutdown_boxed(&self, options: ShutdownOptions) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// What futures ask of an executor.
@@ -333,7 +333,16 @@ pub trait ExecutorExt: Executor {
     /// Does the same as `shutdown(true)`, for async code. See
     /// [`ProcessPoolExecutor::shutdown_async`].
     fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.shutdown_boxed()
+        self.shutdown_boxed(ShutdownOptions::new())
+    }
+
+    /// Does the same as `shutdown_with`, for async code. See
+    /// [`ProcessPoolExecutor::shutdown_with_async`].
+    fn shutdown_with_async(
+        &self,
+        options: ShutdownOptions,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        self.shutdown_boxed(options)
     }
 }
 
@@ -384,8 +393,8 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
         (**self).shutdown_with(options);
     }
 
-    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        (**self).shutdown_boxed()
+    fn shutdown_boxed(&self, options: ShutdownOptions) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        (**self).shutdown_boxed(options)
     }
 }
 

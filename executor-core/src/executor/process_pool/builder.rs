@@ -151,8 +151,13 @@ impl ProcessPoolBuilder {
     /// that never becomes ready would keep tasks waiting for ever.
     ///
     /// The default is the task's own [time limit](crate::Task::timeout). If it has none, it is the
-    /// [`start_timeout`](Self::start_timeout), if one was set, and 10 minutes otherwise.
-    /// [`Duration::MAX`] means no limit.
+    /// [`start_timeout`](Self::start_timeout), if one was set, and 10 minutes otherwise, since an
+    /// initializer may load much. [`Duration::MAX`] means no limit.
+    ///
+    /// The time counts from the worker's first message, and not from its start: a process that
+    /// starts slowly on a busy machine is started again if need be, and must not look like an
+    /// initializer that hangs, which breaks the executor. So a task waits for a worker that never
+    /// becomes ready for twice the `start_timeout` at most.
     ///
     /// ```
     /// # use executor::{BrokenCause, prelude::*};
