@@ -870,8 +870,8 @@ fn a_child_has_the_given_environment_and_directory() {
         let missing = dir.join("missing");
         let process = Process::new(pid::task()).cwd(&missing).start_method(method);
         let text = match process.start() {
-            Err(error) => error.to_string(),
-            Ok(child) => joined(&child).unwrap_err().to_string(),
+            Err(error) => format!("{error:?}"),
+            Ok(child) => format!("{:?}", joined(&child).unwrap_err()),
         };
         let named = format!("directory {}: No such file", missing.display());
         assert!(text.contains(&named) && !text.contains("is `/proc` mounted"), "{text}");
