@@ -1,5 +1,6 @@
 //! A web service that runs one task for each request, with a time limit. When the client
-//! disconnects, the task is killed.
+//! disconnects, the task is killed. When there are too many requests, it refuses some at once, and
+//! others that have waited for too long.
 //!
 //! `cargo run --release --example async_service` starts the service and makes three requests. With
 //! `-- --serve` the service keeps running, on port 8080.
@@ -12,7 +13,7 @@ use axum::{
     http::StatusCode,
     routing::get,
 };
-use executor::prelude::*;
+use executor::{Phase, ShutdownOptions, prelude::*};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -28,10 +29,17 @@ async fn handler(
     Path(n): Path<u64>,
 ) -> (StatusCode, String) {
     let task = fibonacci::task(n).timeout(Duration::from_secs(1));
+    let task = task.queue_timeout(Duration::from_secs(2));
+    let Ok(future) = pool.try_submit(task) else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many requests\n".into());
+    };
     // axum drops this future when the client disconnects. `kill_on_drop` then kills the worker, and
     // the pool replaces it.
-    match pool.submit(task).kill_on_drop().await {
+    match future.kill_on_drop().await {
         Ok(value) => (StatusCode::OK, format!("{value}\n")),
+        Err(TaskError::TimedOut { phase: Phase::Queue, .. }) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "no worker was free in time\n".into())
+        }
         Err(error) if error.is_timeout() => (StatusCode::GATEWAY_TIMEOUT, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
@@ -40,7 +48,7 @@ async fn handler(
 #[executor::main]
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let pool = ProcessPoolExecutor::builder().max_workers(2).build()?;
+    let pool = ProcessPoolExecutor::builder().max_workers(2).max_pending(100).build()?;
     let app = Router::new().route("/fibonacci/{n}", get(handler)).with_state(pool.clone());
     let serve = executor::args().any(|arg| arg == "--serve");
     let listener = TcpListener::bind(if serve { "127.0.0.1:8080" } else { "127.0.0.1:0" }).await?;
@@ -55,7 +63,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // This client disconnects early. Its task would otherwise compute until its timeout of one
     // second.
     drop(tokio::time::timeout(Duration::from_millis(50), request(address, 91)).await);
-    pool.shutdown_async().await;
+    // What was accepted is finished, if that does not take too long.
+    pool.shutdown_with_async(ShutdownOptions::new().timeout(Duration::from_secs(5))).await;
     Ok(())
 }
 

@@ -187,8 +187,8 @@ pub use executor_core::{
 // Errors.
 #[doc(inline)]
 pub use executor_core::{
-    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError,
-    Side, TaskError, TaskFailure, TaskFailureKind, TimedOutDetail, error,
+    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, MemoryLimitDetail,
+    Phase, RemoteError, Side, TaskError, TaskFailure, TaskFailureKind, TimedOutDetail, error,
 };
 
 // Workers, and the beginning and the end of a program.

@@ -86,6 +86,76 @@ fn large_arguments_are_borrowed_in_place_and_are_read_only() {
     assert!(!file.contains("memfd"), "small ones take no segment: {file}");
 }
 
+/// A large value whose encoding shows how far it is, and goes on when it may.
+struct Halfway {
+    gate: std::path::PathBuf,
+    bytes: usize,
+}
+
+impl Serialize for Halfway {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeSeq;
+        let mut seq = serializer.serialize_seq(Some(self.bytes))?;
+        for i in 0..self.bytes {
+            if i == self.bytes / 2 {
+                support::come_to(&self.gate);
+            }
+            seq.serialize_element(&(i as u8))?;
+        }
+        seq.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Halfway {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Vec::<u8>::deserialize(deserializer)?.len();
+        Ok(Halfway { gate: "".into(), bytes })
+    }
+}
+
+#[task]
+fn halfway(gate: &std::path::Path, bytes: usize) -> Halfway {
+    Halfway { gate: gate.to_owned(), bytes }
+}
+
+#[task]
+fn size_of_halfway(value: Halfway) -> usize {
+    value.bytes
+}
+
+#[test]
+fn to14_a_pool_stops_while_a_large_value_is_on_its_way() {
+    const LEN: usize = 8 << 20;
+    let _tests = among_others();
+    let _watchdog = watchdog();
+    // A worker that is in the middle of a large result.
+    for kill in [true, false] {
+        let (pool, gate) = (pool(1), Gate::new());
+        let future = pool.submit(halfway::task(gate.path(), LEN));
+        let workers = gate.wait_for(1);
+        match kill {
+            true => pool.kill_workers(),
+            false => pool.terminate_workers(),
+        }
+        assert!(future.result().is_err_and(|error| error.is_shutdown()));
+        assert!(pool.join_timeout(Duration::from_secs(300)));
+        assert!(workers.iter().all(|worker| !support::runs(*worker)));
+    }
+    // A caller that is in the middle of large arguments.
+    let (pool, gate) = (pool(1), Gate::new());
+    std::thread::scope(|scope| {
+        let submits = scope.spawn(|| {
+            let value = Halfway { gate: gate.path().to_owned(), bytes: LEN };
+            pool.submit(size_of_halfway::task(value)).result()
+        });
+        gate.wait_for(1);
+        pool.kill_workers();
+        assert!(pool.join_timeout(Duration::from_secs(300)), "it waits for no encoding");
+        gate.open();
+        assert!(submits.join().unwrap().is_err_and(|error| error.is_shutdown()));
+    });
+}
+
 #[test]
 fn to14_many_megabytes_arrive_in_both_directions() {
     let _tests = among_others();

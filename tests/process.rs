@@ -867,6 +867,14 @@ fn a_child_has_the_given_environment_and_directory() {
             .start()
             .unwrap();
         assert_eq!(joined(&child).unwrap(), (Some("x=y".to_owned()), None, true, dir.clone()));
+        let missing = dir.join("missing");
+        let process = Process::new(pid::task()).cwd(&missing).start_method(method);
+        let text = match process.start() {
+            Err(error) => format!("{error:?}"),
+            Ok(child) => format!("{:?}", joined(&child).unwrap_err()),
+        };
+        let named = format!("directory {}: No such file", missing.display());
+        assert!(text.contains(&named) && !text.contains("is `/proc` mounted"), "{text}");
         for (key, value) in [("", "a"), ("a=b", "c"), ("a\0", "b"), ("a", "b\0")] {
             let error =
                 Process::new(pid::task()).env(key, value).start_method(method).start().unwrap_err();

@@ -411,6 +411,31 @@ fn shutdown_async_waits_without_blocking_the_runtime() {
 }
 
 #[test]
+fn shutdown_with_async_ends_what_runs_at_its_timeout_and_waits_only_if_it_should() {
+    let _alone = (alone(), watchdog());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let (one, gate) = (pool(1), Gate::new());
+        let future = one.submit(hold::task(gate.path()));
+        gate.wait_for(1);
+        let soon = ShutdownOptions::new().timeout(Duration::from_millis(50));
+        one.shutdown_with_async(soon.wait(false)).await;
+        one.shutdown_with_async(soon).await;
+        assert!(future.done() && future.await.unwrap_err().is_shutdown());
+        assert!(one.worker_pids().is_empty());
+
+        // A callback that does not return holds up nobody for longer than the timeout.
+        let two: std::sync::Arc<dyn Executor> = std::sync::Arc::new(pool(1));
+        let (block, blocked) = std::sync::mpsc::channel::<()>();
+        two.submit(echo::task(1)).on_done(move |_| _ = blocked.recv());
+        two.shutdown_with_async(soon).await;
+        drop(block);
+        two.shutdown_async().await;
+    });
+    assert_nothing_left();
+}
+
+#[test]
 fn shutdown_waits_for_callbacks_and_a_callback_may_shut_down() {
     let _alone = (alone(), watchdog());
     let (pool, gate) = (pool(1), Gate::new());

@@ -78,6 +78,7 @@ const _: () = {
         RemoteError,
         Side,
         TaskError,
+        MemoryLimitDetail,
         TimedOutDetail,
     );
     // Processes.

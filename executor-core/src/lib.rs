@@ -86,8 +86,8 @@ pub use child::{
     stdio::Stdio,
 };
 pub use error::{
-    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, Phase, RemoteError,
-    Side, TaskError, TaskFailure, TaskFailureKind, TimedOutDetail,
+    BrokenCause, BuildError, CodecFailure, ExitStatus, LastPanic, LostDetail, MemoryLimitDetail,
+    Phase, RemoteError, Side, TaskError, TaskFailure, TaskFailureKind, TimedOutDetail,
 };
 pub use executor::{
     AsyncResult, Chunked, Executor, ExecutorExt, Full, IMap, Isolation, MakeTask, Map, MapStream,

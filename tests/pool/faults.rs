@@ -314,7 +314,7 @@ fn assert_blame(error: &TaskError, place: Place, fault: Fault, hit: &[u32], func
         let TaskError::MemoryLimit { limit, peak, .. } = error else { panic!("{error:?}") };
         assert!(*limit == LIMIT && *peak > LIMIT, "{error:?}");
         assert!(*peak < LIMIT + (256 << 20), "{error:?}");
-        assert!(text.contains("memory limit exceeded"), "{text}");
+        assert!(text.contains("memory limit exceeded") && text.contains(function), "{text}");
         return;
     }
     if !ends_worker(fault) {

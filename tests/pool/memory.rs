@@ -77,7 +77,14 @@ fn x15_a_task_that_fills_memory_quickly_is_told_the_limit_and_what_there_was() {
     let (limit, peak) = exceeded(Err::<(), _>(error));
     assert_eq!(limit, LIMIT as u64);
     assert!(peak > limit && peak < 600 << 20, "{peak}");
-    assert_eq!(text, format!("memory limit exceeded: {peak} bytes used, {limit} allowed"));
+    assert_eq!(
+        text,
+        format!(
+            "task `{}` lost its worker, process {before}: memory limit exceeded, {peak} bytes \
+             used, {limit} allowed",
+            fill::NAME
+        )
+    );
     assert_ne!(pool.submit(pid::task()).result().unwrap(), before, "it was replaced");
     assert_eq!(pool.submit(fill::task(20 * MIB)).result().unwrap(), 20 * MIB / 4096);
 }
@@ -327,6 +334,18 @@ fn x15_retries_cover_the_limit_on_memory() {
     assert_eq!(error.attempts(), 2);
     assert!(error.to_string().ends_with("allowed (after 2 attempts)"), "{error}");
     exceeded(Err::<(), _>(error));
+}
+
+#[test]
+fn x15_a_task_that_exceeds_the_limit_again_and_again_is_given_up_as_poison() {
+    let _watchdog = watchdog();
+    let task = fill::task(4 * LIMIT).retries(20).retry_delay(Duration::ZERO);
+    let error = limited(1).submit(task).result().unwrap_err();
+    let TaskError::MemoryLimit { detail, .. } = &error else { panic!("{error}") };
+    assert!(detail.is_poison && detail.task == fill::NAME, "{error}");
+    assert_eq!((error.attempts(), detail.attempts), (3, 3));
+    assert!(error.to_string().contains("(after 3 attempts; not tried again"), "{error}");
+    assert!(error.to_string().contains("`poison_limit`"), "{error}");
 }
 
 #[task]

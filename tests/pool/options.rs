@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     process::Command,
     sync::Arc,
+    time::Duration,
 };
 
 use executor::prelude::*;
@@ -46,18 +47,42 @@ fn invalid_options_are_rejected_by_name() {
     };
     let builder = ProcessPoolExecutor::builder;
     refused(builder().max_workers(0), "max_workers");
-    refused(builder().start_timeout(std::time::Duration::ZERO), "start_timeout");
-    let at_once = || add::task(1, 2).timeout(std::time::Duration::ZERO);
+    refused(builder().start_timeout(Duration::ZERO), "start_timeout");
+    let at_once = || add::task(1, 2).timeout(Duration::ZERO);
     refused(builder().initializer(at_once()), "timeout of the initializer");
     refused(builder().finalizer(at_once()), "finalizer_timeout");
     refused(builder().max_pending(0), "max_pending");
     refused(builder().poison_limit(0), "poison_limit");
     refused(builder().max_pending_bytes(0), "max_pending_bytes");
+    let (zero, some) = (Duration::ZERO, Duration::from_secs(1));
+    refused(builder().default_timeout(zero), "default_timeout");
+    refused(builder().default_queue_timeout(zero), "default_queue_timeout");
+    refused(builder().initializer(add::task(1, 2)).initializer_timeout(zero), "above 0");
+    refused(builder().initializer(add::task(1, 2).timeout(zero)), "above 0");
+    refused(builder().initializer_timeout(some), "no initializer");
+    refused(builder().finalizer_timeout(some), "no finalizer");
     refused(builder().stack_size(1), "stack_size");
     refused(builder().stack_size(usize::MAX), "stack_size");
     refused(builder().env("", "x"), "environment");
     refused(builder().env("A=B", "x"), "environment");
     refused(builder().env("A", "x\0y"), "environment");
+}
+
+#[test]
+fn a_task_without_any_time_is_refused() {
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    let refused = |outcome: Result<u64, TaskError>, option: &str| {
+        let error = outcome.unwrap_err();
+        assert!(matches!(error, TaskError::Invalid(_)), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(add::NAME) && text.contains(option), "{text}");
+    };
+    let zero = Duration::ZERO;
+    refused(pool.submit(add::task(1, 2).timeout(zero)).result(), "`timeout`");
+    refused(pool.submit(add::task(1, 2).queue_timeout(zero)).result(), "`queue_timeout`");
+    let outcomes: Vec<_> = pool.map(|n| add::task(n, 1).timeout(zero), 0..2).collect();
+    assert_eq!(outcomes.len(), 2);
+    outcomes.into_iter().for_each(|outcome| refused(outcome, "`timeout`"));
 }
 
 #[test]

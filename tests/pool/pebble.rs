@@ -25,10 +25,16 @@ fn to01_a_task_that_exceeds_its_time_limit_times_out_and_its_worker_is_gone() {
     let future = pool.submit(hold::task(gate.path()).timeout(SHORT));
     let error = future.result().unwrap_err();
     assert!(matches!(error, TaskError::TimedOut { limit, .. } if limit == SHORT), "{error}");
+    // At about the limit: nobody has opened the gate, so without it the task would run on.
     // It may have been ended before it came to the gate.
     for worker in gate.arrivals() {
         eventually("the worker is gone", || !runs(worker));
+        assert!(
+            pool.worker_stats().iter().all(|row| row.pid != Some(worker) || row.task.is_none())
+        );
     }
+    let stats = pool.stats();
+    assert_eq!((stats.running, stats.queued, stats.failed.timed_out), (0, 0, 1));
     assert_eq!(pool.submit(echo::task(1)).result().unwrap(), 1);
 }
 

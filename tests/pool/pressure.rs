@@ -323,6 +323,92 @@ fn x28_max_pending_bytes_limits_arguments_and_admits_the_largest() {
     assert!(pool.try_submit(echo::task(1)).is_ok());
 }
 
+/// An endless input of arguments of this size, and a count of those that were taken.
+fn large_items(len: usize) -> (impl Iterator<Item = Vec<u8>> + Unpin, Arc<AtomicUsize>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    let items = std::iter::repeat_with(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        vec![0; len]
+    });
+    (items, taken)
+}
+
+#[task]
+fn length_at(gate: std::path::PathBuf, bytes: Vec<u8>) -> usize {
+    come_to(&gate);
+    bytes.len()
+}
+
+#[test]
+fn max_pending_bytes_stops_a_map_and_its_stream_after_each_large_item() {
+    let _watchdog = watchdog();
+    const LEN: usize = 1 << 20;
+    let gate = Gate::new();
+    let builder = || ProcessPoolExecutor::builder().max_workers(2).max_pending_bytes(LEN);
+    let task = |bytes| length_at::task(gate.path().to_owned(), bytes);
+    for pool in [builder().build().unwrap(), builder().max_pending(1000).build().unwrap()] {
+        let (items, taken) = large_items(LEN);
+        let mut stream = pool.map(task, items).stream();
+        assert!(stream.poll_next_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(taken.load(Ordering::SeqCst), 1);
+        drop(stream);
+    }
+    gate.open();
+    for pool in [builder().build().unwrap(), builder().max_pending(1000).build().unwrap()] {
+        // A result that has come has made room for another item.
+        let (items, taken) = large_items(LEN);
+        assert_eq!(pool.map(task, items).next().unwrap().unwrap(), LEN);
+        let taken = taken.load(Ordering::SeqCst);
+        assert!(taken <= 3, "{taken}");
+        let (items, taken) = large_items(LEN);
+        let mut stream = pool.map(task, items).stream();
+        assert_eq!(futures::executor::block_on(stream.next()).unwrap().unwrap(), LEN);
+        let taken = taken.load(Ordering::SeqCst);
+        assert!(taken <= 3, "{taken}");
+        let (items, _) = large_items(LEN);
+        assert_eq!(pool.map(task, items).take(20).filter(Result::is_ok).count(), 20);
+        // Small items are not held back.
+        let sum = pool.map(echo::task, 0..10_000).map(Result::unwrap).sum::<u64>();
+        assert_eq!(sum, 49_995_000);
+    }
+}
+
+#[test]
+fn a_map_takes_few_large_items_ahead_unless_it_is_told_how_many() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (pool(2), Gate::new());
+    let task = |bytes| length_at::task(gate.path().to_owned(), bytes);
+    let taken_at_once = |len: usize, buffer: Option<usize>| {
+        let (items, taken) = large_items(len);
+        let map = pool.map(task, items);
+        let map = match buffer {
+            Some(items) => map.buffer_size(items),
+            None => map,
+        };
+        let mut stream = map.stream();
+        assert!(stream.poll_next_unpin(&mut Context::from_waker(Waker::noop())).is_pending());
+        taken.load(Ordering::SeqCst)
+    };
+    assert_eq!(taken_at_once(8, None), 64);
+    // 4 MiB for each worker, and at least two items for each.
+    assert_eq!(taken_at_once(1 << 20, None), 8);
+    assert_eq!(taken_at_once(6 << 20, None), 4);
+    assert_eq!(taken_at_once(1 << 20, Some(20)), 20);
+    gate.open();
+    for unordered in [false, true] {
+        let (items, taken) = large_items(6 << 20);
+        let map = pool.map(task, items);
+        let map = if unordered { map.unordered() } else { map };
+        let mut results = map.map(Result::unwrap);
+        assert_eq!(results.next(), Some(6 << 20));
+        // Some of the first four may have been resolved, and have made room.
+        let taken = taken.load(Ordering::SeqCst);
+        assert!(taken <= 8, "{taken}");
+        assert!(results.take(20).all(|length| length == 6 << 20));
+    }
+}
+
 #[test]
 fn the_limits_hold_through_the_trait() {
     let _watchdog = watchdog();

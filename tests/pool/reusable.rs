@@ -215,8 +215,8 @@ fn many_callers() {
             scope.spawn(move || {
                 start.wait();
                 for round in 0..3 {
-                    // Some ask for the same options as others.
-                    let mode = (caller % 7 + round).to_string();
+                    // Each has options that no other caller has.
+                    let mode = format!("{caller} in round {round}");
                     let builder = builder().max_workers(1 + caller % 2).env("MODE", &mode);
                     let pool = builder.reusable().unwrap();
                     let answer = pool.submit(variable::task("MODE")).result().unwrap();
@@ -250,11 +250,12 @@ fn asks_for_nonsense() {
     says(builder().max_tasks_per_worker(0), "max_tasks_per_worker");
     says(builder().idle_timeout(Duration::ZERO), "idle_timeout");
     says(builder().initializer(set_level::task(1).retries(1)), "set_level");
+    says(builder().start_method(executor::StartMethod::Fork), "Fork");
     assert_eq!(worker_of(&executor::reusable().unwrap()), worker, "nothing has changed");
 }
 
 #[test]
-fn re14_options_that_make_no_sense_are_an_error_and_change_nothing() {
+fn re14_options_that_make_no_sense_and_start_method_fork_are_an_error_and_change_nothing() {
     alone(asks_for_nonsense::task());
 }
 

@@ -605,6 +605,29 @@ fn x27_more_items_are_sent_together_if_their_calls_are_short() {
     assert!(is_more);
 }
 
+#[task]
+fn index_of_worker(_item: u32) -> usize {
+    executor::worker_index().unwrap()
+}
+
+#[test]
+fn x27_splits_cut_an_input_of_known_length_into_so_many_chunks() {
+    let _watchdog = watchdog();
+    let pool = pool(3);
+    let chunks = |len: u32, splits: usize| -> Vec<usize> {
+        let map = pool.map(index_of_worker::task, 0..len).splits(splits).round_robin();
+        map.map(Result::unwrap).collect()
+    };
+    assert_eq!(chunks(7, 3), [0, 0, 0, 1, 1, 1, 2]);
+    assert_eq!(chunks(6, 3), [0, 0, 1, 1, 2, 2]);
+    assert_eq!(chunks(2, 3), [0, 1]);
+    assert_eq!(chunks(4, 1), [0; 4]);
+    assert_eq!(chunks(0, 3), [0; 0]);
+    let mut none = pool.map(index_of_worker::task, 0..4).splits(0);
+    assert!(matches!(none.next(), Some(Err(TaskError::Invalid(text))) if text.contains("splits")));
+    assert!(none.next().is_none());
+}
+
 #[test]
 fn ex15_a_map_of_an_empty_input_ends_at_once() {
     let _watchdog = watchdog();

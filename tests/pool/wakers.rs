@@ -23,7 +23,7 @@ use std::{
 
 use executor::{
     Address, Array, AuthKey, Barrier, Condition, Event, JoinableQueue, Listener, Lock, Pool,
-    Process, Queue, RLock, Semaphore, TaskFuture, as_completed, prelude::*,
+    Process, Queue, RLock, Semaphore, ShutdownOptions, TaskFuture, as_completed, prelude::*,
 };
 use futures::{FutureExt, SinkExt, StreamExt};
 
@@ -345,8 +345,11 @@ fn futures_of_tasks_work_with_wakers_that_call_the_library() {
     let stopping = leak(pool(1));
     let task = stopping.submit(waits::task(event.clone()));
     lives_with_reentrant_wakers(
-        "shutdown_async",
-        || Box::pin(stopping.shutdown_async()),
+        "shutdown_with_async",
+        || {
+            let options = ShutdownOptions::new().timeout(Duration::from_secs(1000));
+            Box::pin(stopping.shutdown_with_async(options))
+        },
         || event.set(),
     );
     task.result().unwrap();

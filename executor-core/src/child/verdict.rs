@@ -12,7 +12,10 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use crate::{
-    error::{BrokenCause, ExitStatus, Failure, LastPanic, LostDetail, RemoteError, TaskError},
+    error::{
+        BrokenCause, ExitStatus, Failure, LastPanic, LostDetail, MemoryLimitDetail, RemoteError,
+        TaskError,
+    },
     id::TaskId,
     transport::board::{Board, INITIALIZER, Panic},
     wire::handshake::Restraints,
@@ -104,7 +107,8 @@ impl Ending<'_> {
         if let Some((limit, peak)) = over_memory
             && !stack_overflow
         {
-            return TaskError::MemoryLimit { limit, peak, attempts: 0 };
+            let detail = MemoryLimitDetail { task: name.to_owned(), pid, ..Default::default() };
+            return TaskError::MemoryLimit { limit, peak, detail: Arc::new(detail) };
         }
         let last_panic = noted.map(|(failure, _, elsewhere)| {
             let note = RemoteError::new(name, failure);

@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BrokenCause, CodecFailure, ExitStatus, Failure, LastPanic, LostDetail, Phase, RemoteError,
-    Side, TaskError, TimedOutDetail,
+    BrokenCause, CodecFailure, ExitStatus, Failure, LastPanic, LostDetail, MemoryLimitDetail,
+    Phase, RemoteError, Side, TaskError, TimedOutDetail,
 };
 
 /// An exit status: what it is, and the code or signal.
@@ -41,7 +41,7 @@ enum Form {
     Refused(Remote),
     WorkerLost { pid: u32, status: Status, lost: Box<Lost> },
     TimedOut { limit: Duration, phase: u8, task: String, attempts: u32 },
-    MemoryLimit { limit: u64, peak: u64, attempts: u32 },
+    MemoryLimit { limit: u64, peak: u64, task: String, pid: u32, attempts: u32, is_poison: bool },
     Cancelled,
     Encode(u8, String, String),
     Decode(u8, String, String),
@@ -153,9 +153,14 @@ pub(crate) fn encode(error: &TaskError) -> Vec<u8> {
             task: detail.task.clone(),
             attempts: detail.attempts,
         },
-        TaskError::MemoryLimit { limit, peak, attempts } => {
-            Form::MemoryLimit { limit: *limit, peak: *peak, attempts: *attempts }
-        }
+        TaskError::MemoryLimit { limit, peak, detail } => Form::MemoryLimit {
+            limit: *limit,
+            peak: *peak,
+            task: detail.task.clone(),
+            pid: detail.pid,
+            attempts: detail.attempts,
+            is_poison: detail.is_poison,
+        },
         TaskError::Cancelled => Form::Cancelled,
         TaskError::Encode(failure) => {
             let (side, task, message) = from_codec(failure);
@@ -196,8 +201,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<TaskError> {
             phase: of_number(&PHASES, phase),
             detail: Arc::new(TimedOutDetail { task, attempts }),
         },
-        Form::MemoryLimit { limit, peak, attempts } => {
-            TaskError::MemoryLimit { limit, peak, attempts }
+        Form::MemoryLimit { limit, peak, task, pid, attempts, is_poison } => {
+            let detail = MemoryLimitDetail { task, pid, attempts, is_poison };
+            TaskError::MemoryLimit { limit, peak, detail: Arc::new(detail) }
         }
         Form::Cancelled => TaskError::Cancelled,
         Form::Encode(side, task, message) => TaskError::Encode(to_codec(side, task, message)),
@@ -241,6 +247,10 @@ mod tests {
         let last_panic = |detail: &mut LostDetail| {
             detail.last_panic = Some(LastPanic { panic: remote(), elsewhere: true });
         };
+        let of_memory = |is_poison| {
+            let detail = MemoryLimitDetail { task: "load".into(), pid: 7, attempts: 3, is_poison };
+            TaskError::MemoryLimit { limit: 1, peak: 2, detail: Arc::new(detail) }
+        };
         let mut errors = vec![
             TaskError::Failed(remote()),
             TaskError::Panicked(remote()),
@@ -252,7 +262,8 @@ mod tests {
             lost(|detail| detail.stopped_by = Some(22)),
             lost(|detail| detail.is_poison = true),
             lost(last_panic),
-            TaskError::MemoryLimit { limit: 1, peak: 2, attempts: 3 },
+            of_memory(false),
+            of_memory(true),
             TaskError::Cancelled,
             TaskError::invalid("zero"),
             TaskError::Shutdown,

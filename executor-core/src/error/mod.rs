@@ -107,8 +107,8 @@ pub enum TaskError {
         /// worker ended because it was refused an allocation that would have gone far beyond. With
         /// the limit of a control group, it is the most that the group has had.
         peak: u64,
-        /// How often the task was tried: see [`attempts`](TaskError::attempts).
-        attempts: u32,
+        /// The name of the task, and what else is known.
+        detail: Arc<MemoryLimitDetail>,
     },
 
     /// The task was cancelled.
@@ -139,7 +139,7 @@ impl fmt::Display for TaskError {
         self.fmt_last_attempt(f)?;
         match (self.attempts(), self) {
             (1, _) => Ok(()),
-            (attempts, TaskError::WorkerLost { detail, .. }) if detail.is_poison => write!(
+            (attempts, error) if error.is_poison() => write!(
                 f,
                 " (after {attempts} attempts; not tried again, because it has ended too many \
                  workers: see `poison_limit`)"
@@ -166,8 +166,13 @@ impl TaskError {
                 let TimedOutDetail { task, .. } = &**detail;
                 write!(f, "task `{task}` timed out: {} of {limit:?} has passed", phase.describe())
             }
-            TaskError::MemoryLimit { limit, peak, .. } => {
-                write!(f, "memory limit exceeded: {peak} bytes used, {limit} allowed")?;
+            TaskError::MemoryLimit { limit, peak, detail } => {
+                let MemoryLimitDetail { task, pid, .. } = &**detail;
+                write!(
+                    f,
+                    "task `{task}` lost its worker, process {pid}: memory limit exceeded, {peak} \
+                     bytes used, {limit} allowed"
+                )?;
                 match peak < limit {
                     true => f.write_str("; an allocation was refused that would have needed more"),
                     false => Ok(()),
@@ -304,7 +309,7 @@ impl TaskError {
             TaskError::Failed(remote) | TaskError::Panicked(remote) => remote.attempts(),
             TaskError::WorkerLost { detail, .. } => detail.attempts,
             TaskError::TimedOut { detail, .. } => detail.attempts,
-            TaskError::MemoryLimit { attempts, .. } => *attempts,
+            TaskError::MemoryLimit { detail, .. } => detail.attempts,
             _ => 1,
         };
         attempts.max(1)
@@ -319,7 +324,7 @@ impl TaskError {
                 }
                 TaskError::WorkerLost { detail, .. } => Arc::make_mut(detail).attempts = number,
                 TaskError::TimedOut { detail, .. } => Arc::make_mut(detail).attempts = number,
-                TaskError::MemoryLimit { attempts, .. } => *attempts = number,
+                TaskError::MemoryLimit { detail, .. } => Arc::make_mut(detail).attempts = number,
                 _ => {}
             }
         }
@@ -328,10 +333,21 @@ impl TaskError {
 
     /// Records that the task is not tried again because it has ended too many workers.
     pub(crate) fn of_poison(mut self) -> Self {
-        if let TaskError::WorkerLost { detail, .. } = &mut self {
-            Arc::make_mut(detail).is_poison = true;
+        match &mut self {
+            TaskError::WorkerLost { detail, .. } => Arc::make_mut(detail).is_poison = true,
+            TaskError::MemoryLimit { detail, .. } => Arc::make_mut(detail).is_poison = true,
+            _ => {}
         }
         self
+    }
+
+    /// Returns whether the task was to be tried again, but has ended too many workers.
+    pub(crate) fn is_poison(&self) -> bool {
+        match self {
+            TaskError::WorkerLost { detail, .. } => detail.is_poison,
+            TaskError::MemoryLimit { detail, .. } => detail.is_poison,
+            _ => false,
+        }
     }
 
     /// Returns whether the task may be tried again after this error, if the user wants that.
@@ -424,6 +440,21 @@ pub struct TimedOutDetail {
     pub task: String,
     /// How often the task was tried. 0 and 1 mean that it was not tried again.
     pub attempts: u32,
+}
+
+/// Details about a worker that has used too much memory, besides the amount.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct MemoryLimitDetail {
+    /// Name of the task that was running.
+    pub task: String,
+    /// Process id of the worker.
+    pub pid: u32,
+    /// How often the task was tried. 0 and 1 mean that it was not tried again.
+    pub attempts: u32,
+    /// Whether the task was to be tried again, but has ended as many workers as a task may end
+    /// ([`poison_limit`](crate::ProcessPoolBuilder::poison_limit)).
+    pub is_poison: bool,
 }
 
 /// Details about the end of a worker, besides its exit status.

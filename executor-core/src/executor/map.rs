@@ -135,6 +135,14 @@ pub(crate) struct NotInTime;
 /// Default number of items for each worker that are submitted and not yet yielded. It is enough for
 /// workers never to wait for the caller, and low enough to keep the items in memory.
 const BUFFER_PER_WORKER: usize = 32;
+/// Bytes of arguments for each worker that may be pending before a map submits no more, if its
+/// [`buffer_size`](Map::buffer_size) is not set. The arguments of a worker's next tasks have to be
+/// there when it needs them. A higher value only takes more memory. A lower value makes a worker
+/// wait for the caller where arguments are large and calls short.
+const BYTES_PER_WORKER: u64 = 4 << 20;
+/// Number of items for each worker that are submitted however large they are: one that it runs, and
+/// the next one.
+const LARGE_PER_WORKER: usize = 2;
 /// Default number of chunks for each worker that are submitted and not yet yielded: one that the
 /// worker runs, one that is queued at the worker, one on the way to the worker, and one on the way
 /// back.
@@ -236,8 +244,40 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self
     }
 
+    /// Sends the items in so many chunks of the same size, as far as it goes: the last one may be
+    /// smaller, and a chunk has 16 KiB of arguments at most. It sets the
+    /// [`chunk_size`](Self::chunk_size), so the later of the two calls counts. With as many splits
+    /// as there are workers, and [`round_robin`](Self::round_robin), each worker gets one part of
+    /// the input.
+    ///
+    /// With 0, the map yields one [`TaskError::Invalid`].
+    ///
+    /// ```
+    /// # use executor::prelude::*;
+    /// #[task]
+    /// fn worker(_row: u32) -> Option<usize> { executor::worker_index() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(2).build().unwrap();
+    ///     let map = pool.map(worker::task, 0..7).splits(2).round_robin();
+    ///     let workers: Vec<_> = map.map(|index| index.unwrap().unwrap()).collect();
+    ///     assert_eq!(workers, [0, 0, 0, 0, 1, 1, 1]);
+    /// }
+    /// ```
+    pub fn splits(mut self, splits: usize) -> Self
+    where
+        I: ExactSizeIterator,
+    {
+        let items = self.input.as_ref().map_or(0, ExactSizeIterator::len);
+        self.chunk_size = Some(if splits == 0 { 0 } else { items.div_ceil(splits).max(1) });
+        self
+    }
+
     /// Sets the maximum number of items that are submitted and not yet yielded. The default is 32
-    /// items or four chunks for each worker, whichever is more.
+    /// items or four chunks for each worker, whichever is more. But if the arguments of pending
+    /// items have more than 4 MiB for each worker, it is two items for each worker, so that items
+    /// of any size need little memory. A number that is set here holds for items of any size.
     ///
     /// It is also the map's share of the executor. Items wait in one queue with all other tasks,
     /// and a map has at most this many there. So several maps take turns: as long as each of them
@@ -356,7 +396,9 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         self.results = Some(MapResults::new(self.unordered));
         self.deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         if self.chunk_size == Some(0) {
-            return Err(TaskError::invalid("a map's chunk_size must be above 0"));
+            return Err(TaskError::invalid(
+                "a map's chunk_size, or its number of splits, must be above 0",
+            ));
         }
         if self.buffer_size == Some(0) {
             return Err(TaskError::invalid("a map's buffer_size must be above 0"));
@@ -406,8 +448,10 @@ impl<F: TaskArgs<A>, A, I, M> Map<F, A, I, M> {
         number: u64,
         arguments: Payload,
         count: u32,
-        options: TaskOptions,
+        mut options: TaskOptions,
     ) {
+        // Nobody asks for the usage of an item. It is logged, with the time in the queue.
+        options.begin_usage();
         let worker = self.next_worker;
         if let Some(next) = &mut self.next_worker {
             // With more workers than numbers, the last workers get none.
@@ -489,6 +533,9 @@ where
         // If the buffer has less space left than one chunk, wait until there is more. Otherwise
         // items would be sent one by one, as space for each of them appears, and not in chunks.
         let room = |map: &Self| {
+            if map.has_many_bytes() {
+                return 0;
+            }
             let buffer = map.buffer();
             let room = buffer.saturating_sub(map.pending());
             if room < map.together.min(buffer) { 0 } else { room }
@@ -514,6 +561,10 @@ where
             if self.open.ends.len() >= items || self.open.bytes.len() >= CHUNK_BYTES_MAX {
                 self.submit_chunk(&results);
             }
+            // Something was just sent.
+            if self.open.ends.is_empty() && self.is_full_of_bytes() {
+                break;
+            }
         }
         // Do not keep an unfilled chunk back: the caller is about to wait for results.
         self.submit_chunk(&results);
@@ -521,6 +572,28 @@ where
         // encoded.
         self.places = None;
         self.choose_enough();
+    }
+
+    /// Returns whether the pending items have as many bytes as a map without a
+    /// [`buffer_size`](Map::buffer_size) may have.
+    fn has_many_bytes(&self) -> bool {
+        let bytes = self.results.as_ref().map_or(0, |results| results.bytes());
+        if bytes < BYTES_PER_WORKER || self.buffer_size.is_some() {
+            return false;
+        }
+        let workers = self.executor.max_workers();
+        // Otherwise there might be no result that lets the map go on.
+        self.pending() >= workers.saturating_mul(LARGE_PER_WORKER)
+            && bytes >= BYTES_PER_WORKER.saturating_mul(workers as u64)
+    }
+
+    /// Returns whether the bytes that are pending, in this map or in the executor, leave no room.
+    /// Only called while items of the map are pending.
+    fn is_full_of_bytes(&self) -> bool {
+        // A map that submits all at once has no other time for it.
+        self.buffer_size != Some(usize::MAX)
+            && (self.has_many_bytes()
+                || self.executor.pressure().is_some_and(|pressure| pressure.is_full_of_bytes()))
     }
 
     /// Takes places for up to `most` items, if the executor limits its pending tasks. Returns for

@@ -115,9 +115,9 @@ pub trait Executor: Send + Sync + Sealed {
     /// Stops accepting tasks, and shuts the executor down as the options say.
     fn shutdown_with(&self, options: ShutdownOptions);
 
-    /// Does the same as `shutdown(true)`, for async code.
+    /// Does the same as `shutdown_with`, for async code.
     #[doc(hidden)]
-    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn shutdown_boxed(&self, options: ShutdownOptions) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// What futures ask of an executor.
@@ -167,7 +167,9 @@ pub struct ShutdownOptions {
     /// returns, at the latest a second later, even if callbacks have not returned.
     ///
     /// The other times are a part of it: the deadline comes early enough for `cancel_grace` and
-    /// `terminate_grace`, which are shortened if they are longer than the timeout.
+    /// `terminate_grace`, which are shortened if they are longer than the timeout. If nobody has
+    /// set a `terminate_grace`, neither here nor for the executor, it is a tenth of the timeout, and
+    /// half a second at most. The rest of the time is for the tasks.
     pub timeout: Option<Duration>,
 }
 
@@ -254,7 +256,10 @@ impl ShutdownOptions {
         if let Some(timeout) = self.timeout
             && let Some(kill_at) = now.checked_add(timeout)
         {
-            let terminate = how.terminate_grace.unwrap_or(graces.terminate_at_end()).min(timeout);
+            // Time that nobody has asked for is not taken from the tasks.
+            let default = || graces.terminate_at_end().min(timeout / 10);
+            let terminate = how.terminate_grace.or(graces.terminate);
+            let terminate = terminate.unwrap_or_else(default).min(timeout);
             let cancel = how.cancel_grace.unwrap_or(graces.cancel).min(timeout - terminate);
             let latest = kill_at - terminate - cancel;
             how.deadline = Some(how.deadline.map_or(latest, |deadline| deadline.min(latest)));
@@ -328,7 +333,16 @@ pub trait ExecutorExt: Executor {
     /// Does the same as `shutdown(true)`, for async code. See
     /// [`ProcessPoolExecutor::shutdown_async`].
     fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
-        self.shutdown_boxed()
+        self.shutdown_boxed(ShutdownOptions::new())
+    }
+
+    /// Does the same as `shutdown_with`, for async code. See
+    /// [`ProcessPoolExecutor::shutdown_with_async`].
+    fn shutdown_with_async(
+        &self,
+        options: ShutdownOptions,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        self.shutdown_boxed(options)
     }
 }
 
@@ -379,8 +393,8 @@ impl<E: Executor + ?Sized> Executor for Arc<E> {
         (**self).shutdown_with(options);
     }
 
-    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        (**self).shutdown_boxed()
+    fn shutdown_boxed(&self, options: ShutdownOptions) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        (**self).shutdown_boxed(options)
     }
 }
 
@@ -444,4 +458,38 @@ where
         Err(error) => Cell::done(next_task_ids(1), Some(control), *error),
     };
     TaskFuture::new::<F>(cell, usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shutdown_with_a_timeout_leaves_the_time_to_the_tasks_that_nobody_asked_for() {
+        let millis = Duration::from_millis;
+        let graces = |cancel, terminate: Option<u64>| Graces {
+            cancel: millis(cancel),
+            terminate: terminate.map(millis),
+        };
+        let timeout = |timeout| ShutdownOptions::new().timeout(millis(timeout));
+        let now = Instant::now();
+        // How long tasks may run, and the two times after that.
+        for (options, graces, drain, cancel, terminate) in [
+            (timeout(300), graces(0, None), 270, 0, 30),
+            (timeout(60_000), graces(0, None), 59_500, 0, 500),
+            (timeout(300), graces(100, None), 170, 100, 30),
+            (timeout(300), graces(0, Some(200)), 100, 0, 200),
+            (timeout(300), graces(0, Some(400)), 0, 0, 300),
+            (timeout(300).terminate_grace(millis(100)), graces(0, Some(200)), 200, 0, 100),
+            (timeout(300).terminate_grace(millis(0)), graces(0, None), 300, 0, 0),
+            (timeout(300).cancel_grace(millis(500)), graces(9, None), 0, 270, 30),
+        ] {
+            let plan = options.plan(now, graces);
+            assert_eq!(plan.deadline, Some(now + millis(drain)), "{options:?}");
+            assert_eq!(plan.cancel_grace, Some(millis(cancel)), "{options:?}");
+            assert_eq!(plan.terminate_grace, Some(millis(terminate)), "{options:?}");
+            let end = options.timeout.map(|timeout| now + timeout);
+            assert_eq!(plan.kill_at, end, "{options:?}");
+        }
+    }
 }

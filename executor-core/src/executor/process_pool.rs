@@ -6,9 +6,10 @@ mod reusable;
 mod start;
 
 use std::{
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,7 @@ use crate::{
         TaskFuture,
         cell::{Cell, Control},
         decode,
+        timer::Timer,
     },
     pool::{
         self, Chunk, Pool, Shutdown, next_task_ids,
@@ -226,9 +228,10 @@ impl ProcessPoolExecutor {
     ///
     /// Each worker runs it between two other tasks, as soon as it has finished those that it has
     /// begun. A worker that is starting runs it first, and one that is about to leave runs it
-    /// before it does. Workers start on demand, so the list is
-    /// empty before the first task: see [`broadcast_and_later`](Self::broadcast_and_later). If a
-    /// worker ends before it has run the task, its future gets
+    /// before it does. Workers start on demand, so the list is empty before the first task. To have
+    /// workers from the beginning, set [`min_workers`](ProcessPoolBuilder::min_workers). To reach
+    /// those that come later, use [`broadcast_and_later`](Self::broadcast_and_later). If a worker
+    /// ends before it has run the task, its future gets
     /// [`WorkerLost`](crate::TaskError::WorkerLost), and the task does not run elsewhere. The tasks
     /// count neither for [`max_tasks_per_worker`](ProcessPoolBuilder::max_tasks_per_worker) nor for
     /// [`max_pending`](ProcessPoolBuilder::max_pending).
@@ -500,9 +503,51 @@ impl ProcessPoolExecutor {
     /// # Cancel safety
     /// Dropping the future stops the waiting, not the shutdown.
     pub fn shutdown_async(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.shutdown_with_async(ShutdownOptions::new())
+    }
+
+    /// Does the same as [`shutdown_with`](Self::shutdown_with), for async code. The shutdown begins
+    /// at once, and the returned future waits for its end, or for nothing without
+    /// [`wait`](field@ShutdownOptions::wait).
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the waiting, not the shutdown.
+    ///
+    /// ```
+    /// # use executor::{ShutdownOptions, prelude::*};
+    /// # use std::time::Duration;
+    /// #[task]
+    /// fn forever() { loop { std::thread::park() } }
+    ///
+    /// #[executor::main]
+    /// #[tokio::main(flavor = "current_thread")]
+    /// async fn main() {
+    ///     let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    ///     let future = pool.submit(forever::task());
+    ///     let soon = ShutdownOptions::new().timeout(Duration::from_millis(100));
+    ///     pool.shutdown_with_async(soon).await;
+    ///     assert!(future.await.unwrap_err().is_shutdown());
+    /// }
+    /// ```
+    pub fn shutdown_with_async(
+        &self,
+        options: ShutdownOptions,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let pool = Arc::clone(&self.handle.pool);
-        pool.shutdown(Shutdown::default());
-        async move { pool.join_async().await }
+        let how = options.plan(Instant::now(), pool.graces());
+        pool.shutdown(how);
+        async move {
+            let mut over = pin!(pool.join_async());
+            let mut timer = how.kill_at.map(|at| Timer::new(at + KILLED_GRACE));
+            let ends = poll_fn(|cx| match (over.as_mut().poll(cx), &mut timer) {
+                (Poll::Ready(()), _) => Poll::Ready(true),
+                (Poll::Pending, Some(timer)) => timer.poll(cx.waker()).map(|()| false),
+                (Poll::Pending, None) => Poll::Pending,
+            });
+            if options.wait && !ends.await {
+                tracing::warn!(timeout = ?options.timeout, "a shutdown takes longer than it may");
+            }
+        }
     }
 
     /// Terminates all workers with SIGTERM, and kills the workers that still exist after the
@@ -738,8 +783,8 @@ impl Executor for ProcessPoolExecutor {
         self.shutdown_with(options);
     }
 
-    fn shutdown_boxed(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(self.shutdown_async())
+    fn shutdown_boxed(&self, options: ShutdownOptions) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.shutdown_with_async(options))
     }
 }
 

@@ -144,6 +144,10 @@ impl<T> TaskFuture<T> {
 
     /// Waits for the task's end and returns its value.
     ///
+    /// It consumes the future. To ask for the [`usage`](Self::usage) of a task, do so before:
+    /// [`wait`](Self::wait), `usage`, then `result`. Or take a
+    /// [`usage_handle`](Self::usage_handle).
+    ///
     /// # Errors
     /// The error that ended the task: see [`TaskError`].
     pub fn result(self) -> Result<T, TaskError> {

@@ -72,6 +72,8 @@ pub(crate) struct MapResults {
     control: OnceLock<Arc<dyn Control>>,
     /// Number of deliveries. A waiter compares it to notice a new one.
     version: AtomicU32,
+    /// Bytes of the arguments of the chunks that have items without an outcome.
+    bytes: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -110,6 +112,8 @@ pub(crate) struct ChunkResults {
     number: u64,
     /// Number of its items.
     count: u32,
+    /// Bytes of their arguments.
+    bytes: u64,
     /// Number of its items that were not delivered.
     left: AtomicU32,
     /// Which items of an unordered map were delivered, one bit for each. Written under the lock.
@@ -125,6 +129,7 @@ impl MapResults {
             unordered,
             control: OnceLock::new(),
             version: AtomicU32::new(0),
+            bytes: AtomicU64::new(0),
             state: Mutex::default(),
             changed: Condvar::new(),
         })
@@ -140,24 +145,31 @@ impl MapResults {
         self.control.get().is_some_and(|control| control.forked())
     }
 
+    /// Returns how many bytes of arguments are pending.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// Announces a chunk of `count` items that is about to be submitted. `number` is the number of
-    /// its first item.
+    /// its first item, and `bytes` the size of the arguments.
     pub(crate) fn open(
         self: &Arc<Self>,
         base: TaskId,
         count: u32,
-        number: u64,
+        (number, bytes): (u64, u64),
         control: impl FnOnce() -> Arc<dyn Control>,
     ) -> Arc<ChunkResults> {
         self.control.get_or_init(control);
         let mut state = self.lock();
         state.open.insert(number, (base, count));
         drop(state);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let words = if self.unordered && count > 1 { count.div_ceil(u64::BITS) } else { 0 };
         Arc::new(ChunkResults {
             results: Arc::clone(self),
             number,
             count,
+            bytes,
             left: AtomicU32::new(count),
             delivered: (0..words).map(|_| AtomicU64::new(0)).collect(),
         })
@@ -354,6 +366,7 @@ impl ChunkResults {
 
 impl Drop for ChunkResults {
     fn drop(&mut self) {
+        self.results.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         let left = self.left.load(Ordering::Relaxed);
         if left == 0 || self.results.forked() {
             return;
@@ -407,8 +420,8 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn open(results: &Arc<MapResults>, count: u32, number: u64) -> Arc<ChunkResults> {
-        results
-            .open(TaskId::from_raw(number + 1), count, number, || Arc::new(Nobody(Arc::default())))
+        let control = || Arc::new(Nobody(Arc::default())) as Arc<dyn Control>;
+        results.open(TaskId::from_raw(number + 1), count, (number, u64::from(count)), control)
     }
 
     pub(crate) fn value(byte: u8) -> Run {
@@ -446,6 +459,9 @@ pub(crate) mod tests {
         assert_eq!(taken.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 3, 4, 5]);
         assert_eq!(bytes(taken), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert!(results.lock().open.is_empty());
+        assert_eq!(results.bytes(), 8);
+        drop((first, second));
+        assert_eq!(results.bytes(), 0);
     }
 
     #[test]

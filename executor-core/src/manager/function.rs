@@ -23,7 +23,7 @@ use crate::{
     error::{self, TaskError},
     id::TaskId,
     registry::{self, Call, Role, TaskEntry},
-    task::{Retry, Task, TaskArgs, TaskFn, TaskOptions, encode},
+    task::{Retry, SetOptions, Task, TaskArgs, TaskFn, TaskOptions, encode},
     wire::{
         buffer::Buffer,
         codec::{CodecError, Format, Postcard},
@@ -271,20 +271,31 @@ pub(super) struct TaskSettings {
 impl TaskSettings {
     /// Encodes the options of a task. Most have none, and nothing is to be sent for them.
     fn encode(options: &TaskOptions) -> Result<Vec<u8>, TaskError> {
-        if options.is_none() {
-            return Ok(Vec::new());
-        }
-        let retry = options.retry();
-        if retry.is_some_and(|retry| retry.on.is_some()) {
+        let Some(set) = options.get() else { return Ok(Vec::new()) };
+        // Without `..`, so that no option is forgotten. The pool in the server sets the last three.
+        let SetOptions {
+            timeout,
+            queue_timeout,
+            priority,
+            needs,
+            on_worker,
+            name,
+            retry,
+            measures,
+            needed: _,
+            poison_limit: _,
+            usage: _,
+        } = set;
+        if retry.as_ref().is_some_and(|retry| retry.on.is_some()) {
             return Err(TaskError::invalid(
                 "a task of a manager's pool has `retry_on`, which is code that would have to be \
                  called in the server",
             ));
         }
         let unsuited = [
-            ("measure_usage", options.measures()),
-            ("needs", !options.needs().is_empty()),
-            ("on_worker", options.on_worker().is_some()),
+            ("measure_usage", *measures),
+            ("needs", !needs.is_empty()),
+            ("on_worker", on_worker.is_some()),
         ];
         if let Some((option, _)) = unsuited.iter().find(|(_, is_set)| *is_set) {
             return Err(TaskError::invalid(format!(
@@ -292,11 +303,11 @@ impl TaskSettings {
             )));
         }
         let settings = TaskSettings {
-            timeout: options.timeout(),
-            queue_timeout: options.queue_timeout(),
-            priority: options.priority(),
-            name: options.name().map(str::to_owned),
-            retries: retry.and_then(|retry| Some((retry.retries?, retry.delay))),
+            timeout: *timeout,
+            queue_timeout: *queue_timeout,
+            priority: *priority,
+            name: name.as_deref().map(str::to_owned),
+            retries: retry.as_ref().and_then(|retry| Some((retry.retries?, retry.delay))),
         };
         Ok(postcard::to_stdvec(&settings).expect("numbers and a text can be encoded"))
     }
@@ -391,4 +402,33 @@ pub(super) fn failure(body: &[u8]) -> ManagerError {
         Some(kind) => error::reply::failure(&name, kind, bytes),
         None => TaskError::Invalid(format!("`{name}` ended in an unknown way").into()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_options_of_a_task_reach_the_server_or_are_refused() {
+        let mut options = TaskOptions::default();
+        assert!(TaskSettings::encode(&options).unwrap().is_empty());
+        let set = options.set();
+        set.timeout = Some(Duration::from_millis(3));
+        set.queue_timeout = Some(Duration::MAX);
+        set.priority = Some(-7);
+        set.name = Some("a name".into());
+        let retries = Retry { retries: Some(9), delay: Duration::from_secs(1), on: None };
+        set.retry = Some(retries.clone());
+        let decode = |bytes: &[u8]| TaskSettings::decode(bytes).expect("options");
+        let there = decode(&TaskSettings::encode(&options).unwrap());
+        assert_eq!(format!("{:?}", there.get()), format!("{:?}", options.get()));
+
+        options.set().measures = true;
+        let error = TaskSettings::encode(&options).unwrap_err().to_string();
+        assert!(error.contains("`measure_usage`") && !error.contains("  "), "{error}");
+        options.set().measures = false;
+        options.set().retry = Some(Retry { on: Some(Arc::new(|_| true)), ..retries });
+        let error = TaskSettings::encode(&options).unwrap_err().to_string();
+        assert!(error.contains("`retry_on`") && !error.contains("  "), "{error}");
+    }
 }

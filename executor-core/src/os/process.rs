@@ -88,7 +88,11 @@ impl Surrounded {
             unsafe { std::env::set_var(key, value) };
         }
 
-        self.directory.map_or(Ok(()), std::env::set_current_dir)
+        match self.directory {
+            None => Ok(()),
+            Some(directory) => std::env::set_current_dir(&directory)
+                .asked(&format!("directory {}", Path::new(&directory).display())),
+        }
     }
 }
 
@@ -220,6 +224,25 @@ pub(crate) fn empty_stdin() -> io::Result<()> {
 pub(crate) fn is_privileged() -> bool {
     // SAFETY: returns a number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Describes an error of the system at the start of a program: it is about the program's file, or
+/// about the directory in which the child is to run.
+fn not_started(executable: Option<&Path>, directory: Option<&Path>, error: io::Error) -> io::Error {
+    let program = executable.unwrap_or(Path::new(OWN_EXECUTABLE)).display();
+    // The system reports both with the same errors.
+    let refuses = |path: &&Path| {
+        error.kind() == io::ErrorKind::PermissionDenied
+            || !std::fs::metadata(path).is_ok_and(|it| it.is_dir())
+    };
+    match directory.filter(refuses) {
+        Some(directory) => io::Error::new(
+            error.kind(),
+            format!("{program} in the directory {}: {error}", directory.display()),
+        ),
+        None if executable.is_none() => own_executable(error),
+        None => io::Error::new(error.kind(), format!("{program}: {error}")),
+    }
 }
 
 /// Describes an error of the system about this program's file.
@@ -355,10 +378,8 @@ impl Child {
                 mask,
             }
             .spawn();
-            let pid = match start.executable {
-                Some(executable) => spawned.asked(&executable.display().to_string()),
-                None => spawned.map_err(own_executable),
-            }?;
+            let pid =
+                spawned.map_err(|error| not_started(start.executable, start.directory, error))?;
             Ok((pid, ours))
         })?;
         let child = Child::watch(pid).inspect_err(|_| {

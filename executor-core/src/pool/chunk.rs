@@ -161,7 +161,8 @@ impl Chunk {
         control: impl FnOnce() -> Arc<dyn Control>,
     ) -> Chunk {
         let base = next_task_ids(count);
-        let sink = Sink::Map(results.open(base, count, number, control));
+        let bytes = arguments.size() as u64;
+        let sink = Sink::Map(results.open(base, count, (number, bytes), control));
         let items = Items { first: 0, count };
         let several = count > 1;
         debug_assert!(!several || options.is_none(), "a task with options is sent alone");
@@ -305,17 +306,16 @@ impl Chunk {
         if !self.options.measures() {
             return None;
         }
-        let slot = self.options.usage();
+        // Each way to submit a task makes one.
+        let slot = self.options.usage()?;
         let usage = Usage {
             bytes_in: self.arguments.size() as u64,
             bytes_out: bytes_out as u64,
             worker,
             attempt,
-            ..Usage::new(slot.map(|slot| slot.submitted_nanos()), measured)
+            ..Usage::new(slot.submitted_nanos(), measured)
         };
-        if let Some(slot) = slot {
-            slot.put(usage);
-        }
+        slot.put(usage);
         Some((usage, self.name().into()))
     }
 

@@ -355,7 +355,13 @@ impl Pool {
                 }
                 Action::Resolve(resolve) => {
                     let (chunk, end) = *resolve;
+                    // What was given up is logged already.
+                    let is_new = !matches!(end, End::GivenUp(_));
                     let error = core.error_of(&chunk, end);
+                    if is_new {
+                        let record = LogRecord::of_attempt(chunk.name(), chunk.attempts(), &error);
+                        core.log.extend(record);
+                    }
                     core.counts.failed(&error, chunk.left());
                     outcomes.batch.get_or_insert_with(|| {
                         // The outcome counts as on its way from here, under the lock, until it
@@ -370,7 +376,9 @@ impl Pool {
                     let (task, end) = *undecided;
                     // `None` if this event has also ended the pool, and the task with it.
                     if let Some(chunk) = core.scheduler.undecided(task) {
-                        let error = core.error_of_attempt(chunk, end).after(chunk.attempts() - 1);
+                        let attempt = chunk.attempts() - 1;
+                        let error = core.error_of_attempt(chunk, end).after(attempt);
+                        core.log.extend(LogRecord::of_attempt(chunk.name(), attempt, &error));
                         outcomes.undecided(self, chunk, Answer::Error(Box::new(error)));
                     }
                     continue;
@@ -403,6 +411,7 @@ impl Pool {
                     }
                 }
                 Action::NotFinalized(id, end) => self.on_not_finalized(core, id, end),
+                Action::WarnNotReady(cause) => core.log.push(LogRecord::NotReady(cause)),
                 Action::WarnNotStopping(id, timeout) => {
                     core.log.push(LogRecord::NotStopping { worker: id.0, timeout });
                 }

@@ -28,7 +28,7 @@ use super::{
     core::{Core, Threads},
     log::LogRecord,
     reader::{self, Drains},
-    scheduler::Stopped,
+    scheduler::{Action, End, Stopped},
     starter::{self, refusal},
     worker::{Boards, Drain, Worker},
 };
@@ -645,11 +645,31 @@ impl Driver {
                 self.pool.options.initializer.as_ref().map(|initializer| &*initializer.name);
             let unknown = Worker::default();
             let ending = workers.get(&id).unwrap_or(&unknown).ending(&self.pool.options.restraints);
-            if let Some((limit, peak)) = ending.over_memory() {
-                log.push(LogRecord::OverMemory { pid: ending.pid, peak, limit });
-            }
+            let (pid, status, over_memory) = (ending.pid, ending.status, ending.over_memory());
             let cause = |progress| ending.before_first_task(progress, initializer);
+            let lost = scheduler.counted().lost;
             scheduler.on_exit(now, id, cause, &Boards(workers), out);
+            let ended = out.iter().find_map(|action| match action {
+                Action::Resolve(resolve) => match &**resolve {
+                    (chunk, End::Lost(of)) if *of == id => Some(chunk),
+                    _ => None,
+                },
+                Action::Undecided(undecided) => match **undecided {
+                    (task, End::Lost(of)) if of == id => scheduler.undecided(task),
+                    _ => None,
+                },
+                _ => None,
+            });
+            let task = ended.map(|chunk| Box::from(chunk.name()));
+            match over_memory {
+                Some((limit, peak)) => {
+                    log.push(LogRecord::OverMemory { task, pid, peak, limit });
+                }
+                None if scheduler.counted().lost > lost => {
+                    log.push(LogRecord::Lost { pid, status, task });
+                }
+                None => {}
+            }
         });
         let worker = self.pool.lock().workers.remove(&id);
         // Dropped without the lock, because closing descriptors waits while another thread forks.

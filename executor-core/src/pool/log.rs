@@ -3,7 +3,12 @@
 
 use std::{io, time::Duration};
 
-use crate::{debug::Chain, error::BrokenCause, task::usage::Usage, wire::frame::FromWorker};
+use crate::{
+    debug::Chain,
+    error::{BrokenCause, ExitStatus, Phase, TaskError},
+    task::usage::Usage,
+    wire::frame::FromWorker,
+};
 
 pub(super) enum LogRecord {
     Broken(BrokenCause),
@@ -24,8 +29,35 @@ pub(super) enum LogRecord {
         bytes: u64,
         max: u64,
     },
+    /// A worker has ended although nobody wanted that. `task` is what it ran, if anything.
+    Lost {
+        pid: u32,
+        status: ExitStatus,
+        task: Option<Box<str>>,
+    },
+    /// A worker has not become ready.
+    NotReady(BrokenCause),
+    /// A task has run for too long.
+    TimedOut {
+        task: Box<str>,
+        limit: Duration,
+        attempt: u32,
+    },
+    /// A task is tried again. The error is the one of the attempt that has failed.
+    TriedAgain {
+        task: Box<str>,
+        attempt: u32,
+        delay: Duration,
+        error: TaskError,
+    },
+    /// A task is not tried again, because it has ended too many workers.
+    Poison {
+        task: Box<str>,
+        attempts: u32,
+    },
     /// A worker has ended because it had too much memory.
     OverMemory {
+        task: Option<Box<str>>,
         pid: u32,
         peak: u64,
         limit: u64,
@@ -47,6 +79,20 @@ pub(super) enum LogRecord {
 }
 
 impl LogRecord {
+    /// Returns what is to be logged about this end of an attempt of a task. The loss of a worker is
+    /// logged for the worker.
+    pub(super) fn of_attempt(task: &str, attempt: u32, error: &TaskError) -> Option<Self> {
+        match error {
+            TaskError::TimedOut { limit, phase: Phase::Run, .. } => {
+                Some(LogRecord::TimedOut { task: task.into(), limit: *limit, attempt })
+            }
+            error if error.is_poison() => {
+                Some(LogRecord::Poison { task: task.into(), attempts: attempt })
+            }
+            _ => None,
+        }
+    }
+
     /// Logs the record. Must not be called with the pool's lock held.
     pub(super) fn log(self) {
         match self {
@@ -77,8 +123,49 @@ impl LogRecord {
                     "the memory of a worker has grown, and the worker is replaced (`max_rss_growth`)"
                 );
             }
-            LogRecord::OverMemory { pid, peak, limit } => {
-                tracing::warn!(pid, peak, limit, "a worker had too much memory, and has ended");
+            LogRecord::Lost { pid, status, task } => {
+                let task = task.as_deref();
+                tracing::warn!(pid, %status, task, "a worker was lost");
+            }
+            LogRecord::NotReady(cause) => {
+                tracing::warn!(
+                    cause = %Chain(&cause),
+                    "a worker has not become ready, and another one is started in its place"
+                );
+            }
+            LogRecord::TimedOut { task, limit, attempt } => {
+                tracing::warn!(
+                    task = &*task,
+                    ?limit,
+                    attempt,
+                    "a task has run for too long (`timeout`)"
+                );
+            }
+            LogRecord::TriedAgain { task, attempt, delay, error } => {
+                tracing::debug!(
+                    task = &*task,
+                    attempt,
+                    ?delay,
+                    error = %Chain(&error),
+                    "a task is tried again"
+                );
+            }
+            LogRecord::Poison { task, attempts } => {
+                tracing::warn!(
+                    task = &*task,
+                    attempts,
+                    "a task has ended too many workers, and is not tried again (`poison_limit`)"
+                );
+            }
+            LogRecord::OverMemory { task, pid, peak, limit } => {
+                let task = task.as_deref();
+                tracing::warn!(
+                    task,
+                    pid,
+                    peak,
+                    limit,
+                    "a worker had too much memory, and has ended"
+                );
             }
             LogRecord::Used { task, usage } => {
                 let Usage { queued, running, decoding, cpu_user, cpu_system, .. } = *usage;

@@ -84,6 +84,15 @@ impl Pressure {
         self.tasks_max.map(|max| usize::try_from(max).unwrap_or(usize::MAX))
     }
 
+    /// Returns whether so many bytes are pending that no more tasks are admitted.
+    pub(crate) fn is_full_of_bytes(&self) -> bool {
+        if !self.counts_bytes || self.creator.is_elsewhere() {
+            return false;
+        }
+        let line = self.line();
+        !line.open && line.bytes >= self.bytes_max
+    }
+
     /// Takes places for up to `most` tasks. Returns `None` if there is none, or if others wait.
     pub(crate) fn try_take(self: &Arc<Self>, most: u32) -> Option<Place> {
         if self.creator.is_elsewhere() {

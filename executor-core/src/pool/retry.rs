@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Pool, chunk::Answer, core::Core, worker::Boards};
+use super::{Pool, chunk::Answer, core::Core, log::LogRecord, worker::Boards};
 use crate::{error::TaskError, id::TaskId, task::Retry, unwind::catch};
 
 /// A decision that is due: what to do with a task after a failed attempt.
@@ -74,12 +74,17 @@ impl Due {
             return;
         }
         pool.event(|core, now, out| {
-            let Core { scheduler, workers, counts, .. } = core;
+            let Core { scheduler, workers, counts, log, .. } = core;
             match again {
                 true => {
                     let delay = delay_before(attempts + 1, retry.delay);
+                    let name = scheduler.undecided(task).map(|chunk| Box::from(chunk.name()));
                     let tries = scheduler.on_retry(now, task, delay, &Boards(workers), out);
                     counts.retried += u64::from(tries);
+                    if let Some(name) = name.filter(|_| tries) {
+                        let attempt = attempts + 1;
+                        log.push(LogRecord::TriedAgain { task: name, attempt, delay, error });
+                    }
                 }
                 false => scheduler.on_give_up(now, task, error, out),
             }

@@ -45,8 +45,9 @@ pub struct Stats {
     /// Number of workers that were started in the place of one that had ended, for whatever reason.
     pub workers_replaced: u64,
     /// Number of workers that have ended although nobody wanted that: they have crashed, have
-    /// exited, were killed from outside, or had to be killed because they hung. Workers that are
-    /// killed because a task has passed its time limit or is cancelled do not count.
+    /// exited, were killed from outside, have exceeded their limit on memory, or had to be killed
+    /// because they hung. Workers that are killed because a task has passed its time limit or is
+    /// cancelled do not count.
     pub workers_lost: u64,
     /// Number of shared-memory segments that hold large arguments and results, or are kept for
     /// later ones. There are at most 64 for arguments, and 64 for the results of each worker.

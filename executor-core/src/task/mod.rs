@@ -686,6 +686,11 @@ impl TaskOptions {
         self.0.is_none()
     }
 
+    /// Returns the options, if there are any.
+    pub(crate) fn get(&self) -> Option<&SetOptions> {
+        self.0.as_deref()
+    }
+
     /// Returns the options, to set one.
     pub(crate) fn set(&mut self) -> &mut SetOptions {
         self.0.get_or_insert_default()
@@ -748,10 +753,20 @@ impl TaskOptions {
         self.0.as_ref()?.usage.as_ref()
     }
 
-    /// Returns what is wrong with the options of a task, if they contradict each other.
+    /// Returns what is wrong with the options of a task, if they make no sense.
     pub(crate) fn invalid(&self) -> Option<&'static str> {
-        let is_useless = self.retry()?.retries.is_none();
-        is_useless.then_some("`retry_on` or `retry_delay`, but no `retries`")
+        match self.0.as_deref()? {
+            SetOptions { timeout: Some(Duration::ZERO), .. } => {
+                Some("a `timeout` of 0, but it must be above 0")
+            }
+            SetOptions { queue_timeout: Some(Duration::ZERO), .. } => {
+                Some("a `queue_timeout` of 0, but it must be above 0")
+            }
+            SetOptions { retry: Some(Retry { retries: None, .. }), .. } => {
+                Some("`retry_on` or `retry_delay`, but no `retries`")
+            }
+            _ => None,
+        }
     }
 
     pub(crate) fn name(&self) -> Option<&str> {

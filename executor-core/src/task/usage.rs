@@ -56,12 +56,12 @@ pub struct Usage {
 
 impl Usage {
     /// Returns the usage of a task that was submitted at `submitted` (nanoseconds of the clock).
-    pub(crate) fn new(submitted: Option<u64>, measured: &Measured) -> Self {
+    pub(crate) fn new(submitted: u64, measured: &Measured) -> Self {
         // A worker may report any number.
         let between = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
         let known = |bytes: u64| (bytes > 0).then_some(bytes);
         Usage {
-            queued: submitted.map_or(Duration::ZERO, |at| between(at, measured.began_nanos)),
+            queued: between(submitted, measured.began_nanos),
             running: between(measured.began_nanos, measured.ended_nanos),
             // A worker may report any number, but no part is longer than the whole.
             decoding: between(

@@ -155,8 +155,13 @@ impl ProcessPoolBuilder {
     /// that never becomes ready would keep tasks waiting for ever.
     ///
     /// The default is the task's own [time limit](crate::Task::timeout). If it has none, it is the
-    /// [`start_timeout`](Self::start_timeout), if one was set, and 10 minutes otherwise.
-    /// [`Duration::MAX`] means no limit.
+    /// [`start_timeout`](Self::start_timeout), if one was set, and 10 minutes otherwise, since an
+    /// initializer may load much. [`Duration::MAX`] means no limit.
+    ///
+    /// The time counts from the worker's first message, and not from its start: a process that
+    /// starts slowly on a busy machine is started again if need be, and must not look like an
+    /// initializer that hangs, which breaks the executor. So a task waits for a worker that never
+    /// becomes ready for twice the `start_timeout` at most.
     ///
     /// ```
     /// # use executor::{BrokenCause, prelude::*};
@@ -404,8 +409,10 @@ impl ProcessPoolBuilder {
     }
 
     /// Sets how many workers a task with [`retries`](crate::Task::retries) may end before it is not
-    /// tried again, however many retries it has left. The default is 3. Only workers that are lost
-    /// count, and not those that are killed because a time limit has passed.
+    /// tried again, however many retries it has left. The default is 3. Workers that are lost
+    /// count, also those that end because they exceed the
+    /// [limit on memory](Self::worker_memory_limit), and not those that are killed because a time
+    /// limit has passed. The error says that it is the last for this reason.
     ///
     /// ```
     /// # use executor::prelude::*;
@@ -471,7 +478,9 @@ impl ProcessPoolBuilder {
     ///
     /// The arguments of a task count from when they were encoded. So there may be more bytes than
     /// this: by the arguments of the last task that was admitted, or of as many tasks as threads
-    /// submit at the same moment. A task with arguments of any size is admitted at some time.
+    /// submit at the same moment. A task with arguments of any size is admitted at some time. The
+    /// items of a [`map`](ProcessPoolExecutor::map) that are sent together, which have 32 KiB at
+    /// most, are like one task.
     /// [`SharedBytes`](crate::SharedBytes) do not count: their memory belongs to the owner of the
     /// handle.
     pub fn max_pending_bytes(mut self, bytes: usize) -> Self {
@@ -570,6 +579,12 @@ impl ProcessPoolBuilder {
         if self.lifespan.lifetime_max == Some(Duration::ZERO) {
             return invalid("max_lifetime must be above 0");
         }
+        if self.defaults.timeout == Some(Duration::ZERO) {
+            return invalid("default_timeout must be above 0");
+        }
+        if self.defaults.queue_timeout == Some(Duration::ZERO) {
+            return invalid("default_queue_timeout must be above 0");
+        }
         if self.defaults.poison_limit == Some(0) {
             return invalid("poison_limit must be above 0");
         }
@@ -581,9 +596,6 @@ impl ProcessPoolBuilder {
         }
         if self.start_timeout == Some(Duration::ZERO) {
             return invalid("start_timeout must be above 0");
-        }
-        if self.initializer_timeout == Some(Duration::ZERO) {
-            return invalid("initializer_timeout must be above 0");
         }
         if self.stack_size.is_some_and(|bytes| !(64 << 10..=120 << 20).contains(&bytes)) {
             return invalid("stack_size must lie between 64 KiB and 120 MiB");
@@ -614,6 +626,12 @@ impl ProcessPoolBuilder {
             .unwrap_or(INITIALIZER_TIMEOUT);
         if initializer_timeout.is_zero() {
             return invalid("the timeout of the initializer must be above 0");
+        }
+        if self.initializer_timeout.is_some()
+            && initializer.is_none()
+            && self.starting.preload.is_empty()
+        {
+            return invalid("initializer_timeout is set, but no initializer and no preload");
         }
         let workers_max = self.max_workers.or_else(|| self.place.slots());
         let workers_max =

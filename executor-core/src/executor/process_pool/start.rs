@@ -223,7 +223,7 @@ impl ProcessPoolBuilder {
         if method == StartMethod::ForkServer && self.place.has_env_of_slot() {
             return invalid(
                 "env_of_slot cannot be used with StartMethod::ForkServer: its workers have one environment, which `preload` \
-                 may have read"
+                 may have read. Let tasks read `executor::slot()`, or leave the start method out"
                     .into(),
             );
         }
@@ -242,7 +242,14 @@ impl ProcessPoolBuilder {
         ];
         match refused.iter().find(|(_, is_set)| *is_set) {
             Some((option, _)) => {
-                invalid(format!("{option} makes no sense with Isolation::PerTask"))
+                let why = match *option {
+                    "slots" | "pin" => {
+                        "the number of workers is not fixed, because some are kept ready and some \
+                         are ending: let tasks ask for a token by `Task::needs` and `resources`"
+                    }
+                    _ => "each worker runs one task only: leave it out",
+                };
+                invalid(format!("{option} makes no sense with Isolation::PerTask: {why}"))
             }
             None => Ok(()),
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::task::Scheduled;
 use crate::{
-    error::TaskError,
+    error::{BrokenCause, TaskError},
     id::{TaskId, WorkerId},
 };
 
@@ -24,6 +24,8 @@ pub(crate) enum Action<C: Scheduled> {
     Stop(WorkerId),
     /// Warn that the worker has not ended for this long since it was asked to leave, and is killed.
     WarnNotStopping(WorkerId, Duration),
+    /// Warn that a worker has not become ready, for this reason. Another one will be started.
+    WarnNotReady(BrokenCause),
     /// Ask the task of this sending to stop by itself.
     Ask(WorkerId, u32),
     /// The worker was asked to leave, and has ended like this without a reply of its finalizer.

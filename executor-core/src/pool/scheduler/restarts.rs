@@ -156,6 +156,7 @@ impl<C: Scheduled> Scheduler<C> {
             self.on_broken(now, cause, out);
         } else {
             self.back_off(now);
+            out.push(Action::WarnNotReady(cause));
         }
     }
 

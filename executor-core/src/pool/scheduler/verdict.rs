@@ -100,6 +100,7 @@ impl<C: Scheduled> Scheduler<C> {
             if (!said_hello || too_slow) && self.workers.values().any(Worker::is_working) {
                 self.refusals += 1;
                 self.back_off(now);
+                out.push(Action::WarnNotReady(cause));
             } else {
                 self.start_failed(now, cause, out);
             }

@@ -469,6 +469,9 @@ impl World {
                 }
                 self.on_failed_attempt(task, is_lost, kind);
             }
+            Action::WarnNotReady(cause) => {
+                assert!(!self.broken, "{cause}: the pool's reason says this");
+            }
             Action::WarnNotStopping(id, grace) => {
                 let (leaving, since) = self.processes[&id].leaves.expect("it was asked to leave");
                 assert!(grace == STOP_GRACE && since + grace <= self.now, "{id:?} has time left");
