@@ -260,7 +260,8 @@ fn memory_of_clients_that_are_killed_or_stopped_within_large_calls_comes_back() 
         resident(manager.pid()) < before + 3 * LARGE
     });
     eventually("the server has closed the segments of the dead", || {
-        segments(manager.pid()).len() <= 1 && descriptors(manager.pid()) <= files + 1
+        // This process has segments, and has sent a handle.
+        segments(manager.pid()).len() <= 1 && descriptors(manager.pid()) <= files + 2
     });
 }
 
@@ -272,11 +273,12 @@ fn a_server_with_nothing_to_do_keeps_no_memory_of_large_values() {
     let before = resident(manager.pid());
     // The allocator keeps the smaller ones, unless it is told not to.
     for len in [LARGE, LARGE / 2, LARGE / 4] {
+        let idle = resident(manager.pid());
         for _ in 0..3 {
             value.set(&bytes(len, 1)).unwrap();
             value.get().unwrap();
         }
-        assert!(resident(manager.pid()) >= before + len, "it has the value");
+        assert!(resident(manager.pid()) >= idle + len / 2, "it has the value");
         value.set(&ByteBuf::new()).unwrap();
         eventually("the server has given back its memory", || {
             resident(manager.pid()) < before + (LARGE / 8)
