@@ -612,6 +612,9 @@ impl fmt::Display for Malformed {
     }
 }
 
+/// The bytes of a field, and the memory of their own in which they are, if they came apart.
+type Taken<'a> = (&'a [u8], Option<&'a Arc<[u8]>>);
+
 /// Reads the fields of a body, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fields<'a> {
@@ -636,7 +639,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Takes the bytes of a field, which may be the tail: then all of it, and nothing else.
-    fn take_or_tail(&mut self, len: usize) -> Result<(&'a [u8], Option<&'a Arc<[u8]>>), Malformed> {
+    fn take_or_tail(&mut self, len: usize) -> Result<Taken<'a>, Malformed> {
         match self.tail.take_if(|tail| self.rest.is_empty() && tail.len() == len) {
             Some(tail) => Ok((tail, Some(tail))),
             None => Ok((self.take(len)?, None)),
