@@ -385,6 +385,12 @@ mod hook {
         ClientRequestWaits,
         /// It has sent a part that had found no room before.
         ClientRestSent,
+        /// A value is in a segment, and the request that says so is not sent.
+        ClientSegmentFilled,
+        /// It has the segments that it has asked for.
+        ClientSegmentsGranted,
+        /// It has copied a value from a segment, and the segment is not given back.
+        ClientSegmentCopied,
         /// It has woken the server.
         ClientServerWoken,
         /// It has announced to the server that it sleeps, and does not sleep yet.
@@ -437,6 +443,12 @@ mod hook {
         ManagerClientEntered,
         /// It has a request, and has done nothing for it.
         ManagerRequestTaken,
+        /// It has made segments for a client, and has not sent them.
+        ManagerSegmentsMade,
+        /// It has copied a value from a segment, and the segment is not given back.
+        ManagerSegmentCopied,
+        /// A value is in a segment, and the reply that says so is not sent.
+        ManagerSegmentFilled,
         /// A request is done, and nobody is told.
         ManagerRequestDone,
         /// A reply is in the ring, and its client is not woken.

@@ -1,5 +1,7 @@
 //! The decoders of a manager's server and of its clients, as functions of bytes, for the fuzzer.
 
+use std::sync::Arc;
+
 use super::{
     client::door::check_knock,
     function,
@@ -7,7 +9,10 @@ use super::{
         challenge::{Answer, Challenge, whole},
         stream::{Stream, read_welcome},
     },
-    protocol::{CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, names_in_reply},
+    protocol::{
+        CallId, Fields, HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, RequestBody,
+        names_in_reply,
+    },
     server::core::{Actions, Core, Limits, PoolOrder, Work},
 };
 use crate::{fuzz::Input, ipc::AuthKey};
@@ -21,6 +26,9 @@ pub(crate) fn requests_bytes_max(len: usize) -> usize {
 
 /// Gives requests of two clients to a server. Each is a client, an operation, an object, the length
 /// of the body in two bytes, and the body. Jobs end at once, with the arguments as their value.
+///
+/// The byte of the client also says whether the last bytes of the body come apart from it, and how
+/// many these are.
 pub(crate) fn requests(data: &[u8]) {
     let mut input = Input::new(data);
     let limits =
@@ -31,7 +39,8 @@ pub(crate) fn requests(data: &[u8]) {
     let mut call = 0;
     let mut answered = 0;
     while !input.is_empty() {
-        let client = clients[usize::from(input.u8() & 1)];
+        let byte = input.u8();
+        let client = clients[usize::from(byte & 1)];
         let operation = usize::from(input.u8()) % Operation::ALL.len();
         let object = ObjectId(u64::from(input.u8()));
         let len = usize::from(input.u16());
@@ -45,6 +54,10 @@ pub(crate) fn requests(data: &[u8]) {
         };
         let bytes = request.to_bytes();
         assert_eq!(Request::from_bytes(&bytes), Some(request), "a header survives");
+        let tail_len = if byte & 2 != 0 { usize::from(byte >> 2).min(body.len()) } else { 0 };
+        let (fields, tail) = body.split_at(body.len() - tail_len);
+        let tail: Option<Arc<[u8]>> = (byte & 2 != 0).then(|| tail.into());
+        let body = RequestBody { fields, tail: tail.as_ref() };
         core.request(client, request, body, &mut actions);
         while !actions.is_empty() {
             answered += actions.replies().len();
@@ -76,6 +89,12 @@ pub(crate) fn requests(data: &[u8]) {
 /// Decodes a reply, as a client does: its header, the objects that it names, and its failure.
 pub(crate) fn replies(data: &[u8]) {
     let (header, body) = data.split_at(data.len().min(HEADER_BYTES));
+    if let Some((fields, there)) = InSegment::take(body) {
+        assert_eq!(fields.len() + InSegment::BYTES, body.len());
+        let mut again = fields.to_vec();
+        there.put(&mut [0; HEADER_BYTES], &mut again);
+        assert_eq!(again, body, "where a tail is survives");
+    }
     if let Some(reply) = header.first_chunk().and_then(Reply::from_bytes) {
         let again = reply.to_bytes();
         assert_eq!(Reply::from_bytes(&again), Some(reply), "a header survives");
@@ -227,8 +246,21 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
             for body in bodies {
                 let mut bytes = Vec::new();
                 body(&mut bytes);
-                seed.extend(request(operation.to_owned() as u8, *operation, 2, &bytes));
+                seed.extend(request(*operation as u8 & 1, *operation, 2, &bytes));
             }
+        }
+        // The last bytes of some bodies come apart: "one", "value", and what is none.
+        for (operation, body, tail) in [
+            (Operation::MapInsert, bodies[3], 3),
+            (Operation::CellSet, bodies[2], 3),
+            (Operation::QueuePut, bodies[4], 5),
+            (Operation::ListSet, bodies[4], 5),
+            (Operation::SetInsert, bodies[2], 1),
+            (Operation::Snapshot, bodies[0], 0),
+        ] {
+            let mut bytes = Vec::new();
+            body(&mut bytes);
+            seed.extend(request(tail << 2 | 2, operation, 2, &bytes));
         }
         seeds.push(seed);
     }

@@ -9,8 +9,11 @@
 //! A field is a number (8 bytes), a byte string (its length in 4 bytes, then its bytes), or a
 //! value: an encoded value of the user, and the ids of the objects that it names. The server never
 //! decodes a user's value. It compares and keeps its bytes.
+//!
+//! The bytes of a large value at the end of a request may lie in a segment of shared memory, the
+//! *tail* of the request ([`InSegment`]). The receiver copies them before anything looks at them.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// Identifies an object of one server. Who knows it may use the object, so a server gives out ids
 /// that nobody can guess. There are so many that none is met twice.
@@ -249,6 +252,11 @@ bytes! {
         PoolJoin,
         /// The process ids of the workers, as a value.
         PoolWorkers,
+
+        // The connection.
+        /// Asks for segments of shared memory, for large values. With `Done`, their descriptor has
+        /// come over the socket. Not for the core: the loop answers it.
+        Segments,
     }
 }
 
@@ -409,6 +417,67 @@ impl Reply {
     }
 }
 
+/// Where the byte of a request's header is that says whether the request has a tail in a segment.
+const IN_SEGMENT_AT: usize = 5;
+
+/// The last bytes of a request, which lie in a segment: its number, and how many there are. Both
+/// stand behind the fields of the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InSegment {
+    pub(crate) number: u64,
+    pub(crate) len: u64,
+}
+
+impl InSegment {
+    /// How many bytes this takes behind the fields of a body.
+    pub(crate) const BYTES: usize = 16;
+
+    /// Says it in a request: in its header, and behind its fields. The length in the header does
+    /// not change, so it has to include [`BYTES`](Self::BYTES).
+    pub(crate) fn put(self, header: &mut [u8; HEADER_BYTES], body: &mut Vec<u8>) {
+        header[IN_SEGMENT_AT] = 1;
+        put_number(body, self.number);
+        put_number(body, self.len);
+    }
+
+    /// Whether a request with this header has such bytes.
+    pub(crate) fn is_in(header: &[u8]) -> bool {
+        header.get(IN_SEGMENT_AT).is_some_and(|byte| *byte != 0)
+    }
+
+    /// Reads it from such a request. Also returns the fields in front of it.
+    pub(crate) fn take(body: &[u8]) -> Option<(&[u8], Self)> {
+        let (fields, rest) = body.split_at_checked(body.len().checked_sub(Self::BYTES)?)?;
+        let mut rest = Fields::new(rest);
+        let (number, len) = (rest.number().ok()?, rest.number().ok()?);
+        Some((fields, InSegment { number, len }))
+    }
+}
+
+/// The body of a request, as the server has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestBody<'a> {
+    pub(crate) fields: &'a [u8],
+    /// The bytes of the last value, if they came apart from the fields.
+    pub(crate) tail: Option<&'a Arc<[u8]>>,
+}
+
+impl<'a> RequestBody<'a> {
+    pub(crate) fn fields(self) -> Fields<'a> {
+        Fields { rest: self.fields, tail: self.tail }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.fields.len() + self.tail.map_or(0, |tail| tail.len())
+    }
+}
+
+impl<'a> From<&'a [u8]> for RequestBody<'a> {
+    fn from(fields: &'a [u8]) -> Self {
+        RequestBody { fields, tail: None }
+    }
+}
+
 /// A bit in the length of a value: the ids of objects that it names stand in front of its bytes.
 const NAMES_OBJECTS: u32 = 1 << 31;
 
@@ -423,12 +492,19 @@ pub(crate) const NAMED_MAX: usize = u16::MAX as usize;
 pub(crate) struct ValueField<'a> {
     pub(crate) bytes: &'a [u8],
     names: &'a [[u8; 8]],
+    /// The same bytes, if they are in memory of their own, which may be kept.
+    shared: Option<&'a Arc<[u8]>>,
 }
 
 impl<'a> ValueField<'a> {
     /// Returns the objects that the value names, with repetitions.
     pub(crate) fn names(&self) -> impl ExactSizeIterator<Item = ObjectId> + 'a {
         self.names.iter().map(|id| ObjectId(u64::from_le_bytes(*id)))
+    }
+
+    /// Returns the bytes, to keep them. They are copied unless they have come apart.
+    pub(crate) fn to_shared(self) -> Arc<[u8]> {
+        self.shared.map_or_else(|| self.bytes.into(), Arc::clone)
     }
 }
 
@@ -536,34 +612,49 @@ impl fmt::Display for Malformed {
     }
 }
 
+/// The bytes of a field, and the memory of their own in which they are, if they came apart.
+type Taken<'a> = (&'a [u8], Option<&'a Arc<[u8]>>);
+
 /// Reads the fields of a body, one after the other.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a> {
+    rest: &'a [u8],
+    /// The bytes of the last field, if they do not stand behind the others.
+    tail: Option<&'a Arc<[u8]>>,
+}
 
 impl<'a> Fields<'a> {
     pub(crate) fn new(body: &'a [u8]) -> Self {
-        Fields(body)
+        Fields { rest: body, tail: None }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.rest.is_empty() && self.tail.is_none()
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(Malformed)?;
-        self.0 = rest;
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(Malformed)?;
+        self.rest = rest;
         Ok(taken)
     }
 
+    /// Takes the bytes of a field, which may be the tail: then all of it, and nothing else.
+    fn take_or_tail(&mut self, len: usize) -> Result<Taken<'a>, Malformed> {
+        match self.tail.take_if(|tail| self.rest.is_empty() && tail.len() == len) {
+            Some(tail) => Ok((tail, Some(tail))),
+            None => Ok((self.take(len)?, None)),
+        }
+    }
+
     fn length(&mut self) -> Result<u32, Malformed> {
-        let (length, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
-        self.0 = rest;
+        let (length, rest) = self.rest.split_first_chunk().ok_or(Malformed)?;
+        self.rest = rest;
         Ok(u32::from_le_bytes(*length))
     }
 
     pub(crate) fn number(&mut self) -> Result<u64, Malformed> {
-        let (number, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
-        self.0 = rest;
+        let (number, rest) = self.rest.split_first_chunk().ok_or(Malformed)?;
+        self.rest = rest;
         Ok(u64::from_le_bytes(*number))
     }
 
@@ -578,7 +669,7 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let len = self.length()?;
-        self.take(len as usize)
+        Ok(self.take_or_tail(len as usize)?.0)
     }
 
     pub(crate) fn value(&mut self) -> Result<ValueField<'a>, Malformed> {
@@ -586,12 +677,12 @@ impl<'a> Fields<'a> {
         let names: &[[u8; 8]] = if length & NAMES_OBJECTS == 0 {
             &[]
         } else {
-            let (count, rest) = self.0.split_first_chunk().ok_or(Malformed)?;
-            self.0 = rest;
+            let (count, rest) = self.rest.split_first_chunk().ok_or(Malformed)?;
+            self.rest = rest;
             self.take(usize::from(u16::from_le_bytes(*count)) * 8)?.as_chunks().0
         };
-        let bytes = self.take((length & !NAMES_OBJECTS) as usize)?;
-        Ok(ValueField { bytes, names })
+        let (bytes, shared) = self.take_or_tail((length & !NAMES_OBJECTS) as usize)?;
+        Ok(ValueField { bytes, names, shared })
     }
 
     /// Reads all values that are left.
@@ -650,6 +741,50 @@ mod tests {
         assert_eq!(empty.bytes, b"");
         assert_eq!(empty.names().collect::<Vec<_>>(), [ObjectId(1), ObjectId(u64::MAX)]);
         assert_eq!(fields.values().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_tail_is_the_last_value_and_nothing_else() {
+        let tail: Arc<[u8]> = b"value".as_slice().into();
+        let body = |head: &dyn Fn(&mut Vec<u8>)| {
+            let mut body = Vec::new();
+            put_bytes(&mut body, b"key");
+            head(&mut body);
+            body
+        };
+        let right = body(&|body| put_value_head(body, 5, &[ObjectId(7)]));
+        let whole = RequestBody { fields: &right, tail: Some(&tail) };
+        assert_eq!(whole.len(), right.len() + 5);
+        let mut fields = whole.fields();
+        assert_eq!(fields.bytes(), Ok(&b"key"[..]));
+        assert!(!fields.is_empty() && fields.end().is_err());
+        let value = fields.value().unwrap();
+        assert_eq!((value.bytes, value.names().next()), (&b"value"[..], Some(ObjectId(7))));
+        assert!(Arc::ptr_eq(&value.to_shared(), &tail), "it is not copied");
+        assert_eq!(fields.end(), Ok(()));
+        // Longer or shorter than it says, with something in front of it, or not there at all.
+        for (len, more) in [(4, &b""[..]), (6, b""), (5, b"x"), (0, b"")] {
+            let wrong = body(&|body| {
+                put_value_head(body, len, &[]);
+                body.extend_from_slice(more);
+            });
+            let mut fields = RequestBody { fields: &wrong, tail: Some(&tail) }.fields();
+            assert_eq!(fields.bytes(), Ok(&b"key"[..]));
+            let read = fields.value().is_ok();
+            assert!(!(read && fields.is_empty()), "{len}");
+        }
+        assert!(RequestBody::from(&right[..]).fields().values().is_err());
+    }
+
+    #[test]
+    fn where_a_tail_is_arrives_as_it_was() {
+        let there = InSegment { number: 63, len: u64::MAX };
+        let (mut header, mut body) = ([0; HEADER_BYTES], b"fields".to_vec());
+        assert!(!InSegment::is_in(&header));
+        there.put(&mut header, &mut body);
+        assert!(InSegment::is_in(&header));
+        assert_eq!(InSegment::take(&body), Some((&b"fields"[..], there)));
+        assert_eq!(InSegment::take(&body[..InSegment::BYTES - 1]), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, fstat, open},
+    fs::{Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, fcntl_get_seals, fstat, open},
     mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mremap, munmap},
 };
 
@@ -85,6 +85,17 @@ impl Arena {
     pub(crate) fn open(file: OwnedFd) -> io::Result<Self> {
         let inode = inode(&file)?;
         Ok(Arena { file, inode })
+    }
+
+    /// Makes an arena from a descriptor that came from a process which is not trusted. Refuses a
+    /// file that has another length, or that could become shorter.
+    pub(crate) fn open_foreign(file: OwnedFd) -> io::Result<Self> {
+        let seals = fcntl_get_seals(&file)?;
+        if fstat(&file)?.st_size.cast_unsigned() != LENGTH || !seals.contains(SealFlags::SHRINK) {
+            let text = "no file for segments of this protocol";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Self::open(file)
     }
 
     /// Returns a descriptor that only allows reading: no writable mapping can be made from it. The
@@ -276,6 +287,21 @@ mod tests {
         assert_eq!(arena.bytes(), 0);
         // SAFETY: as above.
         assert_eq!(unsafe { view.at().as_ptr().add(5).read_volatile() }, 0, "no signal, zeros");
+    }
+
+    #[test]
+    fn a_file_that_could_become_shorter_is_no_arena() {
+        let arena = Arena::create("test").unwrap();
+        assert!(Arena::open_foreign(arena.file).is_ok());
+        let (short, open) = (file::anonymous("x").unwrap(), file::anonymous("x").unwrap());
+        file::set_len(&short, 1 << 20).unwrap();
+        fcntl_add_seals(&short, SealFlags::SHRINK).unwrap();
+        file::set_len(&open, LENGTH).unwrap();
+        for file in [short, open] {
+            let refused = Arena::open_foreign(file).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+        }
+        assert!(Arena::open_foreign(super::super::socket::pair().unwrap().0).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! affinity     on which CPUs a process runs, and how urgently
+//! allocator    gives free memory of the C library back to the system
 //! socket       a SOCK_SEQPACKET pair: sends and receives whole messages, with descriptors
 //! image        what was loaded as this program: its constructors, its file
 //! spawn        starts a program that inherits its standard streams only
@@ -44,6 +45,7 @@
 //! `task`), in `fork`, and in the entry. Each block says why it is sound.
 
 pub(crate) mod affinity;
+pub(crate) mod allocator;
 pub(crate) mod arena;
 pub(crate) mod asked;
 pub(crate) mod available_memory;

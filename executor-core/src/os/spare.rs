@@ -15,6 +15,8 @@
 //! server of a manager drops the buffers when it has had nothing to do for a second, and a process
 //! does so when it closes a connection to one ([`clear`]). The allocator then has its own rules: of
 //! the blocks of up to 32 MiB that were freed in a thread, glibc may keep up to twice the longest.
+//! A server tells it not to ([`allocator::trim`](super::allocator::trim)). The process of a user
+//! does not: its memory is not ours alone.
 //!
 //! The lock is held for a few instructions. Nobody waits for it: in a fork, another thread may have
 //! held it, and then the copy has no spare buffers.

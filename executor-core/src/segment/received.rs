@@ -2,7 +2,8 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,7 +16,7 @@ use crate::os::{
 
 /// A worker's arena, as its pool uses it.
 pub(crate) struct Results {
-    arena: Arena,
+    arena: Arc<Arena>,
     ledger: Shared<Ledger>,
     /// Mappings from which results were copied. They are kept, because mapping again causes page
     /// faults.
@@ -26,14 +27,32 @@ pub(crate) struct Results {
 impl Results {
     /// Creates the arena. The worker gets its [descriptor](Self::descriptor).
     pub(crate) fn create() -> io::Result<Arc<Self>> {
-        let arena = Arena::create("executor-results")?;
+        Self::create_for("executor-results")
+    }
+
+    /// Creates an arena for something else. The name appears in `/proc`.
+    pub(crate) fn create_for(name: &str) -> io::Result<Arc<Self>> {
+        Self::of(Arena::create(name)?)
+    }
+
+    /// Opens the arena of a process that is not trusted.
+    pub(crate) fn open_foreign(descriptor: OwnedFd) -> io::Result<Arc<Self>> {
+        Self::of(Arena::open_foreign(descriptor)?)
+    }
+
+    fn of(arena: Arena) -> io::Result<Arc<Self>> {
         let ledger = Shared::open(&arena)?;
+        let arena = Arc::new(arena);
         Ok(Arc::new(Results {
             arena,
             ledger,
             views: Mutex::new([const { None }; SEGMENTS]),
             creator: Creator::here(),
         }))
+    }
+
+    pub(super) fn arena(&self) -> &Arc<Arena> {
+        &self.arena
     }
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
@@ -112,6 +131,41 @@ impl Received {
             vec.set_len(len);
         }
         Ok(vec)
+    }
+
+    /// Appends everything to a vector.
+    pub(crate) fn append_to(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        let view = self.results.view(self.number, self.len)?;
+        out.try_reserve_exact(self.len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.results.ledger.shadow(self.number).look();
+        // SAFETY: the view has `len` bytes, of which none can go away, and the vector has room for
+        // them behind its length. A broken process may write to the view meanwhile: see
+        // `copy_from`.
+        unsafe {
+            let end = out.as_mut_ptr().add(out.len());
+            std::ptr::copy_nonoverlapping(view.at().as_ptr().cast_const(), end, self.len);
+            out.set_len(out.len() + self.len);
+        }
+        Ok(())
+    }
+
+    /// Copies everything to memory that is shared within this process.
+    pub(crate) fn to_shared(&self) -> io::Result<Arc<[u8]>> {
+        let view = self.results.view(self.number, self.len)?;
+        self.results.ledger.shadow(self.number).look();
+        let mut bytes = Arc::new_uninit_slice(self.len);
+        let place: &mut [MaybeUninit<u8>] = Arc::get_mut(&mut bytes).expect("nobody else has it");
+        // SAFETY: `len` bytes, as the view has, of which none can go away, and as the place has,
+        // which nobody else knows yet. A broken process may write to the view meanwhile: see
+        // `copy_from`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                view.at().as_ptr().cast_const(),
+                place.as_mut_ptr().cast(),
+                self.len,
+            );
+            Ok(bytes.assume_init())
+        }
     }
 
     /// Copies the first bytes, and returns how many there were.

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use super::Results;
 use crate::os::{
     arena::{Access, Arena, Mapping, SEGMENT_BYTES_MAX, SEGMENTS},
     fork::Creator,
@@ -136,7 +137,7 @@ enum LedgerMemory {
 
 /// The segments of one arena, for the side that writes them.
 pub(crate) struct Store {
-    arena: Arena,
+    arena: Arc<Arena>,
     ledger: LedgerMemory,
     /// Mappings of segments that are not leased. They are kept, because mapping again causes page
     /// faults.
@@ -148,7 +149,7 @@ impl Store {
     /// Creates the pool's store, for arguments.
     pub(crate) fn create() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self::of(
-            Arena::create("executor-arguments")?,
+            Arena::create("executor-arguments")?.into(),
             LedgerMemory::Own(Box::default()),
         )))
     }
@@ -156,10 +157,18 @@ impl Store {
     /// Opens a worker's store, for results, in the arena that its parent has created.
     pub(crate) fn open(fd: OwnedFd) -> io::Result<Arc<Self>> {
         let ledger = Shared::open(&fd)?;
-        Ok(Arc::new(Self::of(Arena::open(fd)?, LedgerMemory::Shared(ledger))))
+        Ok(Arc::new(Self::of(Arena::open(fd)?.into(), LedgerMemory::Shared(ledger))))
     }
 
-    fn of(arena: Arena, ledger: LedgerMemory) -> Self {
+    /// Opens a store in an arena in which this process also reads. Each segment belongs to the side
+    /// that takes it, and is released by the other one.
+    pub(crate) fn beside(results: &Results) -> io::Result<Arc<Self>> {
+        let arena = Arc::clone(results.arena());
+        let ledger = Shared::open(&*arena)?;
+        Ok(Arc::new(Self::of(arena, LedgerMemory::Shared(ledger))))
+    }
+
+    fn of(arena: Arc<Arena>, ledger: LedgerMemory) -> Self {
         Store {
             arena,
             ledger,
@@ -209,6 +218,12 @@ impl Store {
             given_up: AtomicBool::new(false),
         };
         lease.reserve(bytes).then_some(lease)
+    }
+
+    /// Whether a segment has an owner. If this process has left it, the other side has not released
+    /// it.
+    pub(crate) fn is_taken(&self, number: u8) -> bool {
+        self.ledger().taken.load(Ordering::Relaxed) & 1 << number != 0
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, [Option<Mapping>; SEGMENTS]> {
@@ -368,7 +383,7 @@ impl std::fmt::Debug for Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::payload::Payload;
+    use crate::wire::{buffer::Buffer, payload::Payload};
 
     #[test]
     fn a_segment_that_somebody_may_still_read_is_not_used_again() {
@@ -452,6 +467,47 @@ mod tests {
         let mut lease = store.take(1 << 16).unwrap();
         lease.write(0, &[1; 1 << 16]);
         assert_eq!(store.count(), (1, 1 << 16), "an emptied one is as good as new");
+    }
+
+    #[test]
+    fn what_a_buffer_gathers_stays_in_order_if_its_segment_cannot_grow() {
+        let store = Store::create().unwrap();
+        let mut buffer = Buffer::behind_in(b"front".to_vec(), Arc::clone(&store), 50_000);
+        let bytes: Vec<u8> = (0..400_000).map(|n| n as u8).collect();
+        bytes[..100_001].iter().for_each(|byte| buffer.push(*byte));
+        assert!(store.is_taken(0));
+        store.ledger().resident[63].store(BYTES_MAX, Ordering::Relaxed);
+        bytes[100_001..].iter().for_each(|byte| buffer.push(*byte));
+        let (vec, filling) = buffer.into_parts();
+        assert!(filling.is_none() && vec[..5] == *b"front" && vec[5..] == bytes);
+        assert!(!store.is_taken(0), "it was given back");
+    }
+
+    #[test]
+    fn both_sides_of_a_connection_write_to_one_arena() {
+        let ours = Results::create().unwrap();
+        let descriptor = ours.descriptor().try_clone_to_owned().unwrap();
+        let theirs = Results::open_foreign(descriptor).unwrap();
+        let (our_store, their_store) =
+            (Store::beside(&ours).unwrap(), Store::beside(&theirs).unwrap());
+        for (store, results, fill) in [(&our_store, &theirs, 1), (&their_store, &ours, 2)] {
+            let mut leases: Vec<_> = (0..3).map(|_| store.take(100_000).unwrap()).collect();
+            for lease in &mut leases {
+                lease.write(0, &[fill; 100_000]);
+            }
+            let numbers: Vec<u8> = leases.iter().map(Lease::number).collect();
+            leases.into_iter().for_each(Lease::leave);
+            for number in numbers {
+                assert!(our_store.is_taken(number) && their_store.is_taken(number));
+                let received = results.receive(u64::from(number), 100_000).unwrap();
+                assert!(received.to_shared().unwrap().iter().all(|byte| *byte == fill));
+                let mut vec = vec![9];
+                received.append_to(&mut vec).unwrap();
+                assert!(vec.len() == 100_001 && vec[0] == 9 && vec[100_000] == fill);
+                drop(received);
+                assert!(!our_store.is_taken(number));
+            }
+        }
     }
 
     #[test]

@@ -28,12 +28,16 @@ const KEPT_BYTES_MAX: usize = 64 * 1024;
 /// A higher value wastes more memory that is reserved and not used.
 const GROWTH_BYTES: std::ops::RangeInclusive<usize> = 64 * 1024..=16 << 20;
 
+/// How many bytes are gathered for a segment, if the buffer does that. With a higher value, they
+/// leave the fastest cache meanwhile. With a lower value, each byte costs more.
+const GATHERED_BYTES: usize = 8 * 1024;
+
 /// A buffer for encoded values. The module's picture shows where its bytes are.
 #[doc(hidden)]
 #[derive(Debug, Default)]
 pub struct Buffer {
     /// All bytes, as long as there is no segment. With a segment, only the bytes in front of
-    /// `start`.
+    /// `start`, and behind them those that are gathered for the segment.
     small: Vec<u8>,
     /// The position at which the current value begins. Other values are in front of it, and stay
     /// there.
@@ -43,6 +47,11 @@ pub struct Buffer {
     small_max: usize,
     segment: Option<Filling>,
     store: Option<Arc<Store>>,
+    /// A value that is not longer than this stays in the vector, even if there is a store.
+    segment_from: usize,
+    /// Whether bytes are gathered in the vector before they are written to the segment. Then the
+    /// value is taken by [`into_parts`](Self::into_parts) only.
+    gathers: bool,
     /// Whether a large value moves into a spare vector.
     spares: bool,
 }
@@ -52,6 +61,14 @@ struct Filling {
     lease: Lease,
     len: usize,
     capacity: usize,
+}
+
+impl Filling {
+    /// Appends bytes, which fit.
+    fn write(&mut self, bytes: &[u8]) {
+        self.lease.write(self.len, bytes);
+        self.len += bytes.len();
+    }
 }
 
 /// The encoded value that a buffer contains.
@@ -91,6 +108,22 @@ impl Buffer {
         Buffer { start: vec.len(), small_max, small: vec, spares, ..Buffer::default() }
     }
 
+    /// Returns a buffer as [`behind`](Self::behind) does, which moves a value longer than
+    /// `segment_from` into a segment of this store.
+    pub(crate) fn behind_in(vec: Vec<u8>, store: Arc<Store>, segment_from: usize) -> Self {
+        let buffer = Self::behind(vec);
+        let small_max = buffer.small_max.min(buffer.start.saturating_add(segment_from));
+        Buffer { store: Some(store), segment_from, gathers: true, small_max, ..buffer }
+    }
+
+    /// Returns the vector, and the value that was begun last if it is in a segment.
+    pub(crate) fn into_parts(mut self) -> (Vec<u8>, Option<(Lease, usize)>) {
+        if self.segment.is_some() && self.small.len() > self.start {
+            self.extend_large(&[]);
+        }
+        (self.small, self.segment.map(|filling| (filling.lease, filling.len)))
+    }
+
     /// Returns the number of bytes that were written.
     #[inline]
     pub fn len(&self) -> usize {
@@ -100,7 +133,8 @@ impl Buffer {
     /// Returns the number of bytes of the value that was begun last.
     #[inline]
     fn value_len(&self) -> usize {
-        self.segment.as_ref().map_or(self.small.len() - self.start, |filling| filling.len)
+        let in_segment = self.segment.as_ref().map_or(0, |filling| filling.len);
+        in_segment + self.small.len() - self.start
     }
 
     /// Begins another value behind the existing ones. Only the last value may move into a segment.
@@ -185,11 +219,15 @@ impl Buffer {
 
     fn extend_large(&mut self, bytes: &[u8]) {
         // The value is in a segment, and the bytes fit into it.
+        let gathered = self.small.len() - self.start;
         if let Some(filling) = &mut self.segment
-            && filling.capacity - filling.len >= bytes.len()
+            && filling.capacity - filling.len >= gathered + bytes.len()
         {
-            filling.lease.write(filling.len, bytes);
-            filling.len += bytes.len();
+            if gathered > 0 {
+                filling.write(&self.small[self.start..]);
+                self.small.truncate(self.start);
+            }
+            filling.write(bytes);
             return;
         }
         self.grow(bytes);
@@ -198,6 +236,10 @@ impl Buffer {
     #[cold]
     fn grow(&mut self, bytes: &[u8]) {
         let wanted = self.value_len().saturating_add(bytes.len());
+        let gathered = match self.segment {
+            Some(_) => self.small.split_off(self.start),
+            None => Vec::new(),
+        };
         let filling = match self.segment.take() {
             Some(mut filling) => {
                 let step = filling.capacity.clamp(*GROWTH_BYTES.start(), *GROWTH_BYTES.end());
@@ -210,7 +252,7 @@ impl Buffer {
                     false => Err(Some(filling)),
                 }
             }
-            None => match self.store.as_ref().and_then(|store| store.take(wanted)) {
+            None => match self.store_for(wanted).and_then(|store| store.take(wanted)) {
                 Some(mut lease) => {
                     let value = &self.small[self.start..];
                     lease.write(0, value);
@@ -224,16 +266,24 @@ impl Buffer {
         match filling {
             Ok(mut filling) => {
                 filling.capacity = filling.lease.capacity();
-                filling.lease.write(filling.len, bytes);
-                filling.len += bytes.len();
-                // From now on, every byte takes the slow path into the segment.
+                filling.write(&gathered);
+                filling.write(bytes);
+                // From now on, every byte takes the slow path into the segment, or the one into
+                // the vector until that is full.
                 self.small_max = 0;
+                if self.gathers {
+                    self.small.reserve(GATHERED_BYTES + 8);
+                    self.small_max = self.start + GATHERED_BYTES;
+                }
                 self.segment = Some(filling);
             }
             Err(filling) => {
-                // There is no segment. The value stays in the vector, and no segment is asked for
-                // again.
-                self.small_max = usize::MAX;
+                // There is no segment, and no segment is asked for again. Or it is too early for
+                // one.
+                self.small_max = match &self.store {
+                    Some(_) if wanted <= self.segment_from => self.start + self.segment_from,
+                    _ => usize::MAX,
+                };
                 if std::mem::take(&mut self.spares) {
                     let mut other = spare::take_to_grow(wanted);
                     if other.capacity() > self.small.capacity() {
@@ -245,16 +295,25 @@ impl Buffer {
                 if let Some(Filling { lease, len, .. }) = filling {
                     self.small.reserve(wanted);
                     lease.copy_to(len, &mut self.small);
+                    self.small.extend_from_slice(&gathered);
                 }
                 self.small.extend_from_slice(bytes);
             }
         }
     }
 
+    fn store_for(&self, wanted: usize) -> Option<&Arc<Store>> {
+        self.store.as_ref().filter(|_| wanted > self.segment_from)
+    }
+
     /// Removes the bytes behind the first `len` ones.
     pub fn truncate(&mut self, len: usize) {
         match &mut self.segment {
-            Some(filling) if len > self.start => filling.len = filling.len.min(len - self.start),
+            Some(filling) if len > self.start => {
+                let gathered = (len - self.start).saturating_sub(filling.len);
+                filling.len = filling.len.min(len - self.start);
+                self.small.truncate(self.start + gathered);
+            }
             _ => {
                 self.segment = None;
                 self.small.truncate(len);
@@ -272,6 +331,7 @@ impl Buffer {
     /// Returns the value that was begun last.
     #[inline]
     pub(crate) fn contents(&self) -> Contents<'_> {
+        debug_assert!(!self.gathers, "it is taken in another way");
         match &self.segment {
             Some(filling) => Contents::Segment(filling.lease.number(), filling.len),
             None => Contents::Bytes(&self.small[self.start..]),
@@ -287,6 +347,7 @@ impl Buffer {
     /// Takes the value that was begun last, without copying it if it is in a segment. The values in
     /// front of it stay. The vector stays as well, unless it is too large.
     pub(crate) fn take(&mut self, attachments: Vec<Attachment>) -> Payload {
+        debug_assert!(!self.gathers, "it is taken in another way");
         let payload = match self.segment.take() {
             Some(Filling { lease, len, .. }) => Payload::in_segment(lease, len, attachments),
             None => {
@@ -302,12 +363,13 @@ impl Buffer {
     }
 
     /// Returns everything that was written, as a vector.
-    pub fn into_vec(self) -> Vec<u8> {
-        let mut vec = self.small;
-        if let Some(filling) = self.segment {
-            filling.lease.copy_to(filling.len, &mut vec);
+    pub fn into_vec(mut self) -> Vec<u8> {
+        if let Some(filling) = self.segment.take() {
+            let gathered = self.small.split_off(self.start);
+            filling.lease.copy_to(filling.len, &mut self.small);
+            self.small.extend_from_slice(&gathered);
         }
-        vec
+        self.small
     }
 
     /// Returns the vector for reuse.
@@ -392,6 +454,46 @@ mod tests {
             assert!(*payload.bytes().unwrap() == *expected(len), "{len}");
         }
         assert_eq!(store.count().0, 1, "one after the other they used the same segment");
+    }
+
+    #[test]
+    fn what_is_gathered_for_a_segment_is_in_order_at_every_length() {
+        let store = Store::create().unwrap();
+        let from = 100_000;
+        for len in [0, 1, from - 1, from, from + 1, from + GATHERED_BYTES - 1]
+            .into_iter()
+            .chain(from + GATHERED_BYTES..from + GATHERED_BYTES + 20)
+            .chain([300_000, 2_000_000])
+        {
+            for front in [&b""[..], b"front", &[9; 50_000]] {
+                let filled = || {
+                    let store = Arc::clone(&store);
+                    let mut buffer = Buffer::behind_in(front.to_vec(), store, from);
+                    fill(&mut buffer, len);
+                    assert_eq!(buffer.len(), front.len() + len);
+                    buffer
+                };
+                let (mut vec, filling) = filled().into_parts();
+                assert_eq!(filling.is_some(), len > from, "{len}");
+                if let Some((lease, filled)) = filling {
+                    assert!(vec == front && filled == len, "{len}");
+                    lease.copy_to(filled, &mut vec);
+                }
+                assert!(vec == [front, &expected(len)].concat(), "{len}");
+                assert!(filled().into_vec() == vec, "{len}");
+                let mut shorter = filled();
+                for cut in [5, GATHERED_BYTES, GATHERED_BYTES + 3] {
+                    let left = (front.len() + len).saturating_sub(cut).max(front.len() + 1);
+                    if left < shorter.len() {
+                        shorter.truncate(left);
+                        assert_eq!(shorter.len(), left);
+                    }
+                }
+                let left = shorter.len();
+                assert!(shorter.into_vec() == vec[..left], "{len}");
+            }
+        }
+        assert_eq!(store.count().0, 1, "all were given back");
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! Large values: through a lane in parts, from buffers that are kept for the next ones.
+//! Large values: through a lane in parts, from buffers that are kept for the next ones, and in
+//! segments of shared memory.
 
-use std::{fs, thread};
+use std::{fs, os::unix::fs::MetadataExt, thread};
 
 use executor::{
-    manager::{Event, Manager, Value},
+    Limits, Process,
+    manager::{Event, List, Manager, Value},
     prelude::*,
 };
 use serde_bytes::ByteBuf;
@@ -50,6 +52,135 @@ fn values_around_every_limit_come_back_equal_whoever_sets_them() {
             before = set;
         }
     }
+}
+
+/// The longest value that goes through the ring, encoded.
+const SEGMENT_FROM: usize = 48 << 10;
+
+/// Returns how much memory each client's segments have in a server, in bytes.
+fn segments(pid: u32) -> Vec<u64> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    // One may be closed meanwhile.
+    let memory = files.filter_map(|file| {
+        let path = file.ok()?.path();
+        let name = fs::read_link(&path).ok()?;
+        let is_one = name.to_str()?.contains("executor-values");
+        is_one.then(|| Some(fs::metadata(&path).ok()?.blocks() * 512))?
+    });
+    memory.collect()
+}
+
+/// Returns how many descriptors a process has.
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[test]
+fn values_around_the_limit_of_segments_come_back_equal_from_every_object() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let value = manager.value(ByteBuf::new()).unwrap();
+    let dict = manager.dict([(0, ByteBuf::new())]).unwrap();
+    let list = manager.list([ByteBuf::new()]).unwrap();
+    let queue = manager.queue::<(ByteBuf, List<ByteBuf>)>(Some(3)).unwrap();
+    let namespace = manager.namespace().unwrap();
+    assert_eq!(segments(manager.pid()), [] as [u64; 0], "nobody has asked for them");
+    for len in [2 << 20].into_iter().chain(SEGMENT_FROM - 5..=SEGMENT_FROM + 2).chain([3 << 20, 7])
+    {
+        let set = bytes(len, len as u8);
+        value.set(&set).unwrap();
+        assert!(value.get().unwrap() == set, "{len}");
+        assert!(value.swap(&ByteBuf::new()).unwrap() == set, "{len}");
+        value.compare_exchange(&ByteBuf::new(), &set).unwrap().unwrap();
+        assert!(manager.value(set.clone()).unwrap().get().unwrap() == set, "{len}");
+        dict.insert(&0, &set).unwrap();
+        assert!(dict.get_or_insert(&len, &set).unwrap() == set, "{len}");
+        assert!(dict.values().unwrap().iter().all(|value| *value == set), "{len}");
+        dict.remove(&len).unwrap();
+        list.set(0, &set).unwrap();
+        list.push(&set).unwrap();
+        list.insert(1, &set).unwrap();
+        assert!(list.snapshot().unwrap().iter().all(|item| *item == set), "{len}");
+        list.pop().unwrap();
+        list.pop().unwrap();
+        namespace.set("large", &set).unwrap();
+        assert!(namespace.get::<ByteBuf>("large").unwrap().unwrap() == set, "{len}");
+        // With the handle of an object, which the server counts.
+        queue.put(&(set.clone(), list.clone())).unwrap();
+        let (item, named) = queue.get().unwrap();
+        assert!(item == set && named.get(0).unwrap().unwrap() == set, "{len}");
+        assert_eq!(manager.objects().unwrap(), 5, "{len}");
+    }
+    assert_eq!(segments(manager.pid()).len(), 1, "this process has them");
+}
+
+#[test]
+fn values_that_are_no_bytes_and_those_that_cannot_be_encoded_use_segments_as_well() {
+    #[derive(serde::Deserialize)]
+    struct Half(ByteBuf);
+    impl serde::Serialize for Half {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            use serde::ser::SerializeTupleStruct;
+            let mut fields = serializer.serialize_tuple_struct("Half", 2)?;
+            fields.serialize_field(&self.0)?;
+            Err(serde::ser::Error::custom("the other half"))
+        }
+    }
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let numbers: Vec<u64> = (0..200_000).map(|n| n * n).collect();
+    let value = manager.value(numbers.clone()).unwrap();
+    value.set(&numbers).unwrap();
+    let halves = manager.list::<Half>([]).unwrap();
+    for _ in 0..100 {
+        // Each would take a segment of 64.
+        let error = halves.push(&Half(bytes(1 << 20, 1))).unwrap_err();
+        assert!(error.to_string().contains("the other half"), "{error}");
+    }
+    assert_eq!(segments(manager.pid()).len(), 1);
+    let again: Vec<u64> = numbers.iter().map(|n| n + 1).collect();
+    value.set(&again).unwrap();
+    assert!(value.get().unwrap() == again);
+    assert_eq!(halves.len().unwrap(), 0);
+}
+
+#[task]
+fn sets_without_segments(len: usize) -> Done {
+    // The server inherits this process's limit, and cannot make a file with room for segments.
+    let manager = Manager::start()?;
+    let value = manager.value(ByteBuf::new())?;
+    for seed in 0..5 {
+        let set = bytes(len, seed);
+        value.set(&set)?;
+        assert!(value.get()? == set);
+    }
+    assert_eq!(segments(manager.pid()).len(), 0);
+    Ok(())
+}
+
+#[test]
+fn without_segments_large_values_go_through_the_ring() {
+    let _watchdog = watchdog();
+    let limits = Limits::default().file_size(16 << 20);
+    let task = sets_without_segments::task(2 << 20);
+    Process::new(task).limits(limits).start().unwrap().join().unwrap();
+}
+
+#[test]
+fn segments_that_are_not_used_give_back_their_memory_and_can_be_used_again() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let value = manager.value(ByteBuf::new()).unwrap();
+    for round in 0..3 {
+        let set = bytes(8 << 20, round);
+        value.set(&set).unwrap();
+        value.set(&set).unwrap();
+        assert!(value.get().unwrap() == set);
+        eventually("the memory of the segments is given back", || {
+            segments(manager.pid()) == [4096]
+        });
+    }
+    assert_eq!(value.get().unwrap().len(), 8 << 20, "the value is somewhere else");
 }
 
 #[test]
@@ -109,6 +240,7 @@ fn memory_of_clients_that_are_killed_or_stopped_within_large_calls_comes_back() 
     let manager = Manager::start().unwrap();
     let value = manager.value(ByteBuf::new()).unwrap();
     let (before, whole) = (resident(manager.pid()), bytes(LARGE, 7));
+    let files = descriptors(manager.pid());
     for round in 0..12 {
         let begun = manager.event().unwrap();
         let child = start(set_and_get_for_ever::task(value.clone(), begun.clone()));
@@ -127,6 +259,10 @@ fn memory_of_clients_that_are_killed_or_stopped_within_large_calls_comes_back() 
     eventually("the server has given back its memory", || {
         resident(manager.pid()) < before + 3 * LARGE
     });
+    eventually("the server has closed the segments of the dead", || {
+        // This process has segments, and has sent a handle.
+        segments(manager.pid()).len() <= 1 && descriptors(manager.pid()) <= files + 2
+    });
 }
 
 #[test]
@@ -135,11 +271,17 @@ fn a_server_with_nothing_to_do_keeps_no_memory_of_large_values() {
     let manager = Manager::start().unwrap();
     let value = manager.value(ByteBuf::new()).unwrap();
     let before = resident(manager.pid());
-    value.set(&bytes(LARGE, 1)).unwrap();
-    value.get().unwrap();
-    assert!(resident(manager.pid()) >= before + LARGE, "it has the value");
-    value.set(&ByteBuf::new()).unwrap();
-    eventually("the server has given back its memory", || {
-        resident(manager.pid()) < before + (LARGE / 4)
-    });
+    // The allocator keeps the smaller ones, unless it is told not to.
+    for len in [LARGE, LARGE / 2, LARGE / 4] {
+        let idle = resident(manager.pid());
+        for _ in 0..3 {
+            value.set(&bytes(len, 1)).unwrap();
+            value.get().unwrap();
+        }
+        assert!(resident(manager.pid()) >= idle + len / 2, "it has the value");
+        value.set(&ByteBuf::new()).unwrap();
+        eventually("the server has given back its memory", || {
+            resident(manager.pid()) < before + (LARGE / 8)
+        });
+    }
 }

@@ -39,6 +39,8 @@ pub(crate) enum Waiting {
     Thread(Arc<Seat>),
     /// A future.
     Task(Arc<Slot>),
+    /// The connection itself, which has asked for segments. It is not in the tables.
+    Connection,
     /// Nobody any more. What the reply brings has to be given back.
     Nobody(Undo),
 }
@@ -52,6 +54,9 @@ pub(crate) struct Calls {
     others: HashMap<CallId, Waiting>,
     /// The call of the thread that receives, if it is not in the table.
     pub(crate) unrecorded: Option<CallId>,
+    /// The call of the connection itself. Nobody waits for its reply, which is read with the next
+    /// one.
+    pub(crate) own: Option<CallId>,
 }
 
 impl Calls {
@@ -62,7 +67,8 @@ impl Calls {
             self.last = self.last.wrapping_add(1);
             let id = CallId(self.last);
             let used = self.threads.contains_key(&id) || self.others.contains_key(&id);
-            if id != CallId::NONE && self.unrecorded != Some(id) && !used {
+            let taken = [self.unrecorded, self.own].contains(&Some(id));
+            if id != CallId::NONE && !taken && !used {
                 return id;
             }
         }
@@ -78,6 +84,9 @@ impl Calls {
     }
 
     pub(crate) fn remove(&mut self, call: CallId) -> Option<Waiting> {
+        if self.own.take_if(|own| *own == call).is_some() {
+            return Some(Waiting::Connection);
+        }
         match self.threads.remove(&call) {
             Some(seat) => Some(Waiting::Thread(seat)),
             None => self.others.remove(&call),

@@ -30,12 +30,13 @@ use super::{
         error::ManagerError,
         link::{LinkError, LinkReceiver, LinkSender},
         protocol::{
-            CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, Status,
+            CallId, Fields, HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, Status,
             names_in_reply, put_number,
         },
     },
     calls::{Calls, Message, Seat, Slot, Undo, Waiting},
     door::{self, Door},
+    segments::{GRANTED, SEGMENT_FROM, Segments, Tail},
 };
 use crate::{
     future::wait::Signal,
@@ -46,6 +47,7 @@ use crate::{
         spin::Spin,
         std_or_model::lock,
     },
+    segment::Store,
     unwind::catch,
 };
 
@@ -54,6 +56,29 @@ pub(crate) const LOOK: u8 = b'!';
 /// The first byte of a message with the end of a pipe: the object is kept alive while the pipe is
 /// open. The object's id follows.
 pub(crate) const LEASE: u8 = b'L';
+
+/// The body of a request that is to be sent.
+pub(super) struct Body<'a> {
+    pub(super) fields: Cow<'a, [u8]>,
+    /// The bytes of the last value, if they are in a segment.
+    pub(super) tail: Option<Tail>,
+    /// Whether they would be, if there were segments.
+    pub(super) is_large: bool,
+}
+
+impl Body<'_> {
+    /// The body of a request without fields.
+    pub(super) const NONE: Body<'static> = Body::of(&[]);
+
+    /// Returns a body of these fields.
+    pub(super) const fn of(fields: &[u8]) -> Body<'_> {
+        Body { fields: Cow::Borrowed(fields), tail: None, is_large: false }
+    }
+
+    fn len(&self) -> usize {
+        self.fields.len() + self.tail.as_ref().map_or(0, Tail::len)
+    }
+}
 
 /// A connection to a server.
 pub(crate) struct Connection {
@@ -73,6 +98,7 @@ pub(crate) struct Connection {
     /// Wakers of futures whose replies have come. They are the user's code, so they are woken while
     /// no lock is held.
     to_wake: Mutex<Vec<Waker>>,
+    segments: Segments,
     reader: Arc<ReaderSignal>,
     gone: OnceLock<Arc<str>>,
 }
@@ -115,6 +141,7 @@ impl Connection {
         message_bytes_max: u64,
     ) -> Result<Arc<Self>, ManagerError> {
         let spin = if receiver.is_far() { Spin::over_tcp() } else { Spin::default() };
+        let segments = Segments::new(!receiver.is_far());
         let nudge = receiver.is_far().then(EventFd::new).transpose();
         let nudge = nudge.map_err(ManagerError::os("a signal for a connection to a manager"))?;
         Ok(Arc::new(Connection {
@@ -134,6 +161,7 @@ impl Connection {
             }),
             calls: Mutex::default(),
             to_wake: Mutex::default(),
+            segments,
             reader: Arc::default(),
             gone: OnceLock::new(),
         }))
@@ -179,6 +207,54 @@ impl Connection {
         self.is_gone() || self.socket.get().is_none_or(socket::is_hung_up)
     }
 
+    /// Returns where segments for large values are taken from, if there are any.
+    #[inline]
+    pub(super) fn store(&self) -> Option<Arc<Store>> {
+        // In a fork, another thread may have held that lock.
+        if self.is_elsewhere() { None } else { self.segments.store() }
+    }
+
+    pub(super) fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// Asks the server for segments, if this is the first large value. It does not wait for them.
+    fn ask_for_segments(self: &Arc<Self>, is_large: bool) {
+        if !is_large || self.is_elsewhere() || !self.segments.is_to_be_asked() {
+            return;
+        }
+        let call = {
+            let mut calls = lock(&self.calls);
+            let call = calls.new_id();
+            calls.own = Some(call);
+            call
+        };
+        if self.send(call, Operation::Segments, ObjectId::NONE, Body::NONE).is_err() {
+            lock(&self.calls).remove(call);
+        }
+    }
+
+    /// The server has answered whether there are segments. If so, it has sent their descriptor
+    /// before. This thread has the receiving end, so no other reads from the socket.
+    fn take_segments(&self, reply: Reply) {
+        let mut bytes = [0; 64];
+        while let Some(socket) = self.socket.get()
+            && let Ok((1.., descriptors)) = socket::recv_short_now(socket, &mut bytes)
+        {
+            self.keep_segments(bytes[0], descriptors);
+        }
+        self.segments.answered(reply.status == Status::Done);
+        kill_point!(ClientSegmentsGranted);
+    }
+
+    fn keep_segments(&self, byte: u8, mut descriptors: Vec<OwnedFd>) {
+        if byte == GRANTED
+            && let Some(descriptor) = descriptors.pop()
+        {
+            self.segments.arrived(descriptor);
+        }
+    }
+
     pub(super) fn gone_error(&self) -> ManagerError {
         ManagerError::Gone(self.gone.get().cloned().unwrap_or_else(|| "it has ended".into()))
     }
@@ -191,10 +267,11 @@ impl Connection {
         self: &Arc<Self>,
         undo: Undo,
         object: ObjectId,
-        body: Cow<'_, [u8]>,
+        body: Body<'_>,
         deadline: Option<Instant>,
     ) -> Result<Message, ManagerError> {
         self.check_size(&body)?;
+        self.ask_for_segments(body.is_large);
         let Some(mut receiving) = self.try_receiving() else {
             let seat = Arc::new(Seat::default());
             let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
@@ -253,11 +330,12 @@ impl Connection {
         self: &Arc<Self>,
         undo: Undo,
         object: ObjectId,
-        body: Cow<'_, [u8]>,
+        body: Body<'_>,
         deadline: Option<Instant>,
         grace: Option<Duration>,
     ) -> Result<Message, ManagerError> {
         self.check_size(&body)?;
+        self.ask_for_segments(body.is_large);
         let seat = Arc::new(Seat::default());
         let call = self.enter(Waiting::Thread(Arc::clone(&seat)));
         let mut received = self
@@ -413,9 +491,10 @@ impl Connection {
         self: &Arc<Self>,
         undo: Undo,
         object: ObjectId,
-        body: Cow<'_, [u8]>,
+        body: Body<'_>,
     ) -> Result<PendingCall, ManagerError> {
         self.check_size(&body)?;
+        self.ask_for_segments(body.is_large);
         let slot = Arc::new(Slot::default());
         let call = self.enter(Waiting::Task(Arc::clone(&slot)));
         let mut pending =
@@ -438,7 +517,7 @@ impl Connection {
     /// Sends a request that gets no reply, while the receiving end or the table is held.
     fn tell_quietly(self: &Arc<Self>, operation: Operation, object: ObjectId, body: &[u8]) {
         // If the server is gone, there is nobody to tell.
-        if self.send(CallId::NONE, operation, object, body.into()).is_ok()
+        if self.send(CallId::NONE, operation, object, Body::of(body)).is_ok()
             && self.unsent.load(Ordering::Relaxed)
         {
             // Somebody has to send the rest when there is room. Without a thread for it, the next
@@ -461,7 +540,7 @@ impl Connection {
         door::send(&socket, &message, &[end.as_fd()], deadline)
     }
 
-    fn check_size(&self, body: &[u8]) -> Result<(), ManagerError> {
+    fn check_size(&self, body: &Body<'_>) -> Result<(), ManagerError> {
         if body.len() as u64 > self.message_bytes_max {
             let text = format!(
                 "a call of {} bytes; `message_bytes_max` is {}",
@@ -479,7 +558,7 @@ impl Connection {
         call: CallId,
         operation: Operation,
         object: ObjectId,
-        body: Cow<'_, [u8]>,
+        body: Body<'_>,
     ) -> Result<bool, ManagerError> {
         if self.is_gone() {
             return Err(self.gone_error());
@@ -487,11 +566,21 @@ impl Connection {
         if self.is_elsewhere() {
             return Err(forked());
         }
-        let request = Request { call, operation, object, len: body.len() as u64 };
+        let Body { mut fields, tail, .. } = body;
+        let more = if tail.is_some() { InSegment::BYTES } else { 0 };
+        let len = (fields.len() + more) as u64;
+        let mut header = Request { call, operation, object, len }.to_bytes();
+        if let Some(tail) = &tail {
+            tail.put(&mut header, fields.to_mut());
+            kill_point!(ClientSegmentFilled);
+        }
         let (sent, wake) = {
             let mut sender = lock(&self.sending);
-            let sent = sender.send(&request.to_bytes(), body);
+            let sent = sender.send(&header, fields);
             kill_point!(ClientRequestSent);
+            if sent.is_ok() {
+                tail.into_iter().for_each(Tail::leave);
+            }
             // Over TCP, this is what writes.
             let wake = sender.must_wake();
             self.note_unsent(&sender);
@@ -586,7 +675,13 @@ impl Connection {
                 let Some(reply) = reply else {
                     return Err(self.end("a reply that nobody understands".to_owned()));
                 };
+                if InSegment::is_in(message)
+                    && let Err(why) = self.segments.complete(message)
+                {
+                    return Err(self.end(why.to_owned()));
+                }
                 let message = std::mem::take(message);
+                self.ask_for_segments(message.len() > SEGMENT_FROM);
                 let is_own = own.is_some_and(|(call, _)| call == reply.call);
                 // Whoever is cut off has not got what the server gives to others after that. The
                 // question costs a fence, and most replies give nothing.
@@ -673,7 +768,7 @@ impl Connection {
             loop {
                 match socket::recv_short_now(socket, &mut bytes) {
                     Ok((0, _)) => return Ok(Slept::HungUp),
-                    Ok(_) => {}
+                    Ok((_, descriptors)) => self.keep_segments(bytes[0], descriptors),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         return Ok(Slept::Woken);
                     }
@@ -732,6 +827,7 @@ impl Connection {
                 Err((message, undo)) => self.give_back_late(undo, reply, &message),
             },
             Some(Waiting::Nobody(undo)) => self.give_back_late(undo, reply, &message),
+            Some(Waiting::Connection) => self.take_segments(reply),
             // The server answers each call once, so this is none of ours.
             None => tracing::error!(call = reply.call.0, "a manager has answered a call twice"),
         }
@@ -846,12 +942,13 @@ impl Connection {
             // The server ends what this process had, and a thread that sleeps wakes up.
             let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
         }
+        self.segments.end();
         let waiting = lock(&self.calls).take_all();
         for waiting in waiting {
             match waiting {
                 Waiting::Thread(seat) => seat.call(),
                 Waiting::Task(slot) => lock(&self.to_wake).extend(slot.end()),
-                Waiting::Nobody(_) => {}
+                Waiting::Connection | Waiting::Nobody(_) => {}
             }
         }
         self.gone_error()

@@ -23,6 +23,7 @@ pub(super) mod connection;
 pub(super) mod door;
 mod reference;
 mod route;
+mod segments;
 mod table;
 #[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
 mod tests;
@@ -32,4 +33,5 @@ pub use backoff::Backoff;
 pub(super) use door::{Door, ServerId};
 pub(super) use reference::{Answer, PendingAnswer, Reference, Request, Session, Values};
 pub(super) use route::{Route, RouteOptions};
+pub(super) use segments::{GRANTED, SEGMENT_FROM};
 pub(super) use value::taking_in_server;

@@ -26,14 +26,16 @@ use super::{
         },
     },
     calls::{Message, Undo},
-    connection::{Connection, PendingCall},
+    connection::{Body, Connection, PendingCall},
     door::{Door, ServerId},
     route::Route,
+    segments::{SEGMENT_FROM, Tail},
     table,
     value::{self, Taken},
 };
 use crate::{
     os::{process::above_stdio, socket, spare, std_or_model::lock},
+    segment::Store,
     wire::{
         attachment::{self, Attachment},
         codec::CodecError,
@@ -96,7 +98,7 @@ fn claim(
             return Ok(Arc::new(Hold { connection, object }));
         }
         let undo = Undo { operation: Operation::Claim, object, owner: 0 };
-        match connection.call(undo, object, Cow::Borrowed(&[]), deadline) {
+        match connection.call(undo, object, Body::NONE, deadline) {
             // A claim is of no use on another connection, and does no harm.
             Err(ManagerError::Gone(_)) if again(door, &mut attempts) => {}
             answer => {
@@ -122,7 +124,7 @@ async fn claim_async(
         }
         let connection = route.connection_async(Some(door.id)).await?;
         let undo = Undo { operation: Operation::Claim, object, owner: 0 };
-        let called = match connection.begin(undo, object, Cow::Borrowed(&[])) {
+        let called = match connection.begin(undo, object, Body::NONE) {
             Ok(pending) => pending.await,
             Err(error) => Err(error),
         };
@@ -142,7 +144,7 @@ async fn claim_near_async(door: &Arc<Door>, object: ObjectId) -> Result<Arc<Hold
     let connection = table::connection_to_async(door).await?;
     if object != ObjectId::NONE {
         let undo = Undo { operation: Operation::Claim, object, owner: 0 };
-        let answer = connection.begin(undo, object, Cow::Borrowed(&[]))?.await?;
+        let answer = connection.begin(undo, object, Body::NONE)?.await?;
         Answer::new(answer, Arc::clone(&connection), undo.operation)?;
         kill_point!(ClientClaimed);
     }
@@ -302,6 +304,15 @@ impl Reference {
         }
     }
 
+    /// Returns where segments for large values are taken from, if this process has a connection
+    /// that has some.
+    fn store(&self) -> Option<Arc<Store>> {
+        match self.place() {
+            None => self.hold.get()?.connection.store(),
+            Some(place) => lock(place).as_ref()?.connection.store(),
+        }
+    }
+
     /// Keeps a hold for the calls that follow.
     fn keep(&self, hold: Arc<Hold>) -> Arc<Hold> {
         // Two threads may have claimed it. The hold that is too many gives its reference back.
@@ -363,7 +374,7 @@ impl Reference {
         kill_point!(ClientPipeSent);
         // The server answers when it has the pipe. From then on the object may lose this reference.
         let undo = Undo { operation: Operation::Lease, object: self.object, owner: 0 };
-        let answer = connection.call(undo, self.object, Cow::Borrowed(&[]), deadline)?;
+        let answer = connection.call(undo, self.object, Body::NONE, deadline)?;
         Answer::new(answer, connection, undo.operation)?;
         kill_point!(ClientLeased);
         Ok(Arc::clone(self.lease.get_or_init(|| Arc::new(held))))
@@ -492,6 +503,10 @@ pub(crate) struct Request<'a> {
     object: ObjectId,
     undo: Undo,
     body: Vec<u8>,
+    /// The bytes of the last value, if they are in a segment.
+    tail: Option<Tail>,
+    /// Whether they would be, if there were segments.
+    is_large: bool,
     /// The objects that the values name. They are kept until the request is sent, although their
     /// handles may be dropped as soon as they are encoded.
     named: Vec<Arc<Hold>>,
@@ -502,7 +517,16 @@ impl<'a> Request<'a> {
     fn new(reference: About<'a>, operation: Operation) -> Self {
         let object = reference.object;
         let undo = Undo { operation, object, owner: 0 };
-        Request { reference, object, undo, body: Vec::new(), named: Vec::new(), failed: None }
+        Request {
+            reference,
+            object,
+            undo,
+            body: Vec::new(),
+            tail: None,
+            is_large: false,
+            named: Vec::new(),
+            failed: None,
+        }
     }
 
     /// Turns a request that concerns the server into one for its directory.
@@ -513,6 +537,7 @@ impl<'a> Request<'a> {
     }
 
     pub(crate) fn number(mut self, number: u64) -> Self {
+        debug_assert!(self.tail.is_none(), "nothing stands behind the last value");
         put_number(&mut self.body, number);
         self
     }
@@ -522,17 +547,33 @@ impl<'a> Request<'a> {
     }
 
     pub(crate) fn bytes(mut self, bytes: &[u8]) -> Self {
+        debug_assert!(self.tail.is_none(), "nothing stands behind the last value");
         put_bytes(&mut self.body, bytes);
         self
     }
 
     /// Adds an encoded value.
-    pub(crate) fn value<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
-        if self.failed.is_none()
-            && let Err(error) =
-                value::encode(&self.reference.door, value, &mut self.body, &mut self.named)
-        {
-            self.failed = Some(error);
+    pub(crate) fn value<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        self.encode(value, None)
+    }
+
+    /// Adds an encoded value, behind which nothing else is added. A large one may travel in a
+    /// segment of shared memory.
+    pub(crate) fn last_value<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        let (before, store) = (self.body.len(), self.reference.store());
+        let mut request = self.encode(value, store);
+        request.is_large = request.body.len() - before > SEGMENT_FROM;
+        request
+    }
+
+    fn encode<T: Serialize + ?Sized>(mut self, value: &T, store: Option<Arc<Store>>) -> Self {
+        debug_assert!(self.tail.is_none(), "nothing stands behind the last value");
+        if self.failed.is_none() {
+            let Request { reference, body, named, .. } = &mut self;
+            match value::encode(&reference.door, value, body, named, store) {
+                Ok(tail) => self.tail = tail,
+                Err(error) => self.failed = Some(error),
+            }
         }
         self
     }
@@ -579,7 +620,7 @@ impl<'a> Request<'a> {
         loop {
             let hold = self.reference.hold(deadline)?;
             self.check(&hold)?;
-            let (undo, object, body) = (self.undo, self.object, self.body());
+            let (undo, object, body) = (self.undo, self.object, self.body(&hold.connection));
             let called = hold.connection.call(undo, object, body, deadline);
             if self.is_lost(&called) && self.repeats() && again(&self.reference.door, &mut attempts)
             {
@@ -591,11 +632,19 @@ impl<'a> Request<'a> {
     }
 
     /// Returns the body. It stays there if the call may have to be made again.
-    fn body(&mut self) -> Cow<'_, [u8]> {
-        match self.repeats() && self.reference.door.reconnects() {
-            true => Cow::Borrowed(&self.body),
-            false => Cow::Owned(std::mem::take(&mut self.body)),
+    fn body(&mut self, connection: &Connection) -> Body<'_> {
+        let is_large = self.is_large;
+        if self.repeats() && self.reference.door.reconnects() {
+            debug_assert!(self.tail.is_none(), "what is repeated stores nothing");
+            return Body { fields: Cow::Borrowed(&self.body), tail: None, is_large };
         }
+        let mut fields = std::mem::take(&mut self.body);
+        let mut tail = self.tail.take();
+        if let Some(other) = tail.take_if(|tail| !tail.is_of(connection.segments())) {
+            // The connection for which it was encoded is lost.
+            other.append_to(&mut fields);
+        }
+        Body { fields: Cow::Owned(fields), tail, is_large }
     }
 
     fn is_lost<T>(&self, called: &Result<T, ManagerError>) -> bool {
@@ -640,9 +689,9 @@ impl<'a> Request<'a> {
         let limit = grace.and_then(|grace| deadline?.checked_add(grace));
         let hold = self.reference.hold(limit)?;
         self.check(&hold)?;
-        let (connection, object) = (&hold.connection, self.object);
-        let body = std::mem::take(&mut self.body).into();
-        let called = connection.call_then_give_up(self.undo, object, body, deadline, grace);
+        let (connection, undo, object) = (&hold.connection, self.undo, self.object);
+        let body = self.body(connection);
+        let called = connection.call_then_give_up(undo, object, body, deadline, grace);
         let message = called.map_err(|error| self.explained(error))?;
         Answer::new(message, Arc::clone(connection), self.undo.operation)
     }
@@ -656,7 +705,7 @@ impl<'a> Request<'a> {
         loop {
             let hold = self.reference.hold_async().await?;
             self.check(&hold)?;
-            let (undo, object, body) = (self.undo, self.object, self.body());
+            let (undo, object, body) = (self.undo, self.object, self.body(&hold.connection));
             let called = match hold.connection.begin(undo, object, body) {
                 Ok(pending) => pending.await,
                 Err(error) => Err(error),
@@ -678,8 +727,8 @@ impl<'a> Request<'a> {
         }
         let hold = self.reference.hold(None)?;
         self.check(&hold)?;
-        let body = std::mem::take(&mut self.body).into();
-        let call = hold.connection.begin(self.undo, self.object, body);
+        let (undo, object, body) = (self.undo, self.object, self.body(&hold.connection));
+        let call = hold.connection.begin(undo, object, body);
         let reconnects = self.reference.door.reconnects();
         let operation = self.undo.operation;
         Ok(PendingAnswer {

@@ -248,7 +248,7 @@ impl Stage {
                 let State { core, actions, clients, asked, .. } = &mut *state;
                 *asked.entry(request.operation).or_default() += 1;
                 if clients.contains_key(&client) {
-                    core.request(client, request, body, actions);
+                    core.request(client, request, body.into(), actions);
                     state.perform();
                 }
             }

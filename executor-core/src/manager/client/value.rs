@@ -18,14 +18,17 @@ use super::{
         error::ManagerError,
         protocol::{
             FIELD_BYTES_MAX, NAMED_MAX, ObjectId, Opened, Operation, ValueField, put_number,
+            put_value_head,
         },
     },
     connection::Connection,
     door::{Door, ServerId},
     reference::Hold,
+    segments::{SEGMENT_FROM, Tail},
 };
 use crate::{
     os::local,
+    segment::Store,
     unwind::catch,
     wire::{
         attachment,
@@ -168,22 +171,30 @@ pub(crate) fn taking_in_server<R>(door: &Arc<Door>, decode: impl FnOnce() -> R) 
     taking(Taking::Server(Arc::clone(door)), decode)
 }
 
-/// Encodes a value, and appends it to a body.
+/// Encodes a value, and appends it to a body. With a store, the bytes of a large value are in a
+/// segment afterwards, which is returned, and only what stands in front of them is in the body.
 pub(super) fn encode<T: Serialize + ?Sized>(
     server: &Arc<Door>,
     value: &T,
     body: &mut Vec<u8>,
     named: &mut Vec<Arc<Hold>>,
-) -> Result<(), ManagerError> {
+    store: Option<Arc<Store>>,
+) -> Result<Option<Tail>, ManagerError> {
     let failed = |why: &dyn std::fmt::Display| {
         ManagerError::Encode(format!("a {}: {why}", type_name::<T>()).into())
     };
     let opened = Opened::begin(body);
-    let mut buffer = Buffer::behind(std::mem::take(body));
+    let vec = std::mem::take(body);
+    let mut buffer = match &store {
+        None => Buffer::behind(vec),
+        Some(store) => Buffer::behind_in(vec, Arc::clone(store), SEGMENT_FROM),
+    };
     let encoded =
         catch(|| naming(server, || attachment::collect(|| Postcard::encode(value, &mut buffer))));
-    *body = buffer.into_vec();
-    let len = opened.len(body);
+    let (vec, filled) = buffer.into_parts();
+    *body = vec;
+    let tail = filled.zip(store).map(|((lease, len), store)| Tail::new(lease, store, len));
+    let len = tail.as_ref().map_or_else(|| opened.len(body), Tail::len);
     let checked = encoded
         .map_err(|panic| failed(&format!("its Serialize panicked: {panic}")))
         .and_then(|((encoded, attachments), naming)| {
@@ -205,9 +216,15 @@ pub(super) fn encode<T: Serialize + ?Sized>(
         });
     match checked {
         Ok((names, holds)) => {
-            opened.end(body, &names);
+            match tail {
+                None => opened.end(body, &names),
+                Some(_) => {
+                    opened.undo(body);
+                    put_value_head(body, len, &names);
+                }
+            }
             named.extend(holds);
-            Ok(())
+            Ok(tail)
         }
         Err(error) => {
             opened.undo(body);

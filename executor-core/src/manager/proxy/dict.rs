@@ -95,7 +95,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         fn insert / insert_async [Q, W](&self, key: &Q, value: &W) -> Option<V>
         where [K: Borrow<Q>, Q: Serialize + ?Sized, V: Borrow<W>, W: Serialize + ?Sized]
         {
-            self.reference.request(Operation::MapInsert).key(key).value(value)
+            self.reference.request(Operation::MapInsert).key(key).last_value(value)
                 => |answer| answer.optional()
         }
 
@@ -114,7 +114,7 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         fn get_or_insert / get_or_insert_async [Q, W](&self, key: &Q, value: &W) -> V
         where [K: Borrow<Q>, Q: Serialize + ?Sized, V: Borrow<W>, W: Serialize + ?Sized]
         {
-            self.reference.request(Operation::MapGetOrInsert).key(key).value(value)
+            self.reference.request(Operation::MapGetOrInsert).key(key).last_value(value)
                 => |answer| answer.value()
         }
 

@@ -60,7 +60,7 @@ macro_rules! indexed {
                 fn set / set_async [Q](&self, index: usize, item: &Q) -> Option<T>
                 where [T: Borrow<Q>, Q: Serialize + ?Sized]
                 {
-                    self.reference.request(Operation::ListSet).number(index as u64).value(item)
+                    self.reference.request(Operation::ListSet).number(index as u64).last_value(item)
                         => |answer| answer.optional()
                 }
 
@@ -116,7 +116,7 @@ impl<T: Serialize + DeserializeOwned> List<T> {
         /// Appends an item.
         fn push / push_async [Q](&self, item: &Q) -> ()
         where [T: Borrow<Q>, Q: Serialize + ?Sized]
-        { self.reference.request(Operation::ListExtend).value(item) => |_answer| Ok(()) }
+        { self.reference.request(Operation::ListExtend).last_value(item) => |_answer| Ok(()) }
 
         /// Appends all these items in one call.
         fn extend / extend_async [](&self, items: impl IntoIterator<Item = T>) -> ()
@@ -127,7 +127,7 @@ impl<T: Serialize + DeserializeOwned> List<T> {
         fn insert / insert_async [Q](&self, index: usize, item: &Q) -> bool
         where [T: Borrow<Q>, Q: Serialize + ?Sized]
         {
-            self.reference.request(Operation::ListInsert).number(index as u64).value(item)
+            self.reference.request(Operation::ListInsert).number(index as u64).last_value(item)
                 => |answer| Ok(answer.status() == Status::Done)
         }
 

@@ -55,7 +55,7 @@ impl Namespace {
         fn set / set_async [T](&self, name: &str, value: &T) -> ()
         where [T: Serialize + ?Sized]
         {
-            self.reference.request(Operation::MapExtend).value(name).value(value)
+            self.reference.request(Operation::MapExtend).value(name).last_value(value)
                 => |_answer| Ok(())
         }
 

@@ -107,7 +107,7 @@ fn item<T: DeserializeOwned>(
 }
 
 fn putting<'a, Q: Serialize + ?Sized>(queue: &'a Reference, waits: bool, item: &Q) -> Request<'a> {
-    queue.request(Operation::QueuePut).flag(waits).value(item)
+    queue.request(Operation::QueuePut).flag(waits).last_value(item)
 }
 
 fn getting(queue: &Reference, waits: bool) -> Request<'_> {

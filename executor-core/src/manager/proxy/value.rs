@@ -41,7 +41,7 @@ creations! {
     /// Creates a value.
     fn value / value_async [T](&self, value: T) -> Value<T>
     where [T: Serialize]
-    { self.creation(Kind::Cell).value(&value) }
+    { self.creation(Kind::Cell).last_value(&value) }
 }
 
 impl<T: Serialize + DeserializeOwned> Value<T> {
@@ -53,12 +53,12 @@ impl<T: Serialize + DeserializeOwned> Value<T> {
         /// Sets the value.
         fn set / set_async [Q](&self, value: &Q) -> ()
         where [T: Borrow<Q>, Q: Serialize + ?Sized]
-        { self.reference.request(Operation::CellSet).value(value) => |_answer| Ok(()) }
+        { self.reference.request(Operation::CellSet).last_value(value) => |_answer| Ok(()) }
 
         /// Sets the value, and returns the previous one.
         fn swap / swap_async [Q](&self, value: &Q) -> T
         where [T: Borrow<Q>, Q: Serialize + ?Sized]
-        { self.reference.request(Operation::CellSwap).value(value) => |answer| answer.value() }
+        { self.reference.request(Operation::CellSwap).last_value(value) => |answer| answer.value() }
 
         /// Sets the value if it is `expected`. Otherwise returns the value that is there, in an
         /// inner `Err`.
@@ -68,7 +68,7 @@ impl<T: Serialize + DeserializeOwned> Value<T> {
             new: &T,
         ) -> Result<(), T>
         {
-            self.reference.request(Operation::CellCompareExchange).value(expected).value(new)
+            self.reference.request(Operation::CellCompareExchange).value(expected).last_value(new)
                 => |answer| match answer.is_yes() {
                     true => Ok(Ok(())),
                     false => Ok(Err(answer.value()?)),

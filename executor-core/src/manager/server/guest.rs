@@ -14,6 +14,7 @@ use super::{
         protocol::ObjectId,
     },
     core::{ClientId, Core},
+    segments::Segments,
     unread::Unread,
 };
 use crate::os::{fork::NotInherited, socket};
@@ -38,6 +39,8 @@ pub(super) struct Guest {
     pub(super) leases_held: usize,
     /// Pipes that have come, and were not asked for yet.
     pub(super) leases: VecDeque<(ObjectId, OwnedFd)>,
+    /// The segments in which large values travel, if it has asked for them.
+    pub(super) segments: Option<Segments>,
 }
 
 /// The socket of a client.
@@ -84,6 +87,7 @@ impl Guest {
             polls_for_room: false,
             leases_held: 0,
             leases: VecDeque::new(),
+            segments: None,
         }
     }
 

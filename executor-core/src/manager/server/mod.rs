@@ -33,6 +33,7 @@ pub(super) mod gate;
 mod gate_tests;
 mod guest;
 mod pools;
+mod segments;
 mod serve;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests;

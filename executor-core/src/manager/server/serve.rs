@@ -24,13 +24,16 @@ use super::{
         function,
         link::{LinkError, LinkReceiver, LinkSender},
         managed::Stored,
-        protocol::{HEADER_BYTES, ObjectId, Operation, Reply, Request, Status},
+        protocol::{
+            HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, RequestBody, Status,
+        },
     },
     core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, ValueId, Work},
     crew::{Late, Outcome, Ran},
     gate::{Gate, GateSetup, ListenOrder, ORDER_BYTES_MAX},
     guest::{Guest, GuestSocket},
     pools::{self, Pools},
+    segments::{Impossible, KEPT_FOR, Kept},
 };
 use crate::{
     id::IdHasher,
@@ -65,9 +68,6 @@ const LAST_TURNS: usize = 256;
 /// Bytes of the buffer that is kept for the next request. That of a longer one is a [`spare`] one
 /// for all lanes.
 const KEPT_BYTES_MAX: usize = 64 << 10;
-/// How long spare buffers are kept while there is nothing to do. With a higher value, one large
-/// request costs memory for longer. With a lower value, large requests that are rare allocate.
-const SPARES_TIME: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What a descriptor of the loop is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -137,6 +137,8 @@ pub(super) struct Server {
     leases: HashMap<LeaseId, (ClientId, OwnedFd)>,
     /// Number of pipes that have come from all clients, and were not asked for yet.
     leases_waiting: usize,
+    /// Number of clients that have segments.
+    arenas: usize,
     /// The values of users' own types.
     values: HashMap<ValueId, Arc<Stored>, IdHasher>,
     pools: Pools,
@@ -159,6 +161,7 @@ pub(super) struct Server {
     requests: usize,
     actions: Actions,
     message: Vec<u8>,
+    kept: Kept,
     spin: Spin,
 }
 
@@ -205,6 +208,7 @@ impl Server {
             condemned: Vec::new(),
             leases: HashMap::new(),
             leases_waiting: 0,
+            arenas: 0,
             values: HashMap::default(),
             pools: Pools::new(Arc::clone(&late)),
             functions: VecDeque::new(),
@@ -219,6 +223,7 @@ impl Server {
             requests: 0,
             actions: Actions::default(),
             message: Vec::new(),
+            kept: Kept::new(),
             spin: Spin::after_first_wait(),
         })
     }
@@ -381,8 +386,21 @@ impl Server {
                 self.condemned.push((client, "it asks for something unknown".to_owned()));
                 break;
             };
+            let copied = InSegment::is_in(header)
+                .then(|| guest.copy_tail(body, self.setup.message_bytes_max));
+            let (fields, tail) = match copied.transpose() {
+                Ok(copied) => copied.map_or((body, None), |(fields, tail)| (fields, Some(tail))),
+                Err(Impossible) => {
+                    let why = "it names a segment that it cannot have filled";
+                    self.condemned.push((client, why.to_owned()));
+                    break;
+                }
+            };
+            let body = RequestBody { fields, tail: tail.as_ref() };
+            self.kept.note_request(body);
             match request.operation {
                 Operation::Lease => self.lease(client, request),
+                Operation::Segments => self.grant_segments(client, request),
                 Operation::CountObjects => self.count_objects(client, request),
                 _ => self.core.request(client, request, body, &mut self.actions),
             }
@@ -459,7 +477,7 @@ impl Server {
     /// Sends the replies that there are, and puts the functions in line. Returns what is ordered of
     /// pools.
     fn perform_once(&mut self) -> Vec<(JobId, ValueId, PoolOrder)> {
-        let Server { core, actions, guests, condemned, setup, functions, spin, .. } = self;
+        let Server { core, actions, guests, condemned, setup, functions, kept, spin, .. } = self;
         #[cfg(feature = "tls")]
         let unwritten = &mut self.unwritten;
         let mut touched = [None; 4];
@@ -472,8 +490,8 @@ impl Server {
             } else if guest.sender.waiting_bytes() as u64 > setup.unread_bytes_max {
                 Some("it does not take its replies".to_owned())
             } else {
-                let (header, front) = (reply.to_bytes(), body.front.into());
-                let sent = guest.sender.send_with_tail(&header, front, body.tail);
+                kept.note_reply(body);
+                let sent = guest.send(reply, body, setup.unread_bytes_max);
                 sent.err().map(|error| error.to_string())
             };
             if let Some(why) = why {
@@ -543,7 +561,7 @@ impl Server {
             }
             self.cut_off();
         }
-        self.core.request(client, request, &[], &mut self.actions);
+        self.core.request(client, request, [][..].into(), &mut self.actions);
     }
 
     /// Answers a client that has sent the pipe which is to keep an object alive.
@@ -603,13 +621,25 @@ impl Server {
         self.actions.reply(client, reply, &body);
     }
 
+    /// Answers a client that wants segments for large values. Without them, it sends the values
+    /// through its lane.
+    fn grant_segments(&mut self, client: ClientId, request: Request) {
+        // They take a descriptor, as a handle does that was sent to another process.
+        let has_room = self.has_room_for_lease(client);
+        let granted = has_room && self.guests.get_mut(&client).is_some_and(Guest::grant_segments);
+        self.arenas += usize::from(granted);
+        let status = if granted { Status::Done } else { Status::Refused };
+        let reply = Reply { call: request.call, status, number: 0, len: 0 };
+        self.actions.reply(client, reply, &[]);
+    }
+
     /// Whether a client may send one more handle to another process. It may have as many as are
     /// left for others: one client gets half of them, and two get a third each. So those that come
     /// later find some as well, whatever the others do.
     fn has_room_for_lease(&self, client: ClientId) -> bool {
         let own =
             self.guests.get(&client).map_or(0, |guest| guest.leases_held + guest.leases.len());
-        let used = self.leases.len() + self.leases_waiting;
+        let used = self.leases.len() + self.leases_waiting + self.arenas;
         own < self.setup.leases_max.saturating_sub(used)
     }
 
@@ -632,9 +662,10 @@ impl Server {
             data: epoll::EventData::new_u64(0),
         }; 64];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let spares = wait && spare::any();
+        let gives_back = wait && self.kept.is_any();
+        let later = Timespec::try_from(KEPT_FOR).unwrap_or(now);
         let timeout = match wait {
-            true => spares.then_some(&SPARES_TIME),
+            true => gives_back.then_some(&later),
             false => Some(&now),
         };
         if wait {
@@ -648,8 +679,9 @@ impl Server {
         if wait {
             kill_point!(ManagerAwake);
         }
-        if spares && count == 0 {
-            spare::clear();
+        match gives_back && count == 0 {
+            true => self.kept.give_back(self.guests.values()),
+            false => self.kept.look(self.guests.values()),
         }
         self.looks = true;
         let over = self.see(&events[..count]);
@@ -922,6 +954,8 @@ impl Server {
         while let Some((client, why)) = self.condemned.pop() {
             let Some(guest) = self.guests.remove(&client) else { continue };
             self.leases_waiting -= guest.leases.len();
+            self.arenas -= usize::from(guest.segments.is_some());
+            self.kept.note_large();
             // A client that is still alive might read on, and have what others get now.
             guest.sender.revoke();
             let unread = guest.unread.left(guest.sender.taken());

@@ -3,7 +3,10 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -13,11 +16,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{
     super::{
         client::{
-            Door, Reference, ServerId,
+            Door, GRANTED, Reference, ServerId,
             door::{REFUSED, WELCOME, knock},
         },
         protocol::{
-            CallId, Kind, ObjectId, Operation, Reply, Request, Status, put_number, put_value,
+            CallId, InSegment, Kind, ObjectId, Operation, Reply, Request, Status, put_number,
+            put_value, put_value_head,
         },
     },
     core::Limits,
@@ -26,7 +30,8 @@ use super::{
     serve::{Server, Setup, Turn},
 };
 use crate::{
-    os::{fork::NotInherited, random, socket},
+    os::{arena::Arena, file, fork::NotInherited, random, socket},
+    segment::{Results, Store},
     transport::ring::lane::{self, LaneReceiver, LaneSender, LaneSide},
 };
 
@@ -387,6 +392,158 @@ fn pipes_that_clients_send_and_do_not_ask_for_are_limited_together() {
     }
     // Those that wait are replaced by younger ones, so an honest client comes to its turn.
     assert!(other.send_handles() >= 5);
+    stage.is_well();
+}
+
+/// Lets a client ask for segments. Returns where they are.
+fn segments(client: &mut Sender) -> Option<(OwnedFd, Arc<Store>)> {
+    match client.call(Operation::Segments, ObjectId::NONE, &[]).status {
+        Status::Refused => return None,
+        status => assert_eq!(status, Status::Done),
+    }
+    let (message, mut descriptors) = socket::recv(&client.socket).unwrap();
+    assert_eq!(message, [GRANTED]);
+    let descriptor = descriptors.pop().unwrap();
+    let results = Results::open_foreign(descriptor.try_clone().unwrap()).unwrap();
+    let store = Store::beside(&results).unwrap();
+    Some((descriptor, store))
+}
+
+/// Sets a cell to a value that is said to be in a segment.
+fn set(client: &mut Sender, cell: ObjectId, len: u32, there: InSegment) {
+    let mut body = Vec::new();
+    put_value_head(&mut body, len as usize, &[]);
+    let (call, operation) = (CallId(99), Operation::CellSet);
+    let len = (body.len() + InSegment::BYTES) as u64;
+    let mut header = Request { call, operation, object: cell, len }.to_bytes();
+    there.put(&mut header, &mut body);
+    client.lane.send(&header, body).unwrap();
+    let _ = socket::send_now(&client.socket, b"!", &[]);
+}
+
+fn cell(client: &mut Sender) -> ObjectId {
+    let mut body = Vec::new();
+    put_number(&mut body, Kind::Cell as u64);
+    put_value(&mut body, b"first", &[]);
+    ObjectId(client.call(Operation::Create, ObjectId::NONE, &body).number)
+}
+
+#[test]
+fn a_segment_that_a_client_cannot_have_filled_is_the_end_of_the_client() {
+    let stage = Stage::new();
+    let filled = 200_000;
+    for (asks, number, len) in [
+        (false, 0, 1000),
+        (true, 64, 1000),
+        (true, u64::MAX, 1000),
+        // More than a message may have, and more than there is.
+        (true, 0, 2 << 20),
+        (true, 0, u64::MAX),
+        (true, 0, filled + 100_000),
+    ] {
+        let mut client = Sender::new(&stage);
+        let cell = cell(&mut client);
+        let lease = asks.then(|| {
+            let (_, store) = segments(&mut client).unwrap();
+            let mut lease = store.take(filled as usize).unwrap();
+            lease.write(0, &vec![7; filled as usize]);
+            lease
+        });
+        set(&mut client, cell, 1000, InSegment { number, len });
+        is_cut_off(&client.socket);
+        drop(lease);
+        stage.is_well();
+    }
+}
+
+#[test]
+fn a_tail_of_another_length_than_the_value_is_refused() {
+    let stage = Stage::new();
+    let mut client = Sender::new(&stage);
+    let cell = cell(&mut client);
+    let (_, store) = segments(&mut client).unwrap();
+    for (said, len, status) in [(1000, 999, Status::Malformed), (1000, 1000, Status::Done)] {
+        let mut lease = store.take(1000).unwrap();
+        lease.write(0, &[7; 1000]);
+        let number = u64::from(lease.number());
+        lease.leave();
+        set(&mut client, cell, said, InSegment { number, len });
+        let (mut message, end) = (Vec::new(), Instant::now() + PATIENCE);
+        while !client.receiver.receive(&mut message).unwrap() {
+            assert!(Instant::now() < end);
+            thread::yield_now();
+        }
+        assert_eq!(Reply::from_bytes(message.first_chunk().unwrap()).unwrap().status, status);
+    }
+    // Both were given back.
+    assert_eq!(store.take(1000).unwrap().number(), 0);
+    stage.is_well();
+}
+
+/// Whoever has the descriptor can write to it and punch holes, at any time. It cannot become
+/// shorter.
+#[test]
+fn a_client_that_changes_its_segments_while_they_are_copied_harms_only_its_values() {
+    let stage = Stage::new();
+    let mut client = Sender::new(&stage);
+    let cell = cell(&mut client);
+    let (descriptor, store) = segments(&mut client).unwrap();
+    assert!(file::set_len(&descriptor, 4096).is_err(), "it is sealed");
+    assert!(file::set_len(&descriptor, 1 << 50).is_err());
+    let len = 500_000;
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let arena = Arena::open(descriptor.try_clone().unwrap()).unwrap();
+            let mut fill = 0_u8;
+            while !over.load(Ordering::Relaxed) {
+                fill = fill.wrapping_add(1);
+                let _ = arena.punch(0);
+                // The ledger is at the beginning of the file.
+                let _ = file::write_at(&descriptor, &[fill; 4096], 0);
+                let _ = file::write_at(&descriptor, &vec![fill; len], 4 << 30);
+            }
+        });
+        for _ in 0..200 {
+            set(&mut client, cell, len as u32, InSegment { number: 0, len: len as u64 });
+            let (mut message, end) = (Vec::new(), Instant::now() + PATIENCE);
+            while !client.receiver.receive(&mut message).unwrap() {
+                if socket::is_hung_up(client.socket.as_fd()) {
+                    // There was nothing in the segment at that moment.
+                    client = Sender::new(&stage);
+                    break;
+                }
+                assert!(Instant::now() < end);
+                thread::yield_now();
+            }
+            if client.calls == 0 {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    drop(store);
+    stage.is_well();
+}
+
+/// The server has room for 20 descriptors that clients make it keep.
+#[test]
+fn segments_count_as_a_handle_that_was_sent_and_a_client_gets_them_once() {
+    let stage = Stage::new();
+    let mut client = Sender::new(&stage);
+    assert!(segments(&mut client).is_some());
+    assert!(segments(&mut client).is_none());
+    // One less than without segments.
+    assert_eq!(client.send_handles(), 10);
+    let mut other = Sender::new(&stage);
+    assert_eq!(other.send_handles(), 5);
+    assert!(segments(&mut other).is_none(), "it has what is left for one client");
+    // With its socket, and the ends of its pipes.
+    drop(client);
+    let end = Instant::now() + PATIENCE;
+    while segments(&mut other).is_none() {
+        assert!(Instant::now() < end, "the server has not noticed that the client is gone");
+    }
     stage.is_well();
 }
 

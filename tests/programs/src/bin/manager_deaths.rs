@@ -399,9 +399,10 @@ fn polled<T>(future: impl Future<Output = T>) -> Option<T> {
 
 fn text(round: u64, actor: u32, number: u32) -> String {
     let mut random = Random(round ^ u64::from(actor * 1000 + number));
-    let len = match random.below(12) {
-        0..10 => random.below(100),
-        10 => 20_000 + random.below(20_000),
+    // The first large one of a process goes through its lane, the next ones in segments.
+    let len = match random.below(9) {
+        0..6 => random.below(100),
+        6 => 20_000 + random.below(20_000),
         _ => 600_000,
     };
     char::from(b'a' + (number % 26) as u8).to_string().repeat(len as usize)

@@ -66,7 +66,7 @@ mod waiting;
 
 use std::collections::HashMap;
 
-pub(crate) use actions::{Actions, Job, JobId, PoolOrder, Work};
+pub(crate) use actions::{Actions, Job, JobId, PoolOrder, ReplyBody, Work};
 pub(crate) use clients::{ClientId, LimitReached};
 pub(crate) use own::ValueId;
 
@@ -80,7 +80,7 @@ use self::{
     waiting::Leave,
 };
 use super::super::protocol::{
-    CallId, Fields, Kind, Malformed, ObjectId, Operation, Request, Status,
+    CallId, Fields, Kind, Malformed, ObjectId, Operation, Request, RequestBody, Status,
 };
 use crate::id::IdHasher;
 
@@ -153,22 +153,26 @@ impl Core {
         &mut self,
         client: ClientId,
         request: Request,
-        body: &[u8],
+        body: RequestBody<'_>,
         out: &mut Actions,
     ) {
         if self.clients.get(client).is_none() {
             return;
         }
         let Request { call, operation, object, .. } = request;
-        let (caller, mut fields) = (Caller { client, call }, Fields::new(body));
+        let (caller, mut fields) = (Caller { client, call }, body.fields());
         match operation {
-            Operation::Release | Operation::GiveUp | Operation::Lease | Operation::QueuePutBack
+            Operation::Release
+            | Operation::GiveUp
+            | Operation::Lease
+            | Operation::Segments
+            | Operation::QueuePutBack
                 if call != CallId::NONE =>
             {
                 out.answer(caller, Err(Refusal::malformed("this request has no reply")));
             }
-            // The server's loop calls `lease` when it has the pipe.
-            Operation::Lease => {}
+            // The server's loop calls `lease` when it has the pipe, and has the segments.
+            Operation::Lease | Operation::Segments => {}
             Operation::GiveUp => {
                 // A client that sends garbage gives up nothing.
                 if let Ok(Ok(call)) = fields.number().map(u32::try_from) {
@@ -261,7 +265,7 @@ impl Core {
         caller: Caller,
         operation: Operation,
         object: ObjectId,
-        body: &[u8],
+        body: RequestBody<'_>,
         out: &mut Actions,
     ) {
         match self.perform(caller, operation, object, body, out) {
@@ -277,14 +281,14 @@ impl Core {
         caller: Caller,
         operation: Operation,
         object: ObjectId,
-        body: &[u8],
+        body: RequestBody<'_>,
         out: &mut Actions,
     ) -> Result<Progress, Refusal> {
         if !self.clients.has_reference(caller.client, object) {
             return Err(Status::NoObject.into());
         }
         let entry = self.objects.get_mut(object).ok_or(Status::NoObject)?;
-        let fields = Fields::new(body);
+        let fields = body.fields();
         let mut turn =
             Turn { caller, object, clients: &mut self.clients, changes: &mut self.changes, out };
         if self.updates.is_busy(object) {

@@ -558,7 +558,7 @@ impl World {
 
     fn tell(&mut self, client: ClientId, operation: Operation, object: ObjectId, body: &[u8]) {
         let request = Request { call: CallId::NONE, operation, object, len: body.len() as u64 };
-        self.core.request(client, request, body, &mut self.out);
+        self.core.request(client, request, body.into(), &mut self.out);
         self.collect(object);
     }
 
@@ -580,7 +580,7 @@ impl World {
             self.owners.insert((client, call), owner);
         }
         let request = Request { call, operation, object, len: body.len() as u64 };
-        self.core.request(client, request, body, &mut self.out);
+        self.core.request(client, request, body.into(), &mut self.out);
         self.collect(object);
     }
 

@@ -1,11 +1,11 @@
 //! What the tests of this folder share: a core with clients, whose replies are kept by call.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits};
 use crate::manager::protocol::{
-    self, CallId, Fields, Kind, ObjectId, Operation, Request, Status, put_bytes, put_number,
-    put_value,
+    self, CallId, Fields, Kind, ObjectId, Operation, Request, RequestBody, Status, put_bytes,
+    put_number, put_value,
 };
 
 /// Limits that no test reaches by accident.
@@ -142,7 +142,7 @@ impl Desk {
         body: &Body,
     ) {
         let request = Request { call, operation, object, len: body.0.len() as u64 };
-        self.core.request(client, request, &body.0, &mut self.out);
+        self.core.request(client, request, body.0[..].into(), &mut self.out);
         self.collect();
     }
 
@@ -158,6 +158,25 @@ impl Desk {
         self.last_call += 1;
         let call = CallId(self.last_call);
         self.request(client, call, operation, object, &body);
+        (client, call)
+    }
+
+    /// Sends a request whose last bytes came apart from its fields.
+    #[track_caller]
+    pub(super) fn send_with_tail(
+        &mut self,
+        client: ClientId,
+        operation: Operation,
+        object: ObjectId,
+        fields: Body,
+        tail: &Arc<[u8]>,
+    ) -> Call {
+        self.last_call += 1;
+        let call = CallId(self.last_call);
+        let request = Request { call, operation, object, len: fields.0.len() as u64 };
+        let body = RequestBody { fields: &fields.0, tail: Some(tail) };
+        self.core.request(client, request, body, &mut self.out);
+        self.collect();
         (client, call)
     }
 

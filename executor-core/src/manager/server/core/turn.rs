@@ -86,9 +86,10 @@ impl Turn<'_> {
         Ok(values)
     }
 
-    /// Copies a value, to keep it in an object. Each object that it names gets one more reference.
+    /// Copies a value, to keep it in an object, unless its bytes have come in memory of their own.
+    /// Each object that it names gets one more reference.
     pub(super) fn keep(&mut self, value: ValueField<'_>) -> Stored {
-        Stored { bytes: value.bytes.into(), names: self.keep_names(value) }
+        Stored { bytes: value.to_shared(), names: self.keep_names(value) }
     }
 
     /// Returns the names of a value that is kept in an object.

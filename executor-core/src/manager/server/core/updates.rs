@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     id::IdHasher,
-    manager::protocol::{self, CallId, Fields, ObjectId, Operation, Status},
+    manager::protocol::{self, CallId, Fields, ObjectId, Operation, RequestBody, Status},
 };
 
 /// Which value of an object is updated.
@@ -53,7 +53,8 @@ struct Running {
 #[derive(Debug)]
 struct Queued {
     operation: Operation,
-    body: Box<[u8]>,
+    fields: Box<[u8]>,
+    tail: Option<Arc<[u8]>>,
 }
 
 /// The functions that run, and the requests that wait for their end.
@@ -89,12 +90,16 @@ impl Updates {
     pub(super) fn queue(
         &mut self,
         operation: Operation,
-        body: &[u8],
+        body: RequestBody<'_>,
         turn: &mut Turn<'_>,
     ) -> Result<(), Refusal> {
         let ticket = turn.wait(body.len())?;
         let line = self.busy.entry(turn.object).or_default();
-        line.push(ticket, turn.caller, Queued { operation, body: body.into() });
+        line.push(
+            ticket,
+            turn.caller,
+            Queued { operation, fields: body.fields.into(), tail: body.tail.cloned() },
+        );
         Ok(())
     }
 
@@ -214,7 +219,9 @@ impl Core {
     fn resume(&mut self, object: ObjectId, mut line: Line<Queued>, out: &mut Actions) {
         while let Some((caller, queued)) = line.pop() {
             self.clients.end_wait(caller);
-            self.on_object(caller, queued.operation, object, &queued.body, out);
+            let Queued { operation, fields, tail } = &queued;
+            let body = RequestBody { fields, tail: tail.as_ref() };
+            self.on_object(caller, *operation, object, body, out);
             if let Some(behind) = self.updates.busy.get_mut(&object) {
                 // The next function runs. Nobody else can have come in between.
                 debug_assert!(behind.is_empty());
@@ -282,6 +289,25 @@ mod tests {
         desk.ran(job.id, Ok(b"3"));
         let get = desk.ask(a, Operation::MapGet, map, Body::new().bytes("k"));
         assert_eq!(get.texts(), ["2"]);
+    }
+
+    #[test]
+    fn a_value_that_came_apart_waits_with_its_request_and_is_kept_as_it_is() {
+        let (mut desk, a, _) = Desk::with_two();
+        let cell = desk.create(a, Kind::Cell, Body::new().value("1"));
+        let update = desk.waits(a, Operation::CellUpdate, cell, number(7).bytes(""));
+        let tail: Arc<[u8]> = b"large".as_slice().into();
+        for _ in 0..2 {
+            let mut fields = Body::new();
+            protocol::put_value_head(&mut fields.0, tail.len(), &[]);
+            desk.send_with_tail(a, Operation::CellSet, cell, fields, &tail);
+        }
+        assert_eq!(Arc::strong_count(&tail), 3, "both wait");
+        let job = desk.jobs.pop().unwrap();
+        desk.ran(job.id, Ok(b"2"));
+        assert_eq!(desk.outcome(update), Ok(0));
+        assert_eq!(desk.ask(a, Operation::CellGet, cell, Body::new()).texts(), ["large"]);
+        assert_eq!(Arc::strong_count(&tail), 2, "it is not copied");
     }
 
     #[test]
