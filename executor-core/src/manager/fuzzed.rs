@@ -8,7 +8,7 @@ use super::{
         stream::{Stream, read_welcome},
     },
     protocol::{CallId, Fields, HEADER_BYTES, ObjectId, Operation, Reply, Request, names_in_reply},
-    server::core::{Actions, Core, Limits, PoolOrder, Work},
+    server::core::{Actions, Core, Limits, PoolOrder, Returned, Work},
 };
 use crate::{fuzz::Input, ipc::AuthKey};
 
@@ -62,7 +62,10 @@ pub(crate) fn requests(data: &[u8]) {
                     }
                     Work::Construct { .. } | Work::Drop { .. } | Work::Pool { .. } => &[],
                 };
-                core.ran(job.id, Ok(result), &mut actions);
+                // It returns all handles that it got, and drops them.
+                let names = job.work.names();
+                core.ran(job.id, Ok(Returned { bytes: result, names }), &mut actions);
+                names.iter().for_each(|name| core.let_go(*name, &mut actions));
             }
         }
         assert!(answered <= call as usize, "more answers than calls");

@@ -254,6 +254,52 @@ impl Manager {
         Connector::new(address.clone(), key.clone())
     }
 
+    /// Returns the manager in whose server this code runs: in a method of a
+    /// [managed](macro@crate::managed) type, or in a function of an update. Elsewhere it is `None`.
+    ///
+    /// With it, a method makes objects of its own server, and can return them, which
+    /// `method_to_typeid` does in Python. Threads that a method has started can use it, too. It does
+    /// not keep the server running. Its [`shutdown`](Self::shutdown) does nothing.
+    ///
+    /// ```
+    /// use executor::{manager::{List, Manager, ManagerError}, prelude::*};
+    ///
+    /// struct Shelf { lists: Vec<List<u32>> }
+    ///
+    /// #[managed]
+    /// impl Shelf {
+    ///     pub fn new() -> Self { Shelf { lists: Vec::new() } }
+    ///
+    ///     pub fn new_list(&mut self) -> Result<List<u32>, ManagerError> {
+    ///         let list = Manager::current().expect("this is the server").list([])?;
+    ///         self.lists.push(list.clone());
+    ///         Ok(list)
+    ///     }
+    ///
+    ///     pub fn lists(&self) -> Vec<List<u32>> { self.lists.clone() }
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let manager = Manager::start()?;
+    ///     let shelf = ShelfProxy::new(&manager)?;
+    ///     shelf.new_list()?.push(&7)?;
+    ///     assert_eq!(shelf.lists()?[0].snapshot()?, [7]);
+    ///     assert!(Manager::current().is_none());
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn current() -> Option<Self> {
+        let server = Reference::to_server_later(server::serving::own()?);
+        Some(Manager {
+            started: None,
+            route: None,
+            server: Arc::new(server),
+            later: Mutex::default(),
+            creator: Creator::here(),
+        })
+    }
+
     /// Returns the id of the server's process, on its machine.
     pub fn pid(&self) -> u32 {
         match &self.started {

@@ -35,7 +35,7 @@ pub(crate) struct ServerId(pub(crate) u128);
 ///
 /// It says nothing about the client's program: the functions of updates are named together with
 /// their types (`function.rs`), so another program can use what it has in common with this one.
-const MARK: [u8; KNOCK_BYTES] = *b"xqmgr\0\0\x03";
+const MARK: [u8; KNOCK_BYTES] = *b"xqmgr\0\0\x04";
 /// Length of a message through the door.
 pub(crate) const KNOCK_BYTES: usize = 8;
 /// Length of the server's answer: a byte that says whether the client may come in, and the maximum
@@ -74,6 +74,11 @@ impl Door {
     /// Returns the door of a server of this machine.
     pub(crate) fn near(id: ServerId, socket: Attachment) -> Self {
         Door { id, socket: Some(socket), route: None, pid: 0 }
+    }
+
+    /// Returns the door of the server that this process is.
+    pub(crate) fn own(id: ServerId, socket: Attachment) -> Self {
+        Door { pid: std::process::id(), ..Door::near(id, socket) }
     }
 
     /// Returns the door of a server that was reached by its address.

@@ -32,4 +32,4 @@ pub use backoff::Backoff;
 pub(super) use door::{Door, ServerId};
 pub(super) use reference::{Answer, PendingAnswer, Reference, Request, Session, Values};
 pub(super) use route::{Route, RouteOptions};
-pub(super) use value::taking_in_server;
+pub(super) use value::{Lender, Named, naming, naming_result, serving, take_result};

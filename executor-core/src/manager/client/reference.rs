@@ -20,9 +20,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::Deserializ
 use super::{
     super::{
         error::ManagerError,
+        function::EncodedCall,
         protocol::{
             Fields, HEADER_BYTES, ObjectId, Operation, Reply, Status, names_in_reply, put_bytes,
-            put_number,
+            put_number, put_value,
         },
     },
     calls::{Message, Undo},
@@ -30,7 +31,7 @@ use super::{
     door::{Door, ServerId},
     route::Route,
     table,
-    value::{self, Taken},
+    value::{self, Lent, Taken},
 };
 use crate::{
     os::{process::above_stdio, socket, spare, std_or_model::lock},
@@ -59,6 +60,8 @@ pub(crate) struct Reference {
     /// The end of a pipe. While it is open anywhere, the object lives. It was received with this
     /// reference, or is made when the reference is sent for the first time.
     lease: OnceLock<Attachment>,
+    /// In the server itself: the reference that its functions were lent for this handle.
+    lent: Option<Arc<Lent>>,
 }
 
 /// A reference that the server counts for a connection.
@@ -207,6 +210,7 @@ impl Reference {
             renewed: Mutex::default(),
             forked: Mutex::default(),
             lease: OnceLock::new(),
+            lent: None,
         };
         if let Some(connection) = hold {
             reference.keep(Arc::new(Hold { connection, object }));
@@ -228,6 +232,12 @@ impl Reference {
 
     pub(crate) fn object(&self) -> ObjectId {
         self.object
+    }
+
+    /// Returns a reference to the server itself, as [`to_server`](Self::to_server) does. It
+    /// connects with the first call.
+    pub(crate) fn to_server_later(door: Arc<Door>) -> Self {
+        Reference::new(door, ObjectId::NONE, None)
     }
 
     /// Returns a reference to the server of a connection. It is for calls that concern no object.
@@ -386,22 +396,21 @@ impl Serialize for Reference {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Reference { door, object, .. } = self;
         let server = door.id.0.to_le_bytes();
-        if value::decoding_in(door.id) {
-            // To send it, the server would have to call itself, while it runs the function.
-            return Err(ser::Error::custom(
-                "a function of an update cannot send or return objects of its own manager",
-            ));
-        }
-        if let Some(other) = value::encoding_for() {
+        if let Some((other, is_result)) = value::encoding_for() {
             if other.id != door.id {
                 return Err(ser::Error::custom(
                     "an object of one manager cannot be stored in another manager",
                 ));
             }
+            if is_result && let Some(lent) = &self.lent {
+                value::name_lent(Arc::clone(lent));
+                return (server, object.0, None::<(u8, u8)>).serialize(serializer);
+            }
             // The server counts it for this process and its connection, so both must have it until
-            // the value is sent.
+            // the value is sent. If this process is the server, any connection will do.
             let deadline = Instant::now().checked_add(SEND_TIMEOUT);
-            let hold = self.hold(deadline).and_then(|hold| match other.is_reached_as(door) {
+            let hold = self.hold(deadline);
+            let hold = hold.and_then(|hold| match is_result || other.is_reached_as(door) {
                 true => Ok(hold),
                 false => claim(&other, *object, deadline),
             });
@@ -451,7 +460,9 @@ impl<'de> Deserialize<'de> for Reference {
                 Some(Taken::Client(connection)) => {
                     Ok(Reference::new(Arc::clone(connection.door()), object, Some(connection)))
                 }
-                Some(Taken::Server(door)) => Ok(Reference::new(door, object, None)),
+                Some(Taken::Server(door, lent)) => {
+                    Ok(Reference { lent: Some(lent), ..Reference::new(door, object, None) })
+                }
                 None => Err(de::Error::custom("the object did not come with its handle")),
             };
         };
@@ -534,6 +545,23 @@ impl<'a> Request<'a> {
         {
             self.failed = Some(error);
         }
+        self
+    }
+
+    /// Returns the door of the server that the request goes to.
+    pub(crate) fn door(&self) -> &Arc<Door> {
+        &self.reference.door
+    }
+
+    /// Adds a function, and its arguments with what they name.
+    pub(crate) fn call_of(self, call: EncodedCall) -> Self {
+        self.number(call.function).arguments_of(call)
+    }
+
+    /// Adds the arguments of a function, with what they name.
+    pub(crate) fn arguments_of(mut self, call: EncodedCall) -> Self {
+        put_value(&mut self.body, &call.arguments, &call.named.ids);
+        self.named.extend(call.named.into_holds());
         self
     }
 

@@ -34,6 +34,7 @@ mod gate_tests;
 mod guest;
 mod pools;
 mod serve;
+pub(super) mod serving;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests;
 mod unread;
