@@ -211,7 +211,7 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
             Kind::Barrier => put_number(&mut create, 2),
             Kind::Own => {
                 put_number(&mut create, 7);
-                put_bytes(&mut create, b"arguments");
+                put_value(&mut create, b"arguments", &[]);
             }
             Kind::Pool => put_number(&mut create, 2),
             Kind::Map | Kind::Set | Kind::Event => {}

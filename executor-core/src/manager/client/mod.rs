@@ -21,12 +21,16 @@ mod backoff;
 mod calls;
 pub(super) mod connection;
 pub(super) mod door;
+#[cfg(feature = "tls")]
+mod keeper;
 mod reference;
 mod route;
 mod table;
 #[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
 mod tests;
 mod value;
+#[cfg(feature = "tls")]
+mod way;
 
 pub use backoff::Backoff;
 pub(super) use door::{Door, ServerId};

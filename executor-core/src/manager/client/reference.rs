@@ -33,6 +33,8 @@ use super::{
     table,
     value::{self, Lent, Taken},
 };
+#[cfg(feature = "tls")]
+use super::{keeper, way};
 use crate::{
     os::{process::above_stdio, socket, spare, std_or_model::lock},
     wire::{
@@ -60,6 +62,9 @@ pub(crate) struct Reference {
     /// The end of a pipe. While it is open anywhere, the object lives. It was received with this
     /// reference, or is made when the reference is sent for the first time.
     lease: OnceLock<Attachment>,
+    /// The same for an object of a server that is reached over TCP, if this process has sent it.
+    #[cfg(feature = "tls")]
+    kept: OnceLock<keeper::Kept>,
     /// In the server itself: the reference that its functions were lent for this handle.
     lent: Option<Arc<Lent>>,
 }
@@ -210,6 +215,8 @@ impl Reference {
             renewed: Mutex::default(),
             forked: Mutex::default(),
             lease: OnceLock::new(),
+            #[cfg(feature = "tls")]
+            kept: OnceLock::new(),
             lent: None,
         };
         if let Some(connection) = hold {
@@ -228,6 +235,8 @@ impl Reference {
     /// Forgets this process's connection to the server, which was shut down.
     pub(crate) fn forget_server(&self) {
         table::forget(self.door.id);
+        #[cfg(feature = "tls")]
+        way::forget(self.door.id);
     }
 
     pub(crate) fn object(&self) -> ObjectId {
@@ -380,6 +389,41 @@ impl Reference {
     }
 }
 
+#[cfg(feature = "tls")]
+impl Reference {
+    /// Returns the end of a pipe that keeps an object of a far server alive while it is open
+    /// anywhere, as long as the process lives that has made the pipe.
+    fn far_lease(&self) -> Result<Attachment, ManagerError> {
+        if let (Some(received), None) = (self.lease.get(), self.held()) {
+            // This process has not used it so far, so who has sent it keeps it on.
+            return Ok(Arc::clone(received));
+        }
+        let hold = self.hold(Instant::now().checked_add(SEND_TIMEOUT))?;
+        if let Some(kept) = self.kept.get() {
+            keeper::renew(kept, hold);
+            return Ok(Arc::clone(&kept.end));
+        }
+        // Of two threads that come here, one is too many. Its pipe is closed at once.
+        let made = keeper::keep(hold)?;
+        Ok(Arc::clone(&self.kept.get_or_init(|| made).end))
+    }
+
+    /// Encodes a handle of an object of a far server for a process of this program.
+    fn serialize_far<S: Serializer>(
+        &self,
+        serializer: S,
+        attach: impl Fn(&Attachment) -> Result<u8, S::Error>,
+    ) -> Result<S::Ok, S::Error> {
+        let failed = |error: ManagerError| ser::Error::custom(unsent(&error));
+        let way = self.door.route().and_then(|route| route.way());
+        let way = way.ok_or_else(|| ser::Error::custom("a managed object of nowhere"))?;
+        let way = attach(&way.map_err(failed)?)?;
+        let lease = attach(&self.far_lease().map_err(failed)?)?;
+        kill_point!(ClientHandleAttached);
+        (self.door.id.0.to_le_bytes(), self.object.0, Some((way, lease))).serialize(serializer)
+    }
+}
+
 /// Returns why a handle cannot be encoded, with all causes, which are lost otherwise.
 fn unsent(error: &ManagerError) -> String {
     match error {
@@ -433,14 +477,15 @@ impl Serialize for Reference {
                 ))
             })
         };
+        #[cfg(feature = "tls")]
+        if door.socket().is_none() {
+            return self.serialize_far(serializer, attach);
+        }
         // All handles of a message share one descriptor for their server, and each has one more.
         let known = table::door(door.id);
         let known = known.as_ref().and_then(|door| door.socket());
         let Some(own) = door.socket() else {
-            return Err(ser::Error::custom(
-                "a handle of a manager that was reached over TCP cannot be sent to another process: \
-                 that process can connect to the manager, and get the object with `published`",
-            ));
+            return Err(ser::Error::custom("a managed object of nowhere"));
         };
         let socket = attach(known.unwrap_or(own))?;
         let lease = self.lease().map_err(|error| ser::Error::custom(unsent(&error)))?;
@@ -468,10 +513,17 @@ impl<'de> Deserialize<'de> for Reference {
         };
         let socket = attachment::detach(socket).map_err(de::Error::custom)?;
         let lease = attachment::detach(lease).map_err(de::Error::custom)?;
-        if !socket::is_one(socket.as_fd()) {
-            return Err(de::Error::custom("what came is no socket of a manager"));
-        }
-        let reference = Reference::new(Arc::new(Door::near(server, socket)), object, None);
+        let door = match socket::is_one(socket.as_fd()) {
+            true => Door::near(server, socket),
+            #[cfg(feature = "tls")]
+            false => {
+                let route = way::received(&socket).map_err(de::Error::custom)?;
+                Door::at((server, 0), None, route)
+            }
+            #[cfg(not(feature = "tls"))]
+            false => return Err(de::Error::custom("what came is no socket of a manager")),
+        };
+        let reference = Reference::new(Arc::new(door), object, None);
         // The lease keeps the object alive until the first call, which claims it, and afterwards.
         let _ = reference.lease.set(lease);
         kill_point!(ClientHandleReceived);

@@ -127,7 +127,8 @@ pub(super) fn encoding_for() -> Option<(Arc<Door>, bool)> {
     local::with(&NAMING, |place| {
         let place = place.borrow();
         let naming = (**place).as_ref()?;
-        (naming.depth == attachment::depth()).then(|| (Arc::clone(&naming.server), naming.is_result))
+        (naming.depth == attachment::depth())
+            .then(|| (Arc::clone(&naming.server), naming.is_result))
     })
 }
 

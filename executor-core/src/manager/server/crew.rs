@@ -55,11 +55,7 @@ pub(super) enum Ran {
 }
 
 /// Runs a function of a user.
-fn run_function(
-    assignment: Assignment,
-    door: &Arc<Door>,
-    lender: &Arc<dyn Lender>,
-) -> Outcome {
+fn run_function(assignment: Assignment, door: &Arc<Door>, lender: &Arc<dyn Lender>) -> Outcome {
     let Assignment { job: Job { work, .. }, value } = assignment;
     let site = |lent| Site { door, lender, lent };
     match work {

@@ -78,9 +78,9 @@ impl Work {
     /// own type may keep a handle.
     pub(crate) fn names(&self) -> &[ObjectId] {
         match self {
-            Work::Update { names, .. } | Work::Construct { names, .. } | Work::Call { names, .. } => {
-                names
-            }
+            Work::Update { names, .. }
+            | Work::Construct { names, .. }
+            | Work::Call { names, .. } => names,
             Work::Drop { .. } | Work::Pool { .. } => &[],
         }
     }

@@ -570,6 +570,60 @@ mod tests {
     }
 
     #[test]
+    fn what_the_arguments_of_a_call_name_lives_until_the_function_lets_it_go() {
+        let (mut desk, a, b) = Desk::with_two();
+        let (own, _) = object(&mut desk, a);
+        let event = desk.create(a, Kind::Event, Body::new());
+        let call = |names: &[ObjectId]| number(EXCLUSIVE).naming("call", names);
+        // A client can name only what it has.
+        desk.share(b, own);
+        assert_eq!(desk.refused(b, O::OwnCall, own, call(&[event])), Status::NoObject);
+        let first = desk.waits(a, O::OwnCall, own, call(&[event, event]));
+        let queued = desk.waits(a, O::OwnCall, own, call(&[event]));
+        let job = desk.jobs.pop().unwrap();
+        assert_eq!(job.work.names(), [event, event]);
+        desk.release(a, event, 1);
+        desk.give_up(queued);
+        desk.outcome(queued).unwrap_err();
+        // It keeps one of the handles, drops the other one, and returns the object to its caller.
+        desk.let_go(event);
+        desk.ran_naming(job.id, b"result", &[event]);
+        assert_eq!(desk.answer(first).unwrap().texts(), ["result"]);
+        desk.ask(a, O::EventSet, event, Body::new()).done();
+        desk.release(a, event, 1);
+        assert!(desk.exists(event));
+        desk.let_go(event);
+        assert!(!desk.exists(event));
+        // More than was lent is not given back.
+        desk.let_go(event);
+        // What does not exist cannot be returned.
+        let last = desk.waits(a, O::OwnCall, own, call(&[]));
+        let job = desk.jobs.pop().unwrap();
+        desk.ran_naming(job.id, b"result", &[event]);
+        assert_eq!(desk.outcome(last), Err(Status::NoObject));
+    }
+
+    #[test]
+    fn what_calls_in_line_name_goes_with_their_client_and_with_their_object() {
+        let (mut desk, a, b) = Desk::with_two();
+        let (own, _) = object(&mut desk, a);
+        desk.share(b, own);
+        desk.waits(a, O::OwnCall, own, exclusive());
+        let job = desk.jobs.pop().unwrap().id;
+        let events = [a, b].map(|client| desk.create(client, Kind::Event, Body::new()));
+        desk.waits(b, O::OwnCall, own, number(7).naming("shared", &[events[1]]));
+        desk.disconnect(b);
+        assert!(!desk.exists(events[1]));
+        let left = desk.waits(a, O::OwnCall, own, number(7).naming("shared", &[events[0]]));
+        desk.release(a, events[0], 1);
+        assert!(desk.exists(events[0]));
+        desk.release(a, own, 1);
+        assert_eq!(desk.outcome(left), Err(Status::NoObject));
+        assert!(!desk.exists(events[0]));
+        desk.ran(job, Ok(b""));
+    }
+
+    #[test]
     fn one_object_does_not_take_all_functions() {
         let (mut desk, a, _) = Desk::with_two();
         let (own, _) = object(&mut desk, a);

@@ -18,7 +18,8 @@ use std::{
 };
 
 use super::{
-    Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, Returned, State, ValueId, Work,
+    Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, Returned, State, ValueId,
+    Work,
     own::SHARED_MAX,
     testing::{Body, Dice, EXCLUSIVE, LARGE, number_in},
 };

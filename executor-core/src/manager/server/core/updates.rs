@@ -278,7 +278,9 @@ mod tests {
         desk.send(a, Operation::MapInsert, map, Body::new().bytes("k").value("1"));
         let first = desk.waits(a, Operation::MapUpdate, map, update("k", 0));
         let job = desk.jobs.pop().unwrap();
-        let Work::Update { function, optional, current, arguments, .. } = &job.work else { panic!() };
+        let Work::Update { function, optional, current, arguments, .. } = &job.work else {
+            panic!()
+        };
         assert_eq!((*function, *optional), (7, false));
         assert_eq!((current.as_deref(), &arguments[..]), (Some(&b"1"[..]), &b"arguments"[..]));
 
@@ -336,6 +338,36 @@ mod tests {
         assert_eq!((desk.answer(first), desk.answer(queued)), (None, None));
         assert_eq!(desk.answer(get).unwrap().texts(), ["2"]);
         assert_eq!(desk.jobs, []);
+    }
+
+    #[test]
+    fn an_update_is_lent_what_its_value_and_its_arguments_name() {
+        let (mut desk, a, _) = Desk::with_two();
+        let [old, new] = [0; 2].map(|_| desk.create(a, Kind::Event, Body::new()));
+        let cell = desk.create(a, Kind::Cell, Body::new().naming("1", &[old]));
+        let update = || number(7).naming("arguments", &[new]);
+        let call = desk.waits(a, Operation::CellUpdate, cell, update());
+        let job = desk.jobs.pop().unwrap();
+        assert_eq!(job.work.names(), [old, new]);
+        desk.ran_naming(job.id, b"2", &[new]);
+        assert_eq!(desk.answer(call).unwrap().texts(), ["2"]);
+        desk.release(a, old, 1);
+        desk.release(a, new, 2);
+        assert!(desk.exists(old), "the function still has a handle");
+        desk.let_go(old);
+        desk.let_go(new);
+        assert!(!desk.exists(old) && desk.exists(new));
+        // The object may be gone before its function has ended.
+        desk.share(a, new);
+        let call = desk.waits(a, Operation::CellUpdate, cell, update());
+        let job = desk.jobs.pop().unwrap();
+        desk.release(a, cell, 1);
+        desk.release(a, new, 1);
+        assert!(desk.exists(new));
+        desk.ran_naming(job.id, b"3", &[new]);
+        assert_eq!(desk.outcome(call), Err(Status::NoObject));
+        job.work.names().iter().for_each(|name| desk.let_go(*name));
+        assert!(!desk.exists(new));
     }
 
     #[test]
