@@ -533,6 +533,49 @@ pub use executor_macros::task;
 /// `&str` and slices can be arguments. A method that returns `impl Iterator<Item = T>` is run to
 /// its end in the server, and all items come in one answer.
 ///
+/// Arguments and results can contain handles of objects of the same manager, also in an `Option`
+/// or a `Vec`. The method may use them, keep them in its value, and return them. An object lives as
+/// long as a value keeps a handle of it. [`Manager::current`](crate::manager::Manager::current)
+/// makes new objects, and proxies of other managed types, from within a method:
+///
+/// ```
+/// use executor::{manager::{Dict, List, Manager, ManagerError}, prelude::*};
+///
+/// struct Library { shelves: Dict<String, List<String>> }
+///
+/// #[managed]
+/// impl Library {
+///     pub fn new() -> Result<Self, ManagerError> {
+///         let manager = Manager::current().expect("constructors run in the server");
+///         Ok(Library { shelves: manager.dict([])? })
+///     }
+///
+///     pub fn shelves(&self) -> Dict<String, List<String>> { self.shelves.clone() }
+///
+///     pub fn adopt(&self, name: &str, shelf: List<String>) -> Result<(), ManagerError> {
+///         self.shelves.insert(name, &shelf)?;
+///         Ok(())
+///     }
+/// }
+///
+/// #[executor::main]
+/// fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let manager = Manager::start()?;
+///     let library = LibraryProxy::new(&manager)?;
+///     library.adopt("novels", manager.list(["Emma".to_owned()])?)?;
+///     let novels = library.shelves()?.get("novels")?.expect("it was adopted");
+///     assert_eq!(novels.snapshot()?, ["Emma"]);
+///     Ok(())
+/// }
+/// ```
+///
+/// A call from within a method goes to the server as any other, and another thread of it answers.
+/// So a method that waits for its own object, or for another object whose method waits for this
+/// one, waits for ever: give such calls a timeout, or do not make them. The first call of a method
+/// takes one or two milliseconds longer, because the thread that serves runs the method. The server
+/// is then a client of itself, and counts as one of
+/// [`clients_max`](crate::manager::ManagerBuilder::clients_max).
+///
 /// Each method has a second form whose name ends in `_async`. A future of it that is dropped early
 /// may or may not have made the call. If it has, the method runs to its end, and its result is
 /// lost.
@@ -564,10 +607,13 @@ pub use executor_macros::task;
 ///
 /// # What it cannot do
 ///
-/// Arguments and results cannot contain managed objects, files, queues or the like: the call is an
-/// error. The following are compile errors, each with its reason: a generic type, the
-/// implementation of a trait, and public methods that have type parameters, are `async` or
-/// `unsafe`, take `self` or `Arc<Self>`, or return something that borrows.
+/// Arguments and results cannot contain objects of another manager, files, queues without a server
+/// or the like: the call is an error. A value that has a handle of its own object, or of one that
+/// has a handle of it, stays until the server ends.
+///
+/// The following are compile errors, each with its reason: a generic type, the implementation of a
+/// trait, and public methods that have type parameters, are `async` or `unsafe`, take `self` or
+/// `Arc<Self>`, or return something that borrows.
 ///
 /// # Options
 ///

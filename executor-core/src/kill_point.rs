@@ -421,6 +421,12 @@ mod hook {
         ClientPipeSent,
         /// The server watches the pipe. The handle is not sent.
         ClientLeased,
+        /// It has made a pipe for a handle of a far server, and keeps nothing for it.
+        ClientFarPipeMade,
+        /// It keeps the object of a far server while the pipe is open. The handle is not sent.
+        ClientFarLeased,
+        /// Pipes are closed everywhere, and the objects are still kept.
+        ClientFarLeaseEnded,
         /// A handle is encoded for another process, and is not sent.
         ClientHandleAttached,
         /// A handle is encoded for an object of the same manager, and is not sent.

@@ -300,12 +300,18 @@ pub fn reply<F: Format, T>(way: Way<'_, F, T, T>, value: &T, cx: &mut CallContex
     // Not moved out of the closure as a `Result`: see `task::encode`.
     let mut failed = None;
     cx.attachments.clear();
-    cx.during(Stage::Encode, |CallContext { out, attachments, .. }| {
-        attachment::collect_into(attachments, || {
-            if let Err(error) = (way.encode)(value, out) {
-                failed = Some(error);
-            }
-        })
+    cx.during(Stage::Encode, |CallContext { out, attachments, around_result, .. }| {
+        let mut encode = || {
+            attachment::collect_into(attachments, || {
+                if let Err(error) = (way.encode)(value, out) {
+                    failed = Some(error);
+                }
+            });
+        };
+        match around_result {
+            None => encode(),
+            Some(around) => around(&mut encode),
+        }
     });
     match failed {
         None => CallResult::Done,

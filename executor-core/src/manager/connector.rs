@@ -135,6 +135,8 @@ impl Connector {
         let options = RouteOptions {
             #[cfg(feature = "tls")]
             tls: tls.map_err(|error| impossible(&error.to_string()))?,
+            #[cfg(feature = "tls")]
+            trust: self.trust.clone(),
             address: self.address.clone(),
             key: self.key.clone(),
             timeout: self.timeout,

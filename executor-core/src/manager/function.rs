@@ -14,10 +14,10 @@ use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    client::{Door, taking_in_server},
+    client::{Door, Lender, Named, naming, naming_result, serving, take_result},
     error::ManagerError,
     managed::{self, Stored},
-    protocol::{FIELD_BYTES_MAX, Fields, put_bytes, put_number},
+    protocol::{FIELD_BYTES_MAX, Fields, NAMED_MAX, ObjectId, put_bytes, put_number},
 };
 use crate::{
     error::{self, TaskError},
@@ -25,6 +25,7 @@ use crate::{
     registry::{self, Call, Role, TaskEntry},
     task::{Retry, SetOptions, Task, TaskArgs, TaskFn, TaskOptions, encode},
     wire::{
+        attachment::Attachment,
         buffer::Buffer,
         codec::{CodecError, Format, Postcard},
         frame::Reply,
@@ -55,7 +56,8 @@ use crate::{
 /// While the function runs, all other calls of the same object wait. Calls of other objects are
 /// served, after a millisecond or two at most. A server runs at most 256 functions at a time: if so
 /// many never end, no other update begins. If the function returns an error or panics, the
-/// value stays as it was. It cannot send or return objects of its manager.
+/// value stays as it was. Handles of objects of the same manager can be among its arguments, and in
+/// what is stored; see [`managed`](macro@crate::managed) for what a function can do with them.
 pub struct Step<F, A> {
     rest: A,
     marker: PhantomData<fn() -> F>,
@@ -75,20 +77,37 @@ impl<F: StepFn<A>, A> Step<F, A> {
 
     /// Returns the number under which the server knows the function, if its program has one of the
     /// same types, and the encoded arguments.
-    pub(super) fn encode(&self) -> Result<(u64, Vec<u8>), ManagerError> {
+    pub(super) fn encode(&self, server: &Arc<Door>) -> Result<EncodedCall, ManagerError> {
         let failed = |why: String| ManagerError::Encode(format!("{}: {why}", F::NAME).into());
         F::entry().known().map_err(failed)?;
         let mut buffer = Buffer::new();
-        let (encoded, attachments) =
-            crate::wire::attachment::collect(|| F::encode_rest(&self.rest, &mut buffer));
-        encoded.map_err(|error| failed(error.message))?;
+        let ((encoded, attachments), mut named) = naming(server, || {
+            crate::wire::attachment::collect(|| F::encode_rest(&self.rest, &mut buffer))
+        });
+        encoded.map_err(|error| named.failed().unwrap_or_else(|| failed(error.message)))?;
         if !attachments.is_empty() {
-            let why = "its arguments contain something that belongs to processes, such as a file or a queue";
-            return Err(failed(why.to_owned()));
+            return Err(failed(BELONGS_TO_PROCESSES.to_owned()));
         }
+        let arguments = buffer.into_vec();
+        check_size(&arguments, &named).map_err(failed)?;
         let meaning = registry::meaning(F::entry().number());
-        let meaning = meaning.ok_or_else(|| failed("it is not in the registry".to_owned()))?;
-        Ok((meaning, buffer.into_vec()))
+        let function = meaning.ok_or_else(|| failed("it is not in the registry".to_owned()))?;
+        Ok(EncodedCall { function, options: Vec::new(), arguments, named })
+    }
+}
+
+const BELONGS_TO_PROCESSES: &str =
+    "its arguments contain something that belongs to processes, such as a file or a queue";
+
+/// Checks that arguments fit into one field of a message.
+fn check_size(arguments: &[u8], named: &Named) -> Result<(), String> {
+    let (bytes, names) = (arguments.len(), named.ids.len());
+    match bytes <= FIELD_BYTES_MAX && names <= NAMED_MAX {
+        true => Ok(()),
+        false => Err(format!(
+            "its arguments have {bytes} bytes and name {names} objects; at most {FIELD_BYTES_MAX} and \
+             {NAMED_MAX} are possible"
+        )),
     }
 }
 
@@ -124,7 +143,7 @@ pub(super) struct Application<'a> {
 impl Application<'_> {
     /// Runs the function, in the server. Returns the new value, or the body of a reply that says
     /// why there is none.
-    pub(super) fn run(self, door: &Arc<Door>) -> Result<Vec<u8>, Vec<u8>> {
+    pub(super) fn run(self, site: Site<'_>) -> Result<Output, Vec<u8>> {
         let mut arguments = Vec::new();
         if self.optional {
             let mut none = Buffer::new();
@@ -135,17 +154,32 @@ impl Application<'_> {
         }
         arguments.extend_from_slice(self.current.unwrap_or_default());
         arguments.extend_from_slice(self.rest);
-        run(Wanted::Function, self.function, &arguments, door)
+        run(Wanted::Function, self.function, &arguments, site)
     }
+}
+
+/// Where a function runs: in this server, which lends it references.
+pub(super) struct Site<'a> {
+    pub(super) door: &'a Arc<Door>,
+    pub(super) lender: &'a Arc<dyn Lender>,
+    /// What its value and its arguments name.
+    pub(super) lent: Vec<ObjectId>,
+}
+
+/// What a function has returned, encoded, and the objects that it names.
+#[derive(Default)]
+pub(super) struct Output {
+    pub(super) bytes: Vec<u8>,
+    pub(super) named: Named,
 }
 
 /// Runs a function that makes a value of a user's own type.
 pub(super) fn construct(
     function: u64,
     arguments: &[u8],
-    door: &Arc<Door>,
+    site: Site<'_>,
 ) -> Result<Arc<Stored>, Vec<u8>> {
-    let (ran, made) = managed::constructing(|| run(Wanted::Constructor, function, arguments, door));
+    let (ran, made) = managed::constructing(|| run(Wanted::Constructor, function, arguments, site));
     ran?;
     made.ok_or_else(|| refused(function, b"it has made no object"))
 }
@@ -155,9 +189,9 @@ pub(super) fn call(
     value: Arc<Stored>,
     function: u64,
     arguments: &[u8],
-    door: &Arc<Door>,
-) -> Result<Vec<u8>, Vec<u8>> {
-    managed::calling(value, || run(Wanted::Method, function, arguments, door))
+    site: Site<'_>,
+) -> Result<Output, Vec<u8>> {
+    managed::calling(value, || run(Wanted::Method, function, arguments, site))
 }
 
 /// What kind of function a request is about. A client that breaks the protocol can name any.
@@ -204,8 +238,13 @@ fn run(
     wanted: Wanted,
     function: u64,
     arguments: &[u8],
-    door: &Arc<Door>,
-) -> Result<Vec<u8>, Vec<u8>> {
+    Site { door, lender, lent }: Site<'_>,
+) -> Result<Output, Vec<u8>> {
+    // References that no handle takes go back, also if there is no such function.
+    serving(door, lender, lent, || run_here(wanted, function, arguments))
+}
+
+fn run_here(wanted: Wanted, function: u64, arguments: &[u8]) -> Result<Output, Vec<u8>> {
     let entry = known(function)?;
     let is_right = match (&entry.call, wanted) {
         // The attributes generate no such call.
@@ -221,17 +260,22 @@ fn run(
         return Err(refused(function, wanted.other().as_bytes()));
     }
     let id = entry.number();
-    let call = || {
-        call_here(TASK, id, arguments, |kind, bytes, attachments| match kind {
-            Reply::Done if attachments.is_empty() => Ok(bytes.to_vec()),
-            Reply::Done => Err((
+    let reply = |kind: Reply, bytes: &[u8], attachments: &[Attachment]| {
+        let named = take_result();
+        match kind {
+            Reply::Done if !attachments.is_empty() => Err((
                 Reply::Refused,
                 b"its result contains something that belongs to processes, such as a file".to_vec(),
             )),
+            Reply::Done if named.ids.len() > NAMED_MAX => {
+                Err((Reply::Refused, b"its result names too many objects".to_vec()))
+            }
+            Reply::Done => Ok(Output { bytes: bytes.to_vec(), named }),
             kind => Err((kind, bytes.to_vec())),
-        })
+        }
     };
-    taking_in_server(door, call).map_err(|(kind, bytes)| failed(function, kind, &bytes))
+    call_here(TASK, id, arguments, Some(naming_result), reply)
+        .map_err(|(kind, bytes)| failed(function, kind, &bytes))
 }
 
 /// Returns the body of a reply that says why a function was not run.
@@ -340,36 +384,46 @@ pub(super) struct EncodedCall {
     /// The options of the task. Empty without any.
     pub(super) options: Vec<u8>,
     pub(super) arguments: Vec<u8>,
+    /// The objects that the arguments name.
+    pub(super) named: Named,
 }
 
-/// Encodes a call. It consumes the task, so no future keeps what it has borrowed.
+/// Encodes a call. It consumes the task, so no future keeps what it has borrowed. With a server,
+/// the arguments can name its objects.
 pub(super) fn encode_call<F: TaskArgs<A>, A>(
     task: Task<F, A>,
+    server: Option<&Arc<Door>>,
 ) -> Result<EncodedCall, ManagerError> {
     let (args, options) = task.into_parts();
     let name = options.called(F::NAME).to_owned();
     let failed = |why: &dyn fmt::Display| ManagerError::Encode(format!("{name}: {why}").into());
     let (mut bytes, mut attached) = (Buffer::new(), Vec::new());
-    match encode::encode::<F, A>(args, &options, &mut bytes, &mut attached) {
+    let encode = || encode::encode::<F, A>(args, &options, &mut bytes, &mut attached);
+    let (encoded, mut named) = match server {
+        Some(server) => naming(server, encode),
+        None => (encode(), Named::default()),
+    };
+    match encoded {
         Ok(()) => {}
         Err(error) if matches!(*error, TaskError::Invalid(_)) => {
             return Err(ManagerError::Failed(*error));
         }
-        Err(error) => return Err(failed(&error)),
+        Err(error) => return Err(named.failed().unwrap_or_else(|| failed(&error))),
     }
     if !attached.is_empty() {
-        return Err(failed(
-            &"its arguments contain something that belongs to processes, such as a file, a queue or a managed object",
-        ));
+        return Err(match server {
+            Some(_) => failed(&BELONGS_TO_PROCESSES),
+            None => failed(
+                &"its arguments contain something that belongs to processes, such as a file, a queue or a managed object",
+            ),
+        });
     }
     let arguments = bytes.into_vec();
-    if arguments.len() > FIELD_BYTES_MAX {
-        return Err(failed(&format!("its arguments have {} bytes", arguments.len())));
-    }
+    check_size(&arguments, &named).map_err(|why| failed(&why))?;
     let function = registry::meaning(F::entry().number());
     let function = function.ok_or_else(|| failed(&"it is not in the registry"))?;
     let options = TaskSettings::encode(&options).map_err(ManagerError::Failed)?;
-    Ok(EncodedCall { function, options, arguments })
+    Ok(EncodedCall { function, options, arguments, named })
 }
 
 /// Returns the body of a reply that says why a function gave no value.

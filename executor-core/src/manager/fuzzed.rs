@@ -13,7 +13,7 @@ use super::{
         CallId, Fields, HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, RequestBody,
         names_in_reply,
     },
-    server::core::{Actions, Core, Limits, PoolOrder, Work},
+    server::core::{Actions, Core, Limits, PoolOrder, Returned, Work},
 };
 use crate::{fuzz::Input, ipc::AuthKey};
 
@@ -75,7 +75,10 @@ pub(crate) fn requests(data: &[u8]) {
                     }
                     Work::Construct { .. } | Work::Drop { .. } | Work::Pool { .. } => &[],
                 };
-                core.ran(job.id, Ok(result), &mut actions);
+                // It returns all handles that it got, and drops them.
+                let names = job.work.names();
+                core.ran(job.id, Ok(Returned { bytes: result, names }), &mut actions);
+                names.iter().for_each(|name| core.let_go(*name, &mut actions));
             }
         }
         assert!(answered <= call as usize, "more answers than calls");
@@ -227,7 +230,7 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
             Kind::Barrier => put_number(&mut create, 2),
             Kind::Own => {
                 put_number(&mut create, 7);
-                put_bytes(&mut create, b"arguments");
+                put_value(&mut create, b"arguments", &[]);
             }
             Kind::Pool => put_number(&mut create, 2),
             Kind::Map | Kind::Set | Kind::Event => {}

@@ -30,7 +30,7 @@ use super::{
     Manager,
     client::{Answer, Reference, Request},
     error::ManagerError,
-    function::{EncodedCall, encode_call},
+    function::encode_call,
     protocol::{Kind, Operation},
 };
 use crate::{
@@ -215,7 +215,7 @@ impl Handle {
         manager: &Manager,
         task: Task<F, A>,
     ) -> Result<Self, ManagerError> {
-        let answer = creation(manager, encode_call(task)?).call()?;
+        let answer = creation(manager, task)?.call()?;
         Ok(Handle::of(Reference::created(&answer)))
     }
 
@@ -224,7 +224,7 @@ impl Handle {
         manager: &Manager,
         task: Task<F, A>,
     ) -> Result<Self, ManagerError> {
-        let answer = creation(manager, encode_call(task)?).call_async().await?;
+        let answer = creation(manager, task)?.call_async().await?;
         Ok(Handle::of(Reference::created(&answer)))
     }
 
@@ -232,9 +232,9 @@ impl Handle {
         Handle { reference: Arc::new(reference), timeout: None }
     }
 
-    fn request(&self, call: EncodedCall) -> Request<'_> {
-        let request = self.reference.request(Operation::OwnCall);
-        request.number(call.function).bytes(&call.arguments)
+    fn request<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> Result<Request<'_>, ManagerError> {
+        let call = encode_call(task, Some(self.reference.door()))?;
+        Ok(self.reference.request(Operation::OwnCall).call_of(call))
     }
 
     /// Returns when a call ends at the latest that begins now.
@@ -245,7 +245,7 @@ impl Handle {
 
     /// Calls a method.
     pub fn call<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> Result<F::Output, ManagerError> {
-        result::<F>(&self.request(encode_call(task)?).call_until(self.deadline())?)
+        result::<F>(&self.request(task)?.call_until(self.deadline())?)
     }
 
     /// Does what [`call`](Self::call) does, without blocking the thread.
@@ -253,7 +253,7 @@ impl Handle {
         &self,
         task: Task<F, A>,
     ) -> Result<F::Output, ManagerError> {
-        let request = self.request(encode_call(task)?);
+        let request = self.request(task)?;
         let Some(deadline) = self.deadline() else {
             return result::<F>(&request.call_async().await?);
         };
@@ -267,8 +267,13 @@ impl Handle {
     }
 }
 
-fn creation(manager: &Manager, call: EncodedCall) -> Request<'_> {
-    manager.creation(Kind::Own).number(call.function).bytes(&call.arguments)
+fn creation<F: TaskArgs<A>, A>(
+    manager: &Manager,
+    task: Task<F, A>,
+) -> Result<Request<'_>, ManagerError> {
+    let request = manager.creation(Kind::Own);
+    let call = encode_call(task, Some(request.door()))?;
+    Ok(request.call_of(call))
 }
 
 fn result<F: TaskFn>(answer: &Answer) -> Result<F::Output, ManagerError> {

@@ -61,8 +61,14 @@
 //! Unix socket on the same machine, or over TCP from another one, with TLS (feature `tls`). Calls
 //! are the same, and take as long as the way there and back. What differs:
 //!
-//! - Handles that came over TCP stay in their process. They can be stored in other objects of the
-//!   same server, but not be sent to another process, which has to connect by itself.
+//! - A handle that came over TCP can be sent to processes of this program, as others can. Such a
+//!   process connects to the server by itself, with its first call, and keeps the connection until
+//!   the server ends. Until then it is the sender that keeps the object alive. If the sender ends,
+//!   or loses its connection, before a handle has been used that it has sent, and nobody else has
+//!   a handle of the object, the object is gone, and the call returns [`ManagerError::NoObject`].
+//! - Such a handle brings the address, the key and what is trusted. It is refused where other
+//!   programs might get that: by connections at an address ([`Listener`](crate::Listener),
+//!   [`Client`](crate::Client)). To another machine no handle can be sent.
 //! - What the server has sent counts as received. If the client dies before it reads that, the item
 //!   of a queue is lost, and the next owner of a lock is told that the last one died.
 //! - A process that reads nothing for about ten seconds, for example because it is stopped, loses
@@ -100,7 +106,8 @@
 //! # Types of one's own
 //!
 //! `#[managed]` on an `impl` block makes a proxy for the type: the value is in the server, and its
-//! public methods can be called from any process. The documentation of that attribute says how.
+//! public methods can be called from any process. They can be given handles of other objects of the
+//! same manager, keep them, and return them. The documentation of that attribute says how.
 //!
 //! # Workers that processes share
 //!
@@ -252,6 +259,52 @@ impl Manager {
     /// Sets options first: which server is trusted, and what happens when the connection is lost.
     pub fn connector(address: &Address, key: &AuthKey) -> Connector {
         Connector::new(address.clone(), key.clone())
+    }
+
+    /// Returns the manager in whose server this code runs: in a method of a
+    /// [managed](macro@crate::managed) type, or in a function of an update. Elsewhere it is `None`.
+    ///
+    /// With it, a method makes objects of its own server, and can return them, which
+    /// `method_to_typeid` does in Python. Threads that a method has started can use it, too. It
+    /// does not keep the server running. Its [`shutdown`](Self::shutdown) does nothing.
+    ///
+    /// ```
+    /// use executor::{manager::{List, Manager, ManagerError}, prelude::*};
+    ///
+    /// struct Shelf { lists: Vec<List<u32>> }
+    ///
+    /// #[managed]
+    /// impl Shelf {
+    ///     pub fn new() -> Self { Shelf { lists: Vec::new() } }
+    ///
+    ///     pub fn new_list(&mut self) -> Result<List<u32>, ManagerError> {
+    ///         let list = Manager::current().expect("this is the server").list([])?;
+    ///         self.lists.push(list.clone());
+    ///         Ok(list)
+    ///     }
+    ///
+    ///     pub fn lists(&self) -> Vec<List<u32>> { self.lists.clone() }
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() -> Result<(), Box<dyn std::error::Error>> {
+    ///     let manager = Manager::start()?;
+    ///     let shelf = ShelfProxy::new(&manager)?;
+    ///     shelf.new_list()?.push(&7)?;
+    ///     assert_eq!(shelf.lists()?[0].snapshot()?, [7]);
+    ///     assert!(Manager::current().is_none());
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn current() -> Option<Self> {
+        let server = Reference::to_server_later(server::serving::own()?);
+        Some(Manager {
+            started: None,
+            route: None,
+            server: Arc::new(server),
+            later: Mutex::default(),
+            creator: Creator::here(),
+        })
     }
 
     /// Returns the id of the server's process, on its machine.

@@ -110,7 +110,7 @@ bytes! {
         /// for nothing, or 1 and a value. `number`: 1 if it was exchanged. Otherwise the value that
         /// is there, or `Missing`.
         MapCompareExchange,
-        /// Fields: key, function, 1 if it takes an `Option`, its further arguments as bytes. The
+        /// Fields: key, function, 1 if it takes an `Option`, its further arguments as a value. The
         /// new value. `Missing` if there is no such key and the function takes no `Option`.
         MapUpdate,
         /// Fields: keys. For each a number 1 and the value, or 0.
@@ -140,7 +140,7 @@ bytes! {
         /// Fields: version, values. Replaces all items, if the object still has that version.
         /// `number`: 1 if so.
         ListReplace,
-        /// Fields: index, function, its further arguments as bytes. The new value, or `Missing`.
+        /// Fields: index, function, its further arguments as a value. The new value, or `Missing`.
         ListUpdate,
 
         // Sets.
@@ -174,7 +174,7 @@ bytes! {
         /// Fields: expected value, new value. `number`: 1 if it was exchanged. Otherwise the value
         /// that is there.
         CellCompareExchange,
-        /// Fields: function, its further arguments as bytes. The new value.
+        /// Fields: function, its further arguments as a value. The new value.
         CellUpdate,
 
         // Queues.
@@ -237,7 +237,7 @@ bytes! {
         BarrierState,
 
         // Objects of users' own types.
-        /// Fields: function, its arguments as bytes. What the method returned.
+        /// Fields: function, its arguments as a value. What the method returned.
         OwnCall,
 
         // Pools of workers.
@@ -316,8 +316,8 @@ bytes! {
         Condition,
         /// Field: parties.
         Barrier,
-        /// An object of a user's own type. Fields: the function that makes it, its arguments as
-        /// bytes.
+        /// An object of a user's own type. Fields: the function that makes it, its arguments as a
+        /// value.
         Own,
         /// A pool of workers. Field: how many workers at most, up to [`POOL_WORKERS_MAX`].
         Pool,

@@ -184,6 +184,9 @@ pub enum Role {
 pub type AsyncCall =
     for<'a> fn(&'a [u8], &'a mut CallContext) -> Pin<Box<dyn Future<Output = CallResult> + 'a>>;
 
+/// Runs a step of a call, with something in place that the step needs.
+pub(crate) type Around = fn(&mut dyn FnMut());
+
 /// The inputs and outputs of one call, besides the encoded arguments.
 #[doc(hidden)]
 #[derive(Debug)]
@@ -198,6 +201,8 @@ pub struct CallContext {
     stage: Stage,
     /// Whether the moment is noted at which the arguments are decoded: see [`decoded_nanos`].
     pub(crate) notes_decoded: bool,
+    /// What the encoding of a result runs within. `None` in a worker.
+    pub(crate) around_result: Option<Around>,
     /// The process that runs the calls. It tells this process from a copy that a task made by
     /// `fork`.
     pub(crate) creator: Creator,
@@ -211,6 +216,7 @@ impl CallContext {
             attachments: Vec::new(),
             stage: Stage::default(),
             notes_decoded: false,
+            around_result: None,
             creator: Creator::here(),
         }
     }

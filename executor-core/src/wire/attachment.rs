@@ -29,6 +29,18 @@ use crate::os::local;
 /// A descriptor that travels with a value.
 pub(crate) type Attachment = Arc<OwnedFd>;
 
+/// The first bytes of a file that holds a secret, such as the key of a manager. The file's
+/// descriptor travels to processes of this program only.
+pub(crate) const SECRET_MARK: [u8; 8] = *b"xsecret\x01";
+
+/// Whether a descriptor is a file that holds a secret.
+pub(crate) fn is_secret(attachment: &Attachment) -> bool {
+    let mut bytes = [0; SECRET_MARK.len()];
+    // Sockets and pipes cannot be read at a position, so nothing is taken from them.
+    matches!(rustix::io::pread(attachment, &mut bytes, 0), Ok(len) if len == bytes.len())
+        && bytes == SECRET_MARK
+}
+
 /// Maximum number of descriptors of one task, of one result, and of one message. It is the system's
 /// limit for one message.
 pub(crate) const ATTACHMENTS_MAX: usize = 253;

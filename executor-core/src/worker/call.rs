@@ -17,7 +17,7 @@ use crate::{
     error::Failure,
     id::{FnId, TaskId},
     os::fork::Creator,
-    registry::{self, Call, CallContext, CallResult, Stage},
+    registry::{self, Around, Call, CallContext, CallResult, Stage},
     segment::Store,
     wire::{
         attachment::Attachment,
@@ -125,17 +125,20 @@ impl Caller {
     }
 }
 
-/// Runs one call on this thread, whatever process it is. Passes the kind and the bytes of the
-/// reply, and its descriptors, to `reply`.
+/// Runs one call on this thread, whatever process it is. Its result is encoded within `around`.
+/// Passes the kind and the bytes of the reply, and its descriptors, to `reply`.
 pub(crate) fn call_here<R>(
     task: TaskId,
     function: FnId,
     arguments: &[u8],
+    around: Option<Around>,
     reply: impl FnOnce(Reply, &[u8], &[Attachment]) -> R,
 ) -> R {
     let mut arrived = Arrived { bytes: arguments, attachments: Vec::new() };
     // A caller without a store puts no result into a segment.
-    Caller::new(None).call(task, function, &mut arrived, |kind, contents, attachments| {
+    let mut caller = Caller::new(None);
+    caller.context.around_result = around;
+    caller.call(task, function, &mut arrived, |kind, contents, attachments| {
         let bytes = if let Contents::Bytes(bytes) = contents { bytes } else { &[] };
         reply(kind, bytes, attachments)
     })

@@ -64,7 +64,7 @@ impl Site {
         Site::of(Manager::builder())
     }
 
-    fn of(builder: executor::manager::ManagerBuilder) -> Self {
+    pub(super) fn of(builder: executor::manager::ManagerBuilder) -> Self {
         let (key, identity) = (AuthKey::random().unwrap(), Identity::generate().unwrap());
         let fingerprint = identity.fingerprint().to_string();
         let manager = builder.key(key.clone()).identity(identity).start().unwrap();
@@ -79,7 +79,7 @@ impl Site {
         Site { manager, ways, folder }
     }
 
-    fn tcp(&self) -> &Way {
+    pub(super) fn tcp(&self) -> &Way {
         &self.ways[1]
     }
 
@@ -712,12 +712,14 @@ fn use_in_a_copy(way: Way) -> Result<i32, ManagerError> {
 }
 
 #[test]
-fn a_copy_of_a_client_at_a_unix_socket_goes_through_the_door_by_itself() {
+fn a_copy_of_a_client_connects_by_itself() {
     let _watchdog = watchdog();
     let site = Site::new();
-    let list = site.manager.list([1_u8, 2]).unwrap();
-    site.manager.publish("list", &list).unwrap();
-    let child = start(use_in_a_copy::task(site.ways[0].clone()));
-    assert_eq!(child.join().unwrap(), 7);
-    assert_eq!(list.len().unwrap(), 3);
+    for way in &site.ways {
+        let list = site.manager.list([1_u8, 2]).unwrap();
+        site.manager.publish("list", &list).unwrap();
+        let child = start(use_in_a_copy::task(way.clone()));
+        assert_eq!(child.join().unwrap(), 7, "{way:?}");
+        assert_eq!(list.len().unwrap(), 3);
+    }
 }

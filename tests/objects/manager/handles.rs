@@ -43,7 +43,7 @@ fn mg07_a_queue_inside_a_dict_or_list_works() {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Everything {
+pub(super) struct Everything {
     dict: Dict<u8, u8>,
     list: Vec<List<u8>>,
     set: Option<Set<u8>>,
@@ -56,7 +56,7 @@ struct Everything {
     barrier: Barrier,
 }
 
-fn everything(manager: &Manager) -> Result<Everything, ManagerError> {
+pub(super) fn everything(manager: &Manager) -> Result<Everything, ManagerError> {
     Ok(Everything {
         dict: manager.dict([(1, 1)])?,
         list: vec![manager.list([1])?, manager.list([2])?],
@@ -72,7 +72,7 @@ fn everything(manager: &Manager) -> Result<Everything, ManagerError> {
 }
 
 /// The objects in `Everything`; the condition has a lock of its own.
-const ALL: u64 = 17;
+pub(super) const ALL: u64 = 17;
 
 fn use_all(all: &Everything) -> Done {
     all.dict.insert(&2, &2)?;
@@ -93,7 +93,7 @@ fn use_all(all: &Everything) -> Done {
 }
 
 #[track_caller]
-fn assert_used(all: &Everything) {
+pub(super) fn assert_used(all: &Everything) {
     assert_eq!(all.dict.keys().unwrap(), [1, 2]);
     assert_eq!(all.list[1].snapshot().unwrap(), [2, 3]);
     assert_eq!(all.set.as_ref().unwrap().snapshot().unwrap(), [1, 4]);
@@ -104,7 +104,7 @@ fn assert_used(all: &Everything) {
 }
 
 #[task]
-fn use_and_return(all: Everything) -> Result<Everything, ManagerError> {
+pub(super) fn use_and_return(all: Everything) -> Result<Everything, ManagerError> {
     use_all(&all)?;
     Ok(all)
 }

@@ -4,12 +4,14 @@
 mod containers;
 mod deaths;
 mod far;
+mod far_handles;
 mod futures;
 mod handles;
 mod large;
 mod life;
 mod own;
 mod own_far;
+mod own_handles;
 mod pool;
 mod reconnect;
 mod synchronisation;

@@ -396,19 +396,6 @@ fn mg10_errors_and_panics_of_methods_come_back_as_those_of_tasks() {
     assert_eq!(manager.objects().unwrap(), 1);
 }
 
-#[test]
-fn mg10_an_argument_that_is_a_managed_object_is_an_error_and_nothing_is_called() {
-    let _watchdog = watchdog();
-    let manager = Manager::start().unwrap();
-    let list = manager.list([1]).unwrap();
-    let counter = CounterProxy::new(&manager, 5).unwrap();
-    let error = counter.length(list.clone()).unwrap_err();
-    assert!(matches!(error, ManagerError::Encode(_)), "{error:?}");
-    assert!(error.to_string().contains("a managed object"), "{error}");
-    drop((list, counter));
-    has_objects(&manager, 0);
-}
-
 /// What arrives as another type than it was sent as.
 struct Disguised<A, B>(Option<A>, Option<B>);
 

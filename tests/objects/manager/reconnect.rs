@@ -314,18 +314,34 @@ fn is_set(event: Event) -> Result<bool, ManagerError> {
 }
 
 #[test]
-fn a_handle_that_came_over_tcp_is_not_sent_to_a_worker_and_the_error_says_what_to_do() {
+fn a_far_handle_connects_again_where_it_was_sent_to() {
     let _watchdog = watchdog();
     let identity = Identity::generate().unwrap();
     let (owner, address) = server(&any_port(), &identity);
-    let client = connector(&address, &identity).connect().unwrap();
+    let network = Network::new(&address);
+    let client = connector(&network.address, &identity).connect().unwrap();
     let event = client.event().unwrap();
-    let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
-    let error = pool.submit(is_set::task(event.clone())).result().unwrap_err();
-    assert!(error.to_string().contains("published"), "{error}");
-    // The owner of the server can send its own handle of the same object.
     client.publish("event", &event).unwrap();
+    let pool = ProcessPoolExecutor::builder().max_workers(1).build().unwrap();
+    assert!(!pool.submit(is_set::task(event.clone())).result().unwrap());
+    let queue = executor::Queue::unbounded().unwrap();
+    queue.put(event.clone()).unwrap();
+    for _ in 0..3 {
+        network.fail();
+        eventually("this process has connected again", || event.set().is_ok());
+        assert!(pool.submit(is_set::task(event.clone())).result().unwrap());
+    }
+    // What is sent from now on is kept over the new connection.
+    queue.put(event.clone()).unwrap();
+    // The owner of the server can send its own handle of the same object.
     let near: Event = owner.published("event").unwrap().unwrap();
     assert_eq!(near, event);
-    assert!(!pool.submit(is_set::task(near)).result().unwrap());
+    assert!(pool.submit(is_set::task(near.clone())).result().unwrap());
+    drop((near, event, pool));
+    owner.unpublish("event").unwrap();
+    for _ in 0..2 {
+        assert_eq!(owner.objects().unwrap(), 1);
+        assert!(queue.get().unwrap().is_set().unwrap());
+    }
+    has_objects(&owner, 0);
 }

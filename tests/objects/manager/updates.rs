@@ -218,22 +218,65 @@ fn count_in(value: (u64, List<u32>)) -> Result<(u64, List<u32>), ManagerError> {
     Ok((value.1.len()? as u64, value.1))
 }
 
+#[task]
+fn exchange_for(old: List<u32>, new: List<u32>) -> List<u32> {
+    assert_ne!(old, new);
+    new
+}
+
 #[test]
-fn a_function_in_the_server_that_returns_a_handle_is_an_error_and_changes_nothing() {
+fn a_function_in_the_server_gets_uses_and_returns_handles() {
     let _watchdog = watchdog();
     let manager = Manager::start().unwrap();
     let list = manager.list([1]).unwrap();
     let value = manager.value(list.clone()).unwrap();
-    let error = value.update(push_into::with(2)).unwrap_err();
-    assert!(error.to_string().contains("objects of its own manager"), "{error}");
+    assert_eq!(value.update(push_into::with(2)).unwrap(), list);
     let both = manager.value((0, list.clone())).unwrap();
-    assert!(matches!(both.update(count_in::with()), Err(ManagerError::Failed(_))));
+    assert_eq!(both.update(count_in::with()).unwrap(), (2, list.clone()));
     assert_eq!(value.get().unwrap(), list);
+    // The value keeps the new one, and nobody the old one.
+    both.set(&(7, manager.list([5]).unwrap())).unwrap();
     drop(list);
-    let list = value.get().unwrap();
-    assert_eq!(list.snapshot().unwrap(), [1, 2], "what it did to other objects is done");
-    drop((value, both, list));
+    has_objects(&manager, 4);
+    let other = value.update(exchange_for::with(manager.list([9]).unwrap())).unwrap();
+    assert_eq!(other.snapshot().unwrap(), [9]);
+    drop(other);
+    has_objects(&manager, 4);
+    assert_eq!(value.get().unwrap().snapshot().unwrap(), [9]);
+    // One that fails changes nothing, and keeps nothing of what it was given.
+    let same = value.get().unwrap();
+    let error = value.update(exchange_for::with(same.clone())).unwrap_err();
+    assert!(matches!(error, ManagerError::Failed(TaskError::Panicked(_))), "{error:?}");
+    assert_eq!(value.get().unwrap(), same);
+    drop((value, both, same));
     has_objects(&manager, 0);
+}
+
+#[test]
+fn an_update_is_given_what_its_value_names_although_the_object_is_gone_meanwhile() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let gate = Gate::new();
+    let value = manager.value(manager.list([1_u32]).unwrap()).unwrap();
+    {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut update = std::pin::pin!(value.update_async(count_at_the_gate::with(gate.path())));
+        assert!(std::future::Future::poll(update.as_mut(), &mut context).is_pending());
+        gate.wait_for(1);
+    }
+    drop(value);
+    has_objects(&manager, 1);
+    gate.open();
+    eventually("it has counted", || gate.path().join("counted-1").exists());
+    has_objects(&manager, 0);
+}
+
+#[task]
+fn count_at_the_gate(list: List<u32>, gate: &Path) -> Result<List<u32>, ManagerError> {
+    come_to(gate);
+    let name = format!("counted-{}", list.len()?);
+    std::fs::File::create(gate.join(name)).expect("a note");
+    Ok(list)
 }
 
 #[test]

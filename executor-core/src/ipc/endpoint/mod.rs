@@ -23,7 +23,7 @@ use std::{
 
 use receive::Incoming;
 pub(super) use receive::Received;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketType, getpeername, getsockname, sockopt};
 use send::Outgoing;
 pub(super) use send::{Encoded, Outgoings};
 
@@ -83,6 +83,19 @@ impl Endpoint {
     /// the endpoint.
     pub(super) fn is_at_rest(&self) -> bool {
         !lock(&self.incoming).assembler.has_begun() && lock(&self.outgoing).rest.is_none()
+    }
+
+    /// Whether one end was bound to an address, so that another program may be at the other end.
+    /// The ends of a [`pair`](Self::pair) have none.
+    fn has_address(&self) -> bool {
+        // The address of a socket that was never bound is nothing but its family.
+        let is_bound = |name: SocketAddrAny| {
+            name.address_family() != AddressFamily::UNIX
+                || name.addr_len() as usize > size_of::<libc::sa_family_t>()
+        };
+        // If there is no peer any more, nothing can be sent to it.
+        let names = [getsockname(&self.socket).ok(), getpeername(&self.socket).ok().flatten()];
+        names.into_iter().flatten().any(is_bound)
     }
 
     pub(super) fn crosses_network(&self) -> bool {

@@ -26,7 +26,7 @@ use crate::{
         std_or_model::lock,
     },
     wire::{
-        attachment::{self, Attachment},
+        attachment::{self, Attachment, is_secret},
         buffer::Buffer,
         codec::{Format, Postcard},
     },
@@ -223,6 +223,13 @@ impl Endpoint {
     ) -> Result<Sent, SendError> {
         if outgoing.closed {
             return Err(SendError::Closed);
+        }
+        if !attachments.is_empty() && self.has_address() && attachments.iter().any(is_secret) {
+            return Err(SendError::Encode(
+                "a handle of a manager that was reached over TCP brings the key of the manager, and \
+                 is sent only to processes of this program: not through a connection at an address"
+                    .to_owned(),
+            ));
         }
         let len = what.bytes().len() as u64;
         let descriptors = u8::try_from(attachments.len())

@@ -47,6 +47,18 @@ impl Default for Backoff {
 }
 
 impl Backoff {
+    /// Returns the three times, to be sent to another process.
+    #[cfg(feature = "tls")]
+    pub(super) fn parts(self) -> (Duration, Duration, Duration) {
+        (self.first, self.max, self.total)
+    }
+
+    /// Returns what [`parts`](Self::parts) has taken apart.
+    #[cfg(feature = "tls")]
+    pub(super) fn of_parts((first, max, total): (Duration, Duration, Duration)) -> Self {
+        Backoff { max, total, ..Backoff::default().first(first) }
+    }
+
     /// Sets the delay behind the first attempt that fails. Zero counts as a millisecond.
     pub fn first(mut self, delay: Duration) -> Self {
         self.first = delay.max(Duration::from_millis(1));

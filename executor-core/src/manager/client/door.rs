@@ -76,6 +76,11 @@ impl Door {
         Door { id, socket: Some(socket), route: None, pid: 0 }
     }
 
+    /// Returns the door of the server that this process is.
+    pub(crate) fn own(id: ServerId, socket: Attachment) -> Self {
+        Door { pid: std::process::id(), ..Door::near(id, socket) }
+    }
+
     /// Returns the door of a server that was reached by its address.
     pub(super) fn at(
         (id, pid): (ServerId, u32),

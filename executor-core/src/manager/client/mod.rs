@@ -21,6 +21,8 @@ mod backoff;
 mod calls;
 pub(super) mod connection;
 pub(super) mod door;
+#[cfg(feature = "tls")]
+mod keeper;
 mod reference;
 mod route;
 mod segments;
@@ -28,10 +30,12 @@ mod table;
 #[cfg(all(test, feature = "tls", not(any(executor_loom, executor_shuttle))))]
 mod tests;
 mod value;
+#[cfg(feature = "tls")]
+mod way;
 
 pub use backoff::Backoff;
 pub(super) use door::{Door, ServerId};
 pub(super) use reference::{Answer, PendingAnswer, Reference, Request, Session, Values};
 pub(super) use route::{Route, RouteOptions};
 pub(super) use segments::{GRANTED, SEGMENT_FROM};
-pub(super) use value::taking_in_server;
+pub(super) use value::{Lender, Named, naming, naming_result, serving, take_result};

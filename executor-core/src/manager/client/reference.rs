@@ -20,9 +20,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::Deserializ
 use super::{
     super::{
         error::ManagerError,
+        function::EncodedCall,
         protocol::{
             Fields, HEADER_BYTES, ObjectId, Operation, Reply, Status, names_in_reply, put_bytes,
-            put_number,
+            put_number, put_value,
         },
     },
     calls::{Message, Undo},
@@ -31,8 +32,10 @@ use super::{
     route::Route,
     segments::{SEGMENT_FROM, Tail},
     table,
-    value::{self, Taken},
+    value::{self, Lent, Taken},
 };
+#[cfg(feature = "tls")]
+use super::{keeper, way};
 use crate::{
     os::{process::above_stdio, socket, spare, std_or_model::lock},
     segment::Store,
@@ -61,6 +64,11 @@ pub(crate) struct Reference {
     /// The end of a pipe. While it is open anywhere, the object lives. It was received with this
     /// reference, or is made when the reference is sent for the first time.
     lease: OnceLock<Attachment>,
+    /// The same for an object of a server that is reached over TCP, if this process has sent it.
+    #[cfg(feature = "tls")]
+    kept: OnceLock<keeper::Kept>,
+    /// In the server itself: the reference that its functions were lent for this handle.
+    lent: Option<Arc<Lent>>,
 }
 
 /// A reference that the server counts for a connection.
@@ -209,6 +217,9 @@ impl Reference {
             renewed: Mutex::default(),
             forked: Mutex::default(),
             lease: OnceLock::new(),
+            #[cfg(feature = "tls")]
+            kept: OnceLock::new(),
+            lent: None,
         };
         if let Some(connection) = hold {
             reference.keep(Arc::new(Hold { connection, object }));
@@ -226,10 +237,18 @@ impl Reference {
     /// Forgets this process's connection to the server, which was shut down.
     pub(crate) fn forget_server(&self) {
         table::forget(self.door.id);
+        #[cfg(feature = "tls")]
+        way::forget(self.door.id);
     }
 
     pub(crate) fn object(&self) -> ObjectId {
         self.object
+    }
+
+    /// Returns a reference to the server itself, as [`to_server`](Self::to_server) does. It
+    /// connects with the first call.
+    pub(crate) fn to_server_later(door: Arc<Door>) -> Self {
+        Reference::new(door, ObjectId::NONE, None)
     }
 
     /// Returns a reference to the server of a connection. It is for calls that concern no object.
@@ -381,6 +400,41 @@ impl Reference {
     }
 }
 
+#[cfg(feature = "tls")]
+impl Reference {
+    /// Returns the end of a pipe that keeps an object of a far server alive while it is open
+    /// anywhere, as long as the process lives that has made the pipe.
+    fn far_lease(&self) -> Result<Attachment, ManagerError> {
+        if let (Some(received), None) = (self.lease.get(), self.held()) {
+            // This process has not used it so far, so who has sent it keeps it on.
+            return Ok(Arc::clone(received));
+        }
+        let hold = self.hold(Instant::now().checked_add(SEND_TIMEOUT))?;
+        if let Some(kept) = self.kept.get() {
+            keeper::renew(kept, hold);
+            return Ok(Arc::clone(&kept.end));
+        }
+        // Of two threads that come here, one is too many. Its pipe is closed at once.
+        let made = keeper::keep(hold)?;
+        Ok(Arc::clone(&self.kept.get_or_init(|| made).end))
+    }
+
+    /// Encodes a handle of an object of a far server for a process of this program.
+    fn serialize_far<S: Serializer>(
+        &self,
+        serializer: S,
+        attach: impl Fn(&Attachment) -> Result<u8, S::Error>,
+    ) -> Result<S::Ok, S::Error> {
+        let failed = |error: ManagerError| ser::Error::custom(unsent(&error));
+        let way = self.door.route().and_then(|route| route.way());
+        let way = way.ok_or_else(|| ser::Error::custom("a managed object of nowhere"))?;
+        let way = attach(&way.map_err(failed)?)?;
+        let lease = attach(&self.far_lease().map_err(failed)?)?;
+        kill_point!(ClientHandleAttached);
+        (self.door.id.0.to_le_bytes(), self.object.0, Some((way, lease))).serialize(serializer)
+    }
+}
+
 /// Returns why a handle cannot be encoded, with all causes, which are lost otherwise.
 fn unsent(error: &ManagerError) -> String {
     match error {
@@ -397,22 +451,21 @@ impl Serialize for Reference {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Reference { door, object, .. } = self;
         let server = door.id.0.to_le_bytes();
-        if value::decoding_in(door.id) {
-            // To send it, the server would have to call itself, while it runs the function.
-            return Err(ser::Error::custom(
-                "a function of an update cannot send or return objects of its own manager",
-            ));
-        }
-        if let Some(other) = value::encoding_for() {
+        if let Some((other, is_result)) = value::encoding_for() {
             if other.id != door.id {
                 return Err(ser::Error::custom(
                     "an object of one manager cannot be stored in another manager",
                 ));
             }
+            if is_result && let Some(lent) = &self.lent {
+                value::name_lent(Arc::clone(lent));
+                return (server, object.0, None::<(u8, u8)>).serialize(serializer);
+            }
             // The server counts it for this process and its connection, so both must have it until
-            // the value is sent.
+            // the value is sent. If this process is the server, any connection will do.
             let deadline = Instant::now().checked_add(SEND_TIMEOUT);
-            let hold = self.hold(deadline).and_then(|hold| match other.is_reached_as(door) {
+            let hold = self.hold(deadline);
+            let hold = hold.and_then(|hold| match is_result || other.is_reached_as(door) {
                 true => Ok(hold),
                 false => claim(&other, *object, deadline),
             });
@@ -435,14 +488,15 @@ impl Serialize for Reference {
                 ))
             })
         };
+        #[cfg(feature = "tls")]
+        if door.socket().is_none() {
+            return self.serialize_far(serializer, attach);
+        }
         // All handles of a message share one descriptor for their server, and each has one more.
         let known = table::door(door.id);
         let known = known.as_ref().and_then(|door| door.socket());
         let Some(own) = door.socket() else {
-            return Err(ser::Error::custom(
-                "a handle of a manager that was reached over TCP cannot be sent to another process: \
-                 that process can connect to the manager, and get the object with `published`",
-            ));
+            return Err(ser::Error::custom("a managed object of nowhere"));
         };
         let socket = attach(known.unwrap_or(own))?;
         let lease = self.lease().map_err(|error| ser::Error::custom(unsent(&error)))?;
@@ -462,16 +516,25 @@ impl<'de> Deserialize<'de> for Reference {
                 Some(Taken::Client(connection)) => {
                     Ok(Reference::new(Arc::clone(connection.door()), object, Some(connection)))
                 }
-                Some(Taken::Server(door)) => Ok(Reference::new(door, object, None)),
+                Some(Taken::Server(door, lent)) => {
+                    Ok(Reference { lent: Some(lent), ..Reference::new(door, object, None) })
+                }
                 None => Err(de::Error::custom("the object did not come with its handle")),
             };
         };
         let socket = attachment::detach(socket).map_err(de::Error::custom)?;
         let lease = attachment::detach(lease).map_err(de::Error::custom)?;
-        if !socket::is_one(socket.as_fd()) {
-            return Err(de::Error::custom("what came is no socket of a manager"));
-        }
-        let reference = Reference::new(Arc::new(Door::near(server, socket)), object, None);
+        let door = match socket::is_one(socket.as_fd()) {
+            true => Door::near(server, socket),
+            #[cfg(feature = "tls")]
+            false => {
+                let route = way::received(&socket).map_err(de::Error::custom)?;
+                Door::at((server, 0), None, route)
+            }
+            #[cfg(not(feature = "tls"))]
+            false => return Err(de::Error::custom("what came is no socket of a manager")),
+        };
+        let reference = Reference::new(Arc::new(door), object, None);
         // The lease keeps the object alive until the first call, which claims it, and afterwards.
         let _ = reference.lease.set(lease);
         kill_point!(ClientHandleReceived);
@@ -575,6 +638,23 @@ impl<'a> Request<'a> {
                 Err(error) => self.failed = Some(error),
             }
         }
+        self
+    }
+
+    /// Returns the door of the server that the request goes to.
+    pub(crate) fn door(&self) -> &Arc<Door> {
+        &self.reference.door
+    }
+
+    /// Adds a function, and its arguments with what they name.
+    pub(crate) fn call_of(self, call: EncodedCall) -> Self {
+        self.number(call.function).arguments_of(call)
+    }
+
+    /// Adds the arguments of a function, with what they name.
+    pub(crate) fn arguments_of(mut self, call: EncodedCall) -> Self {
+        put_value(&mut self.body, &call.arguments, &call.named.ids);
+        self.named.extend(call.named.into_holds());
         self
     }
 

@@ -27,7 +27,10 @@ use std::{
 use futures::channel::oneshot;
 
 #[cfg(feature = "tls")]
-use super::{super::link::tls::TlsClient, door};
+use super::{
+    super::link::tls::{TlsClient, Trust},
+    door, way,
+};
 use super::{
     super::{
         error::ManagerError,
@@ -37,6 +40,11 @@ use super::{
     connection::Connection,
     door::{Door, ServerId},
 };
+#[cfg(feature = "tls")]
+use std::sync::OnceLock;
+
+#[cfg(feature = "tls")]
+use crate::wire::attachment::Attachment;
 use crate::{
     ipc::{Address, AuthError, AuthKey},
     os::{fork::Creator, random, std_or_model::lock},
@@ -51,6 +59,9 @@ pub(crate) struct Route {
     creator: Creator,
     state: Mutex<State>,
     changed: Condvar,
+    /// The file that travels with handles, once one was sent.
+    #[cfg(feature = "tls")]
+    way: OnceLock<Attachment>,
 }
 
 /// Where a server is, and how this process gets there.
@@ -60,6 +71,9 @@ pub(crate) struct RouteOptions {
     /// For TCP.
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<TlsClient>,
+    /// What that was made of, to be sent to other processes.
+    #[cfg(feature = "tls")]
+    pub(crate) trust: Option<Trust>,
     /// How long one attempt may take.
     pub(crate) timeout: Duration,
     pub(crate) backoff: Option<Backoff>,
@@ -123,6 +137,16 @@ impl Route {
     pub(crate) fn open(
         options: RouteOptions,
     ) -> Result<(Arc<Self>, Arc<Connection>), ManagerError> {
+        let route = Route::later(options);
+        let connection = route.attempt(None)?;
+        lock(&route.state).is_now(&connection);
+        #[cfg(feature = "tls")]
+        way::opened(&route);
+        Ok((route, connection))
+    }
+
+    /// Returns a route that is not connected yet.
+    pub(super) fn later(options: RouteOptions) -> Arc<Self> {
         let attempts = Attempts::new(options.backoff.unwrap_or_default());
         let state = State {
             current: Weak::new(),
@@ -136,15 +160,51 @@ impl Route {
             has_thread: false,
             closed: false,
         };
-        let route = Arc::new(Route {
+        Arc::new(Route {
             options,
             creator: Creator::here(),
             state: Mutex::new(state),
             changed: Condvar::new(),
-        });
-        let connection = route.attempt(None)?;
-        lock(&route.state).is_now(&connection);
-        Ok((route, connection))
+            #[cfg(feature = "tls")]
+            way: OnceLock::new(),
+        })
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn options(&self) -> &RouteOptions {
+        &self.options
+    }
+
+    /// Returns the file that travels with handles. `None` if this route is not over TCP.
+    #[cfg(feature = "tls")]
+    pub(super) fn way(&self) -> Option<Result<Attachment, ManagerError>> {
+        if let Some(way) = self.way.get() {
+            return Some(Ok(Arc::clone(way)));
+        }
+        let made = way::file(&self.options)?;
+        Some(made.map(|file| Arc::clone(self.way.get_or_init(|| Arc::new(file)))))
+    }
+
+    /// Whether handles that are received from now on can use this route.
+    #[cfg(feature = "tls")]
+    pub(super) fn is_of_use(&self) -> bool {
+        if self.creator.is_elsewhere() || lock(&self.state).closed {
+            return false;
+        }
+        self.reconnects() || self.current().is_none_or(|connection| !connection.has_ended())
+    }
+
+    /// Returns the route of this process: a fork of the one that has connected makes its own.
+    fn here(self: &Arc<Self>) -> Result<Arc<Self>, ManagerError> {
+        if !self.creator.is_elsewhere() {
+            return Ok(Arc::clone(self));
+        }
+        #[cfg(feature = "tls")]
+        if let Some(route) = way::in_fork(&self.options) {
+            return route.map_err(|why| ManagerError::Gone(why.into()));
+        }
+        let text = "this process is a fork of the one that has connected: connect here as well";
+        Err(ManagerError::Gone(text.into()))
     }
 
     /// Whether this process is a fork of the one that has connected.
@@ -179,17 +239,14 @@ impl Route {
         wanted: Option<ServerId>,
         deadline: Option<Instant>,
     ) -> Result<Arc<Connection>, ManagerError> {
-        if self.creator.is_elsewhere() {
-            let text = "this process is a fork of the one that has connected: connect here as well";
-            return Err(ManagerError::Gone(text.into()));
-        }
+        let route = self.here()?;
         if let Some(deadline) = deadline {
-            if let Some(connection) = self.live() {
+            if let Some(connection) = route.live() {
                 return checked(connection, wanted);
             }
             let (tell, told) = mpsc::sync_channel(1);
             // Without a thread, this one connects, as far as its time goes.
-            if let Ok(_place) = self.let_thread_connect(move |connected| {
+            if let Ok(_place) = route.let_thread_connect(move |connected| {
                 let _ = tell.send(connected);
             }) {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -200,8 +257,8 @@ impl Route {
                 };
             }
         }
-        let end = self.end_of_attempts().into_iter().chain(deadline).min();
-        match self.connect(wanted, end) {
+        let end = route.end_of_attempts().into_iter().chain(deadline).min();
+        match route.connect(wanted, end) {
             Err(ManagerError::Gone(_)) if deadline.is_some_and(|end| end <= Instant::now()) => {
                 Err(ManagerError::TimedOut)
             }
@@ -270,15 +327,12 @@ impl Route {
         self: &Arc<Self>,
         wanted: Option<ServerId>,
     ) -> Result<Arc<Connection>, ManagerError> {
-        if let Some(connection) = self.live() {
+        let route = self.here()?;
+        if let Some(connection) = route.live() {
             return checked(connection, wanted);
         }
-        if self.creator.is_elsewhere() {
-            // It says why not, and does not wait.
-            return self.connection(wanted, None);
-        }
         let (tell, told) = oneshot::channel();
-        let _place = self.let_thread_connect(move |connected| {
+        let _place = route.let_thread_connect(move |connected| {
             let _ = tell.send(connected);
         })?;
         match shielded(told).await {

@@ -664,16 +664,39 @@ fn a_handle_lets_go_of_a_connection_that_was_lost() {
 }
 
 #[test]
-fn a_far_handle_is_not_sent_to_other_processes() {
+fn the_key_of_a_far_handle_is_in_a_file_and_not_among_its_bytes() {
+    use crate::wire::{
+        attachment::{collect, is_secret, offer},
+        buffer::Buffer,
+        codec::{Format, Postcard},
+    };
     let played = Played::new();
     let manager = played.connect();
     let list = manager.list([1]).unwrap();
-    let error = crate::wire::attachment::collect(|| {
-        use crate::wire::codec::{Format, Postcard};
-        Postcard::encode(&list, &mut crate::wire::buffer::Buffer::new())
-    });
-    let text = error.0.unwrap_err().message;
-    assert!(text.contains("published"), "{text}");
+    let mut buffer = Buffer::new();
+    let (encoded, attached) =
+        collect(|| Postcard::encode(&[list.clone(), list.clone()], &mut buffer));
+    encoded.unwrap();
+    let bytes = buffer.into_vec();
+    let contains = |part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+    assert!(!contains(KEY.as_bytes()) && !contains(b"127.0.0.1"));
+    // The way, and one pipe for the object.
+    assert_eq!(attached.iter().map(is_secret).collect::<Vec<_>>(), [true, false]);
+    let same: [crate::manager::List<i32>; 2] =
+        offer(&attached, || Postcard::decode(&bytes)).unwrap();
+    assert_eq!(same, [list.clone(), list]);
+    assert_eq!(same[1].len().unwrap(), 1);
+    // Without them, it is nothing.
+    let lost = Postcard::decode::<[crate::manager::List<i32>; 2]>(&bytes).unwrap_err();
+    assert!(lost.message.contains("did not come"), "{}", lost.message);
+    // A pipe is no way, and neither is another file.
+    let swapped = [Arc::clone(&attached[1]), Arc::clone(&attached[0])];
+    let other = crate::os::sealed::sealed_file(b"xsecret\x01 and garbage").unwrap();
+    for wrong in [swapped, [Arc::new(other), Arc::clone(&attached[1])]] {
+        let decoded = offer(&wrong, || Postcard::decode::<[crate::manager::List<i32>; 2]>(&bytes));
+        let text = decoded.unwrap_err().message;
+        assert!(text.contains("way to"), "{text}");
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //!  Serialize of a handle:    names the object ─► its id goes in front of the value's bytes
 //!  the server:               counts a reference for each id in what it keeps, and in what it sends
 //!  Deserialize of a handle:  takes one of the references that came with the reply
+//!  in the server itself:     a function takes one of the references that are lent to it, and names
+//!                            objects in its result
 //! ```
 //!
 //! serde has no place for anything besides the value, so what an encoding or decoding needs is kept
@@ -27,7 +29,7 @@ use super::{
     segments::{SEGMENT_FROM, Tail},
 };
 use crate::{
-    os::local,
+    os::{fork::Creator, local},
     segment::Store,
     unwind::catch,
     wire::{
@@ -42,18 +44,71 @@ struct Naming {
     server: Arc<Door>,
     /// How deep encodings are nested. Deeper ones are of other messages, which a `Serialize` sends.
     depth: u32,
-    names: Vec<ObjectId>,
+    /// Whether this process is the server, and the value is the result of a function.
+    is_result: bool,
+    named: Named,
+}
+
+/// The objects that an encoded value names.
+#[derive(Default)]
+pub(crate) struct Named {
+    pub(crate) ids: Vec<ObjectId>,
+    /// What keeps them alive until the server has counted them.
     holds: Vec<Arc<Hold>>,
+    /// The same, for handles that a function of the server was lent.
+    _lent: Vec<Arc<Lent>>,
     /// Why an object could not be named.
     failed: Option<ManagerError>,
+}
+
+impl Named {
+    /// Returns why the value cannot be sent, if an object could not be named.
+    pub(crate) fn failed(&mut self) -> Option<ManagerError> {
+        self.failed.take()
+    }
+
+    pub(super) fn into_holds(self) -> Vec<Arc<Hold>> {
+        self.holds
+    }
+}
+
+/// Where references go that functions of the server do not need any more.
+pub(crate) trait Lender: Send + Sync {
+    fn let_go(&self, object: ObjectId);
+}
+
+/// A reference that a function of the server was lent, for one handle.
+pub(super) struct Lent {
+    object: ObjectId,
+    lender: Arc<dyn Lender>,
+    creator: Creator,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // A copy that a function makes by `fork` has copies of its handles.
+        if !self.creator.is_elsewhere() {
+            self.lender.let_go(self.object);
+        }
+    }
 }
 
 /// A decoding of a value that came from a server.
 enum Taking {
     /// In a client: the references that came with the reply.
     Client(Arc<Connection>, Vec<ObjectId>),
-    /// In the server itself, where a function of an update gets the value.
-    Server(Arc<Door>),
+    /// In the server itself, where a function gets values and arguments.
+    Server(Serving),
+}
+
+/// A function that runs in the server.
+struct Serving {
+    server: Arc<Door>,
+    lender: Arc<dyn Lender>,
+    /// The references that are lent to it, and that no handle has taken.
+    lent: Vec<ObjectId>,
+    /// What its result names.
+    result: Named,
 }
 
 thread_local! {
@@ -69,21 +124,33 @@ fn replace_taking(taking: Option<Taking>) -> Option<Taking> {
     local::with(&TAKING, |place| std::mem::replace(&mut **place.borrow_mut(), taking))
 }
 
-/// Returns the server for which a value is being encoded on this thread, if there is one.
-pub(super) fn encoding_for() -> Option<Arc<Door>> {
+/// Returns the server for which a value is being encoded on this thread, if there is one, and
+/// whether it is this process.
+pub(super) fn encoding_for() -> Option<(Arc<Door>, bool)> {
     local::with(&NAMING, |place| {
         let place = place.borrow();
         let naming = (**place).as_ref()?;
-        (naming.depth == attachment::depth()).then(|| Arc::clone(&naming.server))
+        (naming.depth == attachment::depth())
+            .then(|| (Arc::clone(&naming.server), naming.is_result))
     })
 }
 
 /// Names an object in the value that is being encoded for its server.
 pub(super) fn name(object: ObjectId, hold: Arc<Hold>) {
     local::with(&NAMING, |place| {
-        if let Some(naming) = &mut **place.borrow_mut() {
-            naming.names.push(object);
-            naming.holds.push(hold);
+        if let Some(Naming { named, .. }) = &mut **place.borrow_mut() {
+            named.ids.push(object);
+            named.holds.push(hold);
+        }
+    });
+}
+
+/// Names an object in the result of a function of the server, which was lent a reference to it.
+pub(super) fn name_lent(lent: Arc<Lent>) {
+    local::with(&NAMING, |place| {
+        if let Some(Naming { named, .. }) = &mut **place.borrow_mut() {
+            named.ids.push(lent.object);
+            named._lent.push(lent);
         }
     });
 }
@@ -92,26 +159,18 @@ pub(super) fn name(object: ObjectId, hold: Arc<Hold>) {
 /// serde is only a text.
 pub(super) fn fail(error: ManagerError) {
     local::with(&NAMING, |place| {
-        if let Some(naming) = &mut **place.borrow_mut() {
-            naming.failed = Some(error);
+        if let Some(Naming { named, .. }) = &mut **place.borrow_mut() {
+            named.failed = Some(error);
         }
     });
-}
-
-/// Whether this thread runs a function of an update, in this server.
-pub(super) fn decoding_in(server: ServerId) -> bool {
-    local::with(
-        &TAKING,
-        |place| matches!(&**place.borrow(), Some(Taking::Server(door)) if door.id == server),
-    )
 }
 
 /// Who has a reference to an object that a decoded value names.
 pub(super) enum Taken {
     /// This process, through this connection. The new handle owns that reference.
     Client(Arc<Connection>),
-    /// The value in the server.
-    Server(Arc<Door>),
+    /// The new handle, in the server itself.
+    Server(Arc<Door>, Arc<Lent>),
 }
 
 /// Takes the reference to an object that the value being decoded names. Returns `None` if it names
@@ -123,13 +182,23 @@ pub(super) fn take(server: ServerId, object: ObjectId) -> Option<Taken> {
             names.swap_remove(at);
             Some(Taken::Client(Arc::clone(connection)))
         }
-        Some(Taking::Server(door)) if door.id == server => Some(Taken::Server(Arc::clone(door))),
+        Some(Taking::Server(serving)) if serving.server.id == server => {
+            let at = serving.lent.iter().position(|lent| *lent == object)?;
+            serving.lent.swap_remove(at);
+            let lender = Arc::clone(&serving.lender);
+            let lent = Arc::new(Lent { object, lender, creator: Creator::here() });
+            Some(Taken::Server(Arc::clone(&serving.server), lent))
+        }
         _ => None,
     })
 }
 
 /// Runs one encoding for a server. Also returns the objects that it named, or why one could not be.
-fn naming<R>(server: &Arc<Door>, encode: impl FnOnce() -> R) -> (R, Option<Naming>) {
+pub(crate) fn naming<R>(server: &Arc<Door>, encode: impl FnOnce() -> R) -> (R, Named) {
+    naming_as(server, false, encode)
+}
+
+fn naming_as<R>(server: &Arc<Door>, is_result: bool, encode: impl FnOnce() -> R) -> (R, Named) {
     struct Restore(Option<Naming>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -138,10 +207,34 @@ fn naming<R>(server: &Arc<Door>, encode: impl FnOnce() -> R) -> (R, Option<Namin
     }
     let depth = attachment::depth() + 1;
     let server = Arc::clone(server);
-    let own = Naming { server, depth, names: Vec::new(), holds: Vec::new(), failed: None };
+    let own = Naming { server, depth, is_result, named: Named::default() };
     let _restore = Restore(replace_naming(Some(own)));
     let result = encode();
-    (result, replace_naming(None))
+    (result, replace_naming(None).map(|naming| naming.named).unwrap_or_default())
+}
+
+/// Encodes the result of a function, in the server. What it names is then taken by
+/// [`take_result`].
+pub(crate) fn naming_result(encode: &mut dyn FnMut()) {
+    let server = local::with(&TAKING, |place| match &**place.borrow() {
+        Some(Taking::Server(serving)) => Some(Arc::clone(&serving.server)),
+        _ => None,
+    });
+    let Some(server) = server else { return encode() };
+    let ((), mut named) = naming_as(&server, true, encode);
+    local::with(&TAKING, |place| {
+        if let Some(Taking::Server(serving)) = &mut **place.borrow_mut() {
+            std::mem::swap(&mut serving.result, &mut named);
+        }
+    });
+}
+
+/// Takes what the result names that [`naming_result`] has encoded.
+pub(crate) fn take_result() -> Named {
+    local::with(&TAKING, |place| match &mut **place.borrow_mut() {
+        Some(Taking::Server(serving)) => std::mem::take(&mut serving.result),
+        _ => Named::default(),
+    })
 }
 
 fn taking<R>(taking: Taking, decode: impl FnOnce() -> R) -> R {
@@ -150,8 +243,12 @@ fn taking<R>(taking: Taking, decode: impl FnOnce() -> R) -> R {
         fn drop(&mut self) {
             let left = replace_taking(self.0.take());
             // The references that no handle has taken are given back.
-            if let Some(Taking::Client(connection, names)) = left {
-                release(&connection, names);
+            match left {
+                Some(Taking::Client(connection, names)) => release(&connection, names),
+                Some(Taking::Server(Serving { lender, lent, .. })) => {
+                    lent.into_iter().for_each(|object| lender.let_go(object));
+                }
+                None => {}
             }
         }
     }
@@ -166,9 +263,15 @@ pub(super) fn release(connection: &Arc<Connection>, objects: impl IntoIterator<I
     objects.into_iter().for_each(|object| connection.tell(Operation::Release, object, &one));
 }
 
-/// Runs code that decodes, in the server, a value that the server keeps.
-pub(crate) fn taking_in_server<R>(door: &Arc<Door>, decode: impl FnOnce() -> R) -> R {
-    taking(Taking::Server(Arc::clone(door)), decode)
+/// Runs a function in the server. Its handles take the references that are lent to it.
+pub(crate) fn serving<R>(
+    server: &Arc<Door>,
+    lender: &Arc<dyn Lender>,
+    lent: Vec<ObjectId>,
+    function: impl FnOnce() -> R,
+) -> R {
+    let (server, lender) = (Arc::clone(server), Arc::clone(lender));
+    taking(Taking::Server(Serving { server, lender, lent, result: Named::default() }), function)
 }
 
 /// Encodes a value, and appends it to a body. With a store, the bytes of a large value are in a
@@ -197,9 +300,8 @@ pub(super) fn encode<T: Serialize + ?Sized>(
     let len = tail.as_ref().map_or_else(|| opened.len(body), Tail::len);
     let checked = encoded
         .map_err(|panic| failed(&format!("its Serialize panicked: {panic}")))
-        .and_then(|((encoded, attachments), naming)| {
-            let (unnamed, names, holds) = naming
-                .map_or_else(Default::default, |naming| (naming.failed, naming.names, naming.holds));
+        .and_then(|((encoded, attachments), named)| {
+            let Named { ids: names, holds, failed: unnamed, .. } = named;
             encoded.map_err(|error| unnamed.unwrap_or_else(|| failed(&error.message)))?;
             if !attachments.is_empty() {
                 return Err(failed(

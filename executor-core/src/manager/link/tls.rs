@@ -16,7 +16,8 @@ use rustls::{
     },
     crypto::{CryptoProvider, ring, verify_tls13_signature},
     pki_types::{
-        CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime, pem::PemObject,
+        CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, TrustAnchor, UnixTime,
+        pem::PemObject,
     },
     server::NoServerSessionStorage,
 };
@@ -241,6 +242,16 @@ impl FromStr for Fingerprint {
     }
 }
 
+/// A trust on its way to another process: a fingerprint, or who issues certificates (subject, key
+/// and the constraints on names, of each) and a name.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum TrustParts {
+    Fingerprint([u8; 32]),
+    Certificates { roots: Vec<AnchorParts>, name: String },
+}
+
+type AnchorParts = (Vec<u8>, Vec<u8>, Option<Vec<u8>>);
+
 /// Which server a client trusts. Needs the feature `tls`.
 ///
 /// The key challenge alone would not do: it proves that the other side knows the key, and not who
@@ -286,6 +297,43 @@ impl Trust {
         }
         let name = ServerName::try_from(name.to_owned()).map_err(|InvalidDnsNameError| {
             IdentityError(format!("`{name}` is no name of a server"))
+        })?;
+        Ok(Trust(Trusted::Certificates { roots: Arc::new(roots), name }))
+    }
+}
+
+impl Trust {
+    pub(crate) fn to_parts(&self) -> TrustParts {
+        match &self.0 {
+            Trusted::Fingerprint(Fingerprint(bytes)) => TrustParts::Fingerprint(*bytes),
+            Trusted::Certificates { roots, name } => {
+                let parts = |anchor: &TrustAnchor<'_>| {
+                    let constraints = anchor.name_constraints.as_ref();
+                    (
+                        anchor.subject.to_vec(),
+                        anchor.subject_public_key_info.to_vec(),
+                        constraints.map(|constraints| constraints.to_vec()),
+                    )
+                };
+                let roots = roots.roots.iter().map(parts).collect();
+                TrustParts::Certificates { roots, name: name.to_str().into_owned() }
+            }
+        }
+    }
+
+    pub(crate) fn from_parts(parts: TrustParts) -> Result<Self, IdentityError> {
+        let (roots, name) = match parts {
+            TrustParts::Fingerprint(bytes) => return Ok(Trust::fingerprint(Fingerprint(bytes))),
+            TrustParts::Certificates { roots, name } => (roots, name),
+        };
+        let anchor = |(subject, key, constraints): AnchorParts| TrustAnchor {
+            subject: subject.into(),
+            subject_public_key_info: key.into(),
+            name_constraints: constraints.map(Into::into),
+        };
+        let roots = RootCertStore { roots: roots.into_iter().map(anchor).collect() };
+        let name = ServerName::try_from(name).map_err(|InvalidDnsNameError| {
+            IdentityError("the name of a server came as something else".to_owned())
         })?;
         Ok(Trust(Trusted::Certificates { roots: Arc::new(roots), name }))
     }

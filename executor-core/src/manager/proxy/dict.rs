@@ -184,9 +184,9 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         where [K: Borrow<Q>, Q: Serialize + ?Sized, V: Borrow<F::Current>, F: StepFn<A, Output = V>]
         {
             {
-                let (function, rest) = step.encode()?;
+                let call = step.encode(self.reference.door())?;
                 let request = self.reference.request(Operation::MapUpdate).key(key);
-                request.number(function).flag(false).bytes(&rest)
+                request.number(call.function).flag(false).arguments_of(call)
             } => |answer| answer.optional()
         }
 
@@ -202,9 +202,9 @@ impl<K: Serialize + DeserializeOwned, V: Serialize + DeserializeOwned> Dict<K, V
         ]
         {
             {
-                let (function, rest) = step.encode()?;
+                let call = step.encode(self.reference.door())?;
                 let request = self.reference.request(Operation::MapUpdate).key(key);
-                request.number(function).flag(true).bytes(&rest)
+                request.number(call.function).flag(true).arguments_of(call)
             } => |answer| answer.value()
         }
 

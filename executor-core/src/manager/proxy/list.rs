@@ -85,9 +85,9 @@ macro_rules! indexed {
                 where [T: Borrow<F::Current>, F: StepFn<A, Output = T>]
                 {
                     {
-                        let (function, rest) = step.encode()?;
+                        let call = step.encode(self.reference.door())?;
                         let request = self.reference.request(Operation::ListUpdate);
-                        request.number(index as u64).number(function).bytes(&rest)
+                        request.number(index as u64).call_of(call)
                     } => |answer| answer.optional()
                 }
 

@@ -135,7 +135,7 @@ impl Pool {
     }
 
     fn begin<F: TaskArgs<A>, A>(&self, task: Task<F, A>) -> PoolFuture<F::Output> {
-        let begun = encode_call(task).and_then(|call| self.submission(&call).begin());
+        let begun = encode_call(task, None).and_then(|call| self.submission(&call).begin());
         PoolFuture {
             state: match begun {
                 Ok(pending) => State::Pending(pending),
@@ -151,14 +151,14 @@ impl Pool {
     /// # Errors
     /// [`ManagerError::Failed`] with the error of the task.
     pub fn apply<T: IntoTask>(&self, task: T) -> Result<T::Output, ManagerError> {
-        let answer = self.submission(&encode_call(task.into_task())?).call()?;
+        let answer = self.submission(&encode_call(task.into_task(), None)?).call()?;
         read::<T::Function>(&answer)
     }
 
     /// Does what [`apply`](Self::apply) does, without blocking the thread. Nothing happens before
     /// the future is polled. If it is dropped later, the task goes on.
     pub async fn apply_async<T: IntoTask>(&self, task: T) -> Result<T::Output, ManagerError> {
-        let request = self.submission(&encode_call(task.into_task())?);
+        let request = self.submission(&encode_call(task.into_task(), None)?);
         let answer = request.call_async().await?;
         read::<T::Function>(&answer)
     }

@@ -81,8 +81,8 @@ impl<T: Serialize + DeserializeOwned> Value<T> {
         where [T: Borrow<F::Current>, F: StepFn<A, Output = T>]
         {
             {
-                let (function, rest) = step.encode()?;
-                self.reference.request(Operation::CellUpdate).number(function).bytes(&rest)
+                let call = step.encode(self.reference.door())?;
+                self.reference.request(Operation::CellUpdate).call_of(call)
             } => |answer| answer.value()
         }
     }

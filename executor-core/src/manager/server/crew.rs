@@ -27,9 +27,10 @@ use std::{
 use super::super::link::far::FarEnd;
 use super::{
     super::{
-        client::Door,
-        function::{self, Application},
+        client::{Door, Lender},
+        function::{self, Application, Site},
         managed::{self, Stored},
+        protocol::ObjectId,
     },
     core::{Job, JobId, Work},
     pools::News,
@@ -48,32 +49,33 @@ pub(super) type Outcome = Result<Ran, Vec<u8>>;
 /// What a function has given.
 pub(super) enum Ran {
     /// Its encoded result.
-    Returned(Vec<u8>),
+    Returned(function::Output),
     /// The value of a user's own type that it was to make.
     Made(Arc<Stored>),
 }
 
 /// Runs a function of a user.
-fn run_function(assignment: Assignment, door: &Arc<Door>) -> Outcome {
+fn run_function(assignment: Assignment, door: &Arc<Door>, lender: &Arc<dyn Lender>) -> Outcome {
     let Assignment { job: Job { work, .. }, value } = assignment;
+    let site = |lent| Site { door, lender, lent };
     match work {
-        Work::Update { function, optional, current, arguments } => {
+        Work::Update { function, optional, current, arguments, names } => {
             let current = current.as_deref();
             let application = Application { function, optional, current, rest: &arguments };
-            application.run(door).map(Ran::Returned)
+            application.run(site(names)).map(Ran::Returned)
         }
-        Work::Construct { function, arguments } => {
-            function::construct(function, &arguments, door).map(Ran::Made)
+        Work::Construct { function, arguments, names } => {
+            function::construct(function, &arguments, site(names)).map(Ran::Made)
         }
-        Work::Call { function, arguments, .. } => {
+        Work::Call { function, arguments, names, .. } => {
             let value = value.expect("the core drops a value after its last call");
-            function::call(value, function, &arguments, door).map(Ran::Returned)
+            function::call(value, function, &arguments, site(names)).map(Ran::Returned)
         }
         Work::Drop { .. } => {
             if let Some(value) = value {
                 managed::drop_value(value);
             }
-            Ok(Ran::Returned(Vec::new()))
+            Ok(Ran::Returned(function::Output::default()))
         }
         Work::Pool { .. } => unreachable!("the loop does it by itself"),
     }
@@ -84,6 +86,8 @@ fn run_function(assignment: Assignment, door: &Arc<Door>) -> Outcome {
 pub(super) struct Late {
     ended: Mutex<Vec<(JobId, Outcome)>>,
     news: Mutex<Vec<News>>,
+    /// Objects of handles that functions and values of users have dropped.
+    let_go: Mutex<Vec<ObjectId>>,
     #[cfg(feature = "tls")]
     come: Mutex<Vec<FarEnd>>,
     /// Why the server cannot go on.
@@ -97,6 +101,7 @@ impl Late {
         Ok(Late {
             ended: Mutex::default(),
             news: Mutex::default(),
+            let_go: Mutex::default(),
             #[cfg(feature = "tls")]
             come: Mutex::default(),
             failed: Mutex::default(),
@@ -133,6 +138,11 @@ impl Late {
         std::mem::take(&mut lock(&self.news))
     }
 
+    /// Returns the objects whose handles were dropped since the last time.
+    pub(super) fn dropped_handles(&self) -> Vec<ObjectId> {
+        std::mem::take(&mut lock(&self.let_go))
+    }
+
     /// Hands a client over that has come in.
     #[cfg(feature = "tls")]
     pub(super) fn come(&self, end: FarEnd) {
@@ -158,9 +168,23 @@ impl Late {
     }
 }
 
+impl Lender for Late {
+    fn let_go(&self, object: ObjectId) {
+        let mut all = lock(&self.let_go);
+        all.push(object);
+        let is_first = all.len() == 1;
+        drop(all);
+        if is_first {
+            self.signal.ring();
+        }
+    }
+}
+
 struct Crew {
     door: Arc<Door>,
     late: Arc<Late>,
+    /// The same.
+    lender: Arc<dyn Lender>,
     state: Mutex<State>,
     /// Wakes the thread that stands by.
     changed: Condvar,
@@ -188,7 +212,8 @@ pub(super) fn run(server: Server) -> io::Result<()> {
     let state =
         State { slot: None, begun: 0, standing_by: 0, watched: false, ended: false, over: None };
     let (changed, over) = (Condvar::new(), Condvar::new());
-    let crew = Arc::new(Crew { door, late, state: Mutex::new(state), changed, over });
+    let lender = Arc::clone(&late) as Arc<dyn Lender>;
+    let crew = Arc::new(Crew { door, late, lender, state: Mutex::new(state), changed, over });
     let first = Arc::clone(&crew);
     spawn(move || {
         if first.lead(Box::new(server)) {
@@ -273,7 +298,7 @@ impl Crew {
             state.begun
         };
         kill_point!(ManagerFunctionNext);
-        let outcome = run_function(assignment, &self.door);
+        let outcome = run_function(assignment, &self.door, &self.lender);
         kill_point!(ManagerFunctionRan);
         let mut state = lock(&self.state);
         let back = if state.begun == mine { state.slot.take() } else { None };

@@ -12,6 +12,7 @@ use super::{
     crew,
     gate::GateSetup,
     serve::{self, Server},
+    serving,
 };
 use crate::{
     __private::{Arguments, AsSerde, reply, way},
@@ -158,7 +159,9 @@ fn run(setup: ServerSetup) -> Result<(), String> {
         initialize(FnId(function), &arguments)?;
     }
     let id = ServerId(u128::from_le_bytes(setup.id));
-    let outside = Arc::new(Door::near(id, Arc::new(setup.outside.into_inner())));
+    let outside = Arc::new(Door::own(id, Arc::new(setup.outside.into_inner())));
+    // From here on, the functions of users may ask for it.
+    serving::set(&outside);
     let at_most = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
     let limits = Limits {
         clients: at_most(setup.clients_max),
@@ -201,7 +204,7 @@ fn tls_of(parts: IdentityParts) -> Result<TlsServer, String> {
 
 fn initialize(function: FnId, arguments: &[u8]) -> Result<(), String> {
     // An id of its own, so that its panic is told to the caller and not printed.
-    call_here(TaskId::from_raw(3), function, arguments, |kind, bytes, _| match kind {
+    call_here(TaskId::from_raw(3), function, arguments, None, |kind, bytes, _| match kind {
         Reply::Done => Ok(()),
         kind => Err(format!("its initializer failed: {}", crate::error::reply::text(kind, bytes))),
     })

@@ -35,6 +35,7 @@ mod guest;
 mod pools;
 mod segments;
 mod serve;
+pub(super) mod serving;
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests;
 mod unread;

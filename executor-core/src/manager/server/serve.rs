@@ -28,7 +28,9 @@ use super::{
             HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, RequestBody, Status,
         },
     },
-    core::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, ValueId, Work},
+    core::{
+        Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, Returned, ValueId, Work,
+    },
     crew::{Late, Outcome, Ran},
     gate::{Gate, GateSetup, ListenOrder, ORDER_BYTES_MAX},
     guest::{Guest, GuestSocket},
@@ -249,15 +251,19 @@ impl Server {
     /// Takes the result of a function.
     pub(super) fn applied(&mut self, job: JobId, outcome: Outcome) {
         self.running -= 1;
-        let outcome = match &outcome {
-            Ok(Ran::Returned(value)) => Ok(&value[..]),
+        let result = match &outcome {
+            Ok(Ran::Returned(output)) => {
+                Ok(Returned { bytes: &output.bytes, names: &output.named.ids })
+            }
             Ok(Ran::Made(value)) => {
                 self.values.insert(ValueId(job), Arc::clone(value));
-                Ok(&[][..])
+                Ok(Returned::default())
             }
             Err(body) => Err(&body[..]),
         };
-        self.core.ran(job, outcome, &mut self.actions);
+        self.core.ran(job, result, &mut self.actions);
+        // What the result names is counted now, so what has kept it until here is not needed.
+        drop(outcome);
         kill_point!(ManagerFunctionApplied);
         self.perform();
         self.write();
@@ -468,7 +474,7 @@ impl Server {
     /// Takes what has become of orders to pools.
     fn answer(&mut self, answers: Vec<(JobId, pools::Answer)>) {
         for (job, answer) in answers {
-            let outcome = answer.as_deref().map_err(|body| &body[..]);
+            let outcome = answer.as_deref().map(Returned::plain).map_err(|body| &body[..]);
             self.core.ran(job, outcome, &mut self.actions);
             kill_point!(ManagerTaskAnswered);
         }
@@ -710,6 +716,9 @@ impl Server {
                     for news in self.late.news() {
                         let answers = self.pools.hear(news);
                         self.answer(answers);
+                    }
+                    for object in self.late.dropped_handles() {
+                        self.core.let_go(object, &mut self.actions);
                     }
                     self.perform();
                     #[cfg(feature = "tls")]
@@ -988,12 +997,13 @@ impl Server {
         functions.retain(|job| {
             let keeps = job.client != Some(client);
             if !keeps {
-                forgotten.push(job.id);
+                forgotten.push((job.id, job.work.names().to_vec()));
             }
             keeps
         });
-        for job in forgotten {
+        for (job, names) in forgotten {
             core.ran(job, Err(&[]), actions);
+            names.into_iter().for_each(|name| core.let_go(name, actions));
         }
     }
 }

@@ -98,6 +98,8 @@ struct Record {
     died_at: AtomicU32,
     /// The thread that holds the lock, plus one.
     in_lock: AtomicU32,
+    /// Handles that came when their object was gone.
+    orphans: AtomicU32,
     actors: [Actor; ACTORS],
     /// How often each item of each actor was got.
     got: [[AtomicU8; ACTS]; ACTORS],
@@ -138,8 +140,8 @@ impl Calls {
 
 impl Record {
     fn clear(&self) {
-        for word in [&self.victim, &self.step, &self.left, &self.how, &self.died_at, &self.in_lock]
-        {
+        let Record { victim, step, left, how, died_at, in_lock, orphans, .. } = self;
+        for word in [victim, step, left, how, died_at, in_lock, orphans] {
             word.store(0, SeqCst);
         }
         for actor in &self.actors {
@@ -322,6 +324,8 @@ impl Drop for Folder {
 /// An object of a type of our own.
 struct Counter {
     n: u64,
+    /// A handle that a client has given to it.
+    event: Option<Event>,
     /// How many of them there are in this process.
     _counted: Counted,
 }
@@ -347,7 +351,7 @@ impl Drop for Counted {
 #[allow(unreachable_pub, reason = "only public methods can be called")]
 impl Counter {
     pub fn new() -> Self {
-        Counter { n: 0, _counted: Counted::new() }
+        Counter { n: 0, event: None, _counted: Counted::new() }
     }
 
     pub fn add(&mut self) -> u64 {
@@ -363,6 +367,17 @@ impl Counter {
 
     pub fn get(&self) -> u64 {
         self.n
+    }
+
+    /// Keeps a handle, and returns the one that it had.
+    pub fn exchange(&mut self, event: Option<Event>) -> Option<Event> {
+        std::mem::replace(&mut self.event, event)
+    }
+
+    /// Uses the handle, in the server, and returns it.
+    pub fn event(&self) -> Result<Option<Event>, ManagerError> {
+        self.event.iter().try_for_each(Event::set)?;
+        Ok(self.event.clone())
     }
 
     /// Returns how many counters the server has.
@@ -441,8 +456,6 @@ struct Player<'a> {
     random: Random,
     /// Handles that it may send on.
     pocket: Vec<Event>,
-    /// Whether it came over TCP, so that its handles cannot be sent to other processes.
-    far: bool,
 }
 
 impl Player<'_> {
@@ -455,7 +468,7 @@ impl Player<'_> {
     }
 
     fn act(&mut self) -> Result<(), ManagerError> {
-        match self.random.below(21) {
+        match self.random.below(23) {
             0..3 => self.add(),
             3 => self.push(),
             4..6 => self.put(),
@@ -470,6 +483,7 @@ impl Player<'_> {
             16 => self.send_by_queue(),
             17..19 => self.count(),
             19 => self.run_a_task(),
+            20..22 => self.exchange(),
             _ => {
                 let dropped = self.random.below(self.pocket.len() as u64 + 1) as usize;
                 if dropped < self.pocket.len() {
@@ -505,6 +519,21 @@ impl Player<'_> {
             self.shared.0.update_or_insert(&(key as u32), one_more::with())?;
         }
         calls.done.fetch_add(1, SeqCst);
+        Ok(())
+    }
+
+    /// Gives a handle to the object of our own type, and takes another one.
+    fn exchange(&mut self) -> Result<(), ManagerError> {
+        let counter = &self.shared.11.0;
+        let taken = match self.random.below(3) {
+            0 => counter.event()?,
+            1 => counter.exchange(None)?,
+            _ => counter.exchange(self.pocket.pop())?,
+        };
+        if let Some(event) = taken {
+            event.is_set()?;
+            self.pocket.push(event);
+        }
         Ok(())
     }
 
@@ -668,9 +697,6 @@ impl Player<'_> {
     /// Sends or receives a handle through memory that is independent of the manager.
     fn send_by_queue(&mut self) -> Result<(), ManagerError> {
         let queue = &self.shared.9;
-        if self.far {
-            return self.shared.0.len().map(drop);
-        }
         if self.random.one_in(2)
             && let Some(handle) = self.pocket.pop()
         {
@@ -690,10 +716,15 @@ impl Player<'_> {
         match queue.try_get() {
             Ok(handle) => {
                 // Some are sent on before they are used.
-                if self.random.one_in(2) {
-                    handle.is_set()?;
+                if self.random.one_in(4) && queue.try_put(handle.clone()).is_ok() {
+                    return Ok(());
                 }
-                self.pocket.push(handle);
+                match handle.is_set() {
+                    Ok(_) => self.pocket.push(handle),
+                    // Whoever has sent it over TCP has ended before it came.
+                    Err(ManagerError::NoObject) => drop(record().orphans.fetch_add(1, SeqCst)),
+                    Err(error) => return Err(error),
+                }
                 Ok(())
             }
             Err(GetError::Empty | GetError::Busy) => Ok(()),
@@ -719,16 +750,9 @@ impl End {
 }
 
 /// What one thread of a client does. Returns whether the server is gone.
-fn play(
-    round: u64,
-    name: u32,
-    shared: &Shared,
-    far: bool,
-    dies: Option<(u32, u32)>,
-    end: End,
-) -> bool {
+fn play(round: u64, name: u32, shared: &Shared, dies: Option<(u32, u32)>, end: End) -> bool {
     let random = Random(round ^ 0x9a3e << 40 ^ u64::from(name));
-    let mut player = Player { round, name, shared, random, pocket: shared.10.clone(), far };
+    let mut player = Player { round, name, shared, random, pocket: shared.10.clone() };
     let began = Instant::now();
     for count in 0.. {
         if let Some((_, how)) = dies.filter(|(at, _)| *at == count) {
@@ -741,6 +765,8 @@ fn play(
         match player.act() {
             Ok(()) => {}
             Err(ManagerError::Gone(_)) if end != End::Acts => return true,
+            // A handle that came over TCP to a process that has no connection there.
+            Err(ManagerError::NotConnected { .. }) if end != End::Acts => return true,
             Err(error) => panic!("{error:?}"),
         }
         if end != End::Server && count as usize == ACTS {
@@ -772,13 +798,12 @@ fn client_by_address(
     threads: u32,
     dies: Option<(u32, u32)>,
     end: u32,
-    far: bool,
     directions: Directions,
 ) -> bool {
     ME.store(CLIENT + place, SeqCst);
     let end = End::ALL[end as usize];
     match come(&directions) {
-        Ok((_manager, shared)) => play_all(round, place, threads, dies, end, far, &shared),
+        Ok((_manager, shared)) => play_all(round, place, threads, dies, end, &shared),
         Err(error) => is_gone(error, end),
     }
 }
@@ -795,7 +820,7 @@ fn client(
     shared: Shared,
 ) -> bool {
     ME.store(CLIENT + place, SeqCst);
-    play_all(round, place, threads, dies, End::ALL[end as usize], false, &shared)
+    play_all(round, place, threads, dies, End::ALL[end as usize], &shared)
 }
 
 /// All threads of a client.
@@ -805,7 +830,6 @@ fn play_all(
     threads: u32,
     dies: Option<(u32, u32)>,
     end: End,
-    far: bool,
     shared: &Shared,
 ) -> bool {
     match shared.5.1.acquire() {
@@ -816,9 +840,9 @@ fn play_all(
     let first = place * THREADS as u32;
     thread::scope(|scope| {
         let others = (1..threads)
-            .map(|thread| scope.spawn(move || play(round, first + thread, shared, far, None, end)))
+            .map(|thread| scope.spawn(move || play(round, first + thread, shared, None, end)))
             .collect::<Vec<_>>();
-        let gone = play(round, first, shared, far, dies, end);
+        let gone = play(round, first, shared, dies, end);
         let others = others.into_iter().map(|thread| thread.join().expect("it has not panicked"));
         others.fold(gone, |gone, other| gone && other)
     })
@@ -872,7 +896,11 @@ fn ways_to(step: Step) -> Option<&'static [Way]> {
         | Step::GateHeard
         | Step::GateCloses => Some(&Way::BY_ADDRESS),
         Step::ClientHasDoor | Step::GateDoorGiven => Some(&[Way::Unix]),
-        Step::ClientWelcomed | Step::GateFarMet => Some(&[Way::Tcp]),
+        Step::ClientWelcomed
+        | Step::GateFarMet
+        | Step::ClientFarPipeMade
+        | Step::ClientFarLeased
+        | Step::ClientFarLeaseEnded => Some(&[Way::Tcp]),
         _ => None,
     }
 }
@@ -1035,11 +1063,9 @@ fn round(plan: &Plan) -> Result<(), ManagerError> {
                 context.process(body).daemon(true).start()
             }
             Way::Unix | Way::Tcp => {
-                let far = way == Way::Tcp;
-                let address = if far { &tcp } else { &local };
+                let address = if way == Way::Tcp { &tcp } else { &local };
                 let directions = (address.clone(), fingerprint.clone(), shared.9.clone());
-                let body =
-                    client_by_address::task(seed, place, *threads, dies, end, far, directions);
+                let body = client_by_address::task(seed, place, *threads, dies, end, directions);
                 context.process(body).daemon(true).start()
             }
         };
@@ -1228,8 +1254,14 @@ fn check(plan: &Plan, manager: &Manager, shared: Shared) -> Result<(), ManagerEr
     }
     handles.clear()?;
     while let Ok(handle) = sent.try_get() {
-        handle.set()?;
+        match handle.set() {
+            Err(ManagerError::NoObject) => drop(record.orphans.fetch_add(1, SeqCst)),
+            set => set?,
+        }
     }
+    let over_tcp = plan.ways.contains(&Way::Tcp);
+    assert!(over_tcp || record.orphans.load(SeqCst) == 0, "a handle came without its object");
+    counter.exchange(None)?;
     let (
         counts,
         handles,

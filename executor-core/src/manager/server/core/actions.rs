@@ -57,16 +57,48 @@ pub(crate) enum Work {
         current: Option<Arc<[u8]>>,
         /// The arguments behind the value.
         arguments: Vec<u8>,
+        /// The objects that the value and the arguments name. See [`Work::names`].
+        names: Vec<ObjectId>,
     },
     /// Makes a value of a user's own type. The value has the id of this job.
-    Construct { function: u64, arguments: Vec<u8> },
+    Construct { function: u64, arguments: Vec<u8>, names: Vec<ObjectId> },
     /// Calls a method of such a value.
-    Call { value: ValueId, function: u64, arguments: Vec<u8> },
+    Call { value: ValueId, function: u64, arguments: Vec<u8>, names: Vec<ObjectId> },
     /// Drops such a value. Nobody uses it any more.
     Drop { value: ValueId },
     /// Concerns a pool of workers. It runs no function of a user in this process, and waits for
     /// nothing.
     Pool { executor: ValueId, order: PoolOrder },
+}
+
+impl Work {
+    /// Returns the objects that the values in it name, with repetitions. The function is lent a
+    /// reference for each of them, and [`Core::let_go`](super::Core::let_go) is to be told when it
+    /// is not needed any more. That may be long after the function has ended: a value of a user's
+    /// own type may keep a handle.
+    pub(crate) fn names(&self) -> &[ObjectId] {
+        match self {
+            Work::Update { names, .. }
+            | Work::Construct { names, .. }
+            | Work::Call { names, .. } => names,
+            Work::Drop { .. } | Work::Pool { .. } => &[],
+        }
+    }
+}
+
+/// What a function has returned: its encoded result, and the objects that the result names. Whoever
+/// tells it has a reference to each of them, and keeps it until the core has counted its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Returned<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) names: &'a [ObjectId],
+}
+
+impl<'a> Returned<'a> {
+    /// Returns a result that names no object.
+    pub(crate) fn plain(bytes: &'a [u8]) -> Self {
+        Returned { bytes, names: &[] }
+    }
 }
 
 /// What is to be done with the executor of a pool.

@@ -1,7 +1,5 @@
 //! A single value.
 
-use std::sync::Arc;
-
 use super::{
     actions::{Outcome, Refusal},
     turn::{Names, Stored, Turn},
@@ -61,14 +59,18 @@ impl Cell {
     }
 
     /// Reads a request for an update.
-    pub(super) fn update<'a>(&self, mut fields: Fields<'a>) -> Result<Update<'a>, Refusal> {
-        let (function, arguments) = (fields.number()?, fields.bytes()?);
+    pub(super) fn update<'a>(
+        &self,
+        mut fields: Fields<'a>,
+        turn: &Turn<'_>,
+    ) -> Result<Update<'a>, Refusal> {
+        let (function, arguments) = (fields.number()?, turn.value(&mut fields)?);
         fields.end()?;
         Ok(Update {
             target: Target::Cell,
             function,
             optional: false,
-            current: Some(Arc::clone(&self.value.bytes)),
+            current: Some(self.value.clone()),
             arguments,
         })
     }

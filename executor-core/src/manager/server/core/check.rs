@@ -43,6 +43,7 @@ impl Core {
             }
         }
         self.leases.values().for_each(|object| add(*object, 1));
+        self.clients.lent().for_each(|(object, count)| add(object, count));
         add(ObjectId::DIRECTORY, 1);
         for (_, object) in self.objects.iter() {
             object.state.each_name(|name| add(name, 1));

@@ -68,6 +68,9 @@ pub(super) struct Clients {
     clients_max: usize,
     calls_max: usize,
     bytes_max: u64,
+    /// How many references to each object are lent to functions that run in this process, and to
+    /// the values of users' own types. None is 0.
+    lent: HashMap<ObjectId, u64, IdHasher>,
     /// The last id. A counter of 64 bits that goes up by one for each request does not overflow.
     last_client: u64,
     last_ticket: u64,
@@ -80,6 +83,7 @@ impl Clients {
             clients_max: limits.clients,
             calls_max: limits.calls_per_client,
             bytes_max: limits.bytes_per_client,
+            lent: HashMap::default(),
             last_client: 0,
             last_ticket: 0,
         }
@@ -132,6 +136,27 @@ impl Clients {
             client.references.remove(&object);
         }
         taken
+    }
+
+    /// Notes that the references of these names are now those of a function.
+    pub(super) fn lend(&mut self, names: &[ObjectId]) {
+        names.iter().for_each(|name| *self.lent.entry(*name).or_default() += 1);
+    }
+
+    /// Takes back a reference that was lent. Returns whether there was one.
+    pub(super) fn take_lent(&mut self, object: ObjectId) -> bool {
+        let Some(count) = self.lent.get_mut(&object) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.lent.remove(&object);
+        }
+        true
+    }
+
+    /// Returns how many references to each object are lent.
+    #[cfg(test)]
+    pub(super) fn lent(&self) -> impl Iterator<Item = (ObjectId, u64)> {
+        self.lent.iter().map(|(object, count)| (*object, *count))
     }
 
     /// Notes that a client holds a lock, or has a permit of a semaphore.

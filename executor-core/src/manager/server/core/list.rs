@@ -1,6 +1,6 @@
 //! A list of values, or an array: a list whose length is fixed.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range};
 
 use super::{
     actions::{Outcome, Refusal},
@@ -202,11 +202,15 @@ impl List {
     }
 
     /// Reads a request for an update.
-    pub(super) fn update<'a>(&self, mut fields: Fields<'a>) -> Result<Update<'a>, Refusal> {
+    pub(super) fn update<'a>(
+        &self,
+        mut fields: Fields<'a>,
+        turn: &Turn<'_>,
+    ) -> Result<Update<'a>, Refusal> {
         let (index, function) = (to_index(fields.number()?), fields.number()?);
-        let arguments = fields.bytes()?;
+        let arguments = turn.value(&mut fields)?;
         fields.end()?;
-        let current = Some(Arc::clone(&self.items.get(index).ok_or(Status::Missing)?.bytes));
+        let current = Some(self.items.get(index).ok_or(Status::Missing)?.clone());
         Ok(Update { target: Target::Index(index), function, optional: false, current, arguments })
     }
 

@@ -1,7 +1,5 @@
 //! A map from keys to values, in the order of insertion, as Python's `dict`.
 
-use std::sync::Arc;
-
 use super::{
     actions::{Outcome, Refusal},
     ordered::{Ordered, write_page},
@@ -187,11 +185,15 @@ impl Map {
     }
 
     /// Reads a request for an update.
-    pub(super) fn update<'a>(&self, mut fields: Fields<'a>) -> Result<Update<'a>, Refusal> {
+    pub(super) fn update<'a>(
+        &self,
+        mut fields: Fields<'a>,
+        turn: &Turn<'_>,
+    ) -> Result<Update<'a>, Refusal> {
         let (key, function) = (fields.bytes()?, fields.number()?);
-        let (optional, arguments) = (fields.flag()?, fields.bytes()?);
+        let (optional, arguments) = (fields.flag()?, turn.value(&mut fields)?);
         fields.end()?;
-        let current = self.entries.get(key).map(|value| Arc::clone(&value.bytes));
+        let current = self.entries.get(key).cloned();
         if current.is_none() && !optional {
             return Err(Status::Missing.into());
         }

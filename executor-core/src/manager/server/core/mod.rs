@@ -22,8 +22,10 @@
 //! Promises:
 //!
 //! - Each call is answered exactly once, unless its client is gone.
-//! - An object lives as long as a client, a lease, or a value of another object refers to it.
-//!   Cycles are not found: objects that name each other live until the server ends.
+//! - An object lives as long as a client, a lease, a value of another object, or a handle in this
+//!   process refers to it. Functions and methods get handles with their values and arguments: the
+//!   references are lent to them ([`Work::names`]), and come back by [`let_go`](Core::let_go).
+//!   Cycles are not found: objects that refer to each other live until the server ends.
 //! - A client that is gone holds nothing: its calls do not wait any more, its locks are free, its
 //!   permits are back, and its references are dropped. An item or a lock that it was given in a
 //!   reply which it has not read was never given to it.
@@ -66,7 +68,7 @@ mod waiting;
 
 use std::collections::HashMap;
 
-pub(crate) use actions::{Actions, Job, JobId, PoolOrder, ReplyBody, Work};
+pub(crate) use actions::{Actions, Job, JobId, PoolOrder, ReplyBody, Returned, Work};
 pub(crate) use clients::{ClientId, LimitReached};
 pub(crate) use own::ValueId;
 
@@ -300,7 +302,7 @@ impl Core {
                 // A function that does not end would keep it busy for all clients.
                 return Err(Status::WrongKind.into());
             }
-            let update = entry.state.update(operation, fields)?;
+            let update = entry.state.update(operation, fields, &turn)?;
             self.updates.begin(update, &mut turn)?;
             return Ok(Progress::Waits);
         }
@@ -369,6 +371,14 @@ impl Core {
         let lease = LeaseId(self.last_lease);
         self.leases.insert(lease, object);
         Some(lease)
+    }
+
+    /// A reference that was lent to a function is not needed any more.
+    pub(crate) fn let_go(&mut self, object: ObjectId, out: &mut Actions) {
+        if self.clients.take_lent(object) {
+            self.changes.lose(object, 1);
+            self.settle(out);
+        }
     }
 
     /// The pipe of a lease is closed.

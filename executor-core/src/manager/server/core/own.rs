@@ -17,7 +17,7 @@ use std::collections::HashMap;
 
 use super::{
     Core,
-    actions::{Actions, Job, JobId, Outcome, PoolOrder, Progress, Refusal, Work},
+    actions::{Actions, Job, JobId, Outcome, PoolOrder, Progress, Refusal, Returned, Work},
     clients::Caller,
     pool::Pool,
     references::State,
@@ -44,6 +44,8 @@ struct Queued {
     function: u64,
     exclusive: bool,
     arguments: Box<[u8]>,
+    /// The objects that the arguments name. The line keeps them.
+    names: Names,
 }
 
 /// An object of a user's own type.
@@ -69,11 +71,12 @@ impl Own {
         if operation != Operation::OwnCall {
             return Err(Status::WrongKind.into());
         }
-        let (function, arguments) = (fields.number()?, fields.bytes()?);
+        let (function, arguments) = (fields.number()?, turn.value(&mut fields)?);
         fields.end()?;
         let exclusive = (methods.is_exclusive)(function);
-        let ticket = turn.wait(arguments.len())?;
-        let queued = Queued { function, exclusive, arguments: arguments.into() };
+        let ticket = turn.wait(arguments.bytes.len() + 8 * arguments.names().len())?;
+        let names = turn.keep_names(arguments);
+        let queued = Queued { function, exclusive, arguments: arguments.bytes.into(), names };
         self.line.push(ticket, turn.caller, queued);
         self.move_up(methods, turn);
         Ok(Progress::Waits)
@@ -92,18 +95,20 @@ impl Own {
             if !is_gone && !room {
                 return;
             }
-            let Some((caller, Queued { function, exclusive, arguments })) = self.line.pop() else {
+            let Some((caller, Queued { function, exclusive, arguments, names })) = self.line.pop()
+            else {
                 return;
             };
             if is_gone {
+                turn.changes.lose_names(&names);
                 continue;
             }
             self.running += 1;
             self.exclusive = exclusive;
             let value = self.value;
             let id = methods.begin(Running::Call { object: turn.object, caller, value });
-            let arguments = arguments.into_vec();
-            let work = Work::Call { value, function, arguments };
+            let (arguments, names) = (arguments.into_vec(), turn.lend(names));
+            let work = Work::Call { value, function, arguments, names };
             turn.out.run(Job { id, client: Some(caller.client), work });
         }
     }
@@ -115,10 +120,21 @@ impl Own {
         methods: &mut Methods,
         turn: &mut Turn<'_>,
     ) -> bool {
-        let left = self.line.remove(ticket).is_some();
+        let left = match self.line.remove(ticket) {
+            None => false,
+            Some((_, queued)) => {
+                turn.changes.lose_names(&queued.names);
+                true
+            }
+        };
         // It may have been what held up the others.
         self.move_up(methods, turn);
         left
+    }
+
+    /// Calls a function with the names in the calls that wait in line.
+    pub(super) fn each_names(&self, mut each: impl FnMut(&Names)) {
+        self.line.iter().for_each(|(_, queued)| each(&queued.names));
     }
 
     /// Returns the calls that wait in line.
@@ -225,13 +241,14 @@ impl Methods {
         mut fields: Fields<'_>,
         turn: &mut Turn<'_>,
     ) -> Result<Progress, Refusal> {
-        let (function, arguments) = (fields.number()?, fields.bytes()?);
+        let (function, arguments) = (fields.number()?, turn.value(&mut fields)?);
         fields.end()?;
-        turn.wait(arguments.len())?;
+        turn.wait(arguments.bytes.len() + 8 * arguments.names().len())?;
         let id = self.begin(Running::Construct { caller: turn.caller });
         self.constructing += 1;
-        let arguments = arguments.to_vec();
-        let work = Work::Construct { function, arguments };
+        let names = turn.keep_names(arguments);
+        let (arguments, names) = (arguments.bytes.to_vec(), turn.lend(names));
+        let work = Work::Construct { function, arguments, names };
         turn.out.run(Job { id, client: Some(turn.caller.client), work });
         Ok(Progress::Waits)
     }
@@ -274,7 +291,12 @@ impl Methods {
 
 impl Core {
     /// A function of a user's own type has ended, as [`ran`](Core::ran) describes.
-    pub(super) fn ran_own(&mut self, job: JobId, result: Result<&[u8], &[u8]>, out: &mut Actions) {
+    pub(super) fn ran_own(
+        &mut self,
+        job: JobId,
+        result: Result<Returned<'_>, &[u8]>,
+        out: &mut Actions,
+    ) {
         let Some(running) = self.methods.running.remove(&job) else { return };
         match running {
             Running::Construct { caller } => {
@@ -333,14 +355,14 @@ impl Core {
         &mut self,
         caller: Caller,
         object: ObjectId,
-        result: Result<&[u8], &[u8]>,
+        result: Result<Returned<'_>, &[u8]>,
         out: &mut Actions,
     ) {
         let lives = self.clients.end_wait(caller);
         match result {
-            Ok(bytes) => {
+            Ok(returned) => {
                 let to = reachable(caller, lives);
-                let outcome = self.returned(to, object, bytes, out);
+                let outcome = self.returned(to, object, returned, out);
                 out.answer(to, outcome);
             }
             Err(failure) => answer_failure(caller, lives, failure, out),
@@ -352,16 +374,18 @@ impl Core {
         &mut self,
         to: Caller,
         object: ObjectId,
-        bytes: &[u8],
+        Returned { bytes, names }: Returned<'_>,
         out: &mut Actions,
     ) -> Outcome {
         if bytes.len() > protocol::FIELD_BYTES_MAX {
             return Err(Refusal::limit("the result is too large"));
         }
+        if !self.exist(names) {
+            return Err(Status::NoObject.into());
+        }
         let (clients, changes) = (&mut self.clients, &mut self.changes);
         let mut turn = Turn { caller: to, object, clients, changes, out };
-        // Neither a method nor a task can return a handle, so the result names no object.
-        turn.write_result_to(to, bytes, &Names::default());
+        turn.write_result_to(to, bytes, &Names::new(names.iter().copied()));
         Ok(0)
     }
 
@@ -454,10 +478,11 @@ mod tests {
     use crate::manager::protocol::{Kind, Operation as O};
 
     fn construct(desk: &mut Desk, client: super::super::ClientId) -> (Call, JobId) {
-        let body = number(Kind::Own as u64).number(5).bytes("arguments");
+        let body = number(Kind::Own as u64).number(5).value("arguments");
         let call = desk.waits(client, O::Create, ObjectId::NONE, body);
         let job = desk.jobs.pop().unwrap();
-        let work = Work::Construct { function: 5, arguments: b"arguments".to_vec() };
+        let (arguments, names) = (b"arguments".to_vec(), Vec::new());
+        let work = Work::Construct { function: 5, arguments, names };
         assert_eq!(job.work, work);
         (call, job.id)
     }
@@ -469,11 +494,11 @@ mod tests {
     }
 
     fn shared() -> Body {
-        number(7).bytes("shared")
+        number(7).value("shared")
     }
 
     fn exclusive() -> Body {
-        number(EXCLUSIVE).bytes("exclusive")
+        number(EXCLUSIVE).value("exclusive")
     }
 
     /// Takes the jobs, and returns their ids and the numbers of their functions.
@@ -545,6 +570,60 @@ mod tests {
     }
 
     #[test]
+    fn what_the_arguments_of_a_call_name_lives_until_the_function_lets_it_go() {
+        let (mut desk, a, b) = Desk::with_two();
+        let (own, _) = object(&mut desk, a);
+        let event = desk.create(a, Kind::Event, Body::new());
+        let call = |names: &[ObjectId]| number(EXCLUSIVE).naming("call", names);
+        // A client can name only what it has.
+        desk.share(b, own);
+        assert_eq!(desk.refused(b, O::OwnCall, own, call(&[event])), Status::NoObject);
+        let first = desk.waits(a, O::OwnCall, own, call(&[event, event]));
+        let queued = desk.waits(a, O::OwnCall, own, call(&[event]));
+        let job = desk.jobs.pop().unwrap();
+        assert_eq!(job.work.names(), [event, event]);
+        desk.release(a, event, 1);
+        desk.give_up(queued);
+        desk.outcome(queued).unwrap_err();
+        // It keeps one of the handles, drops the other one, and returns the object to its caller.
+        desk.let_go(event);
+        desk.ran_naming(job.id, b"result", &[event]);
+        assert_eq!(desk.answer(first).unwrap().texts(), ["result"]);
+        desk.ask(a, O::EventSet, event, Body::new()).done();
+        desk.release(a, event, 1);
+        assert!(desk.exists(event));
+        desk.let_go(event);
+        assert!(!desk.exists(event));
+        // More than was lent is not given back.
+        desk.let_go(event);
+        // What does not exist cannot be returned.
+        let last = desk.waits(a, O::OwnCall, own, call(&[]));
+        let job = desk.jobs.pop().unwrap();
+        desk.ran_naming(job.id, b"result", &[event]);
+        assert_eq!(desk.outcome(last), Err(Status::NoObject));
+    }
+
+    #[test]
+    fn what_calls_in_line_name_goes_with_their_client_and_with_their_object() {
+        let (mut desk, a, b) = Desk::with_two();
+        let (own, _) = object(&mut desk, a);
+        desk.share(b, own);
+        desk.waits(a, O::OwnCall, own, exclusive());
+        let job = desk.jobs.pop().unwrap().id;
+        let events = [a, b].map(|client| desk.create(client, Kind::Event, Body::new()));
+        desk.waits(b, O::OwnCall, own, number(7).naming("shared", &[events[1]]));
+        desk.disconnect(b);
+        assert!(!desk.exists(events[1]));
+        let left = desk.waits(a, O::OwnCall, own, number(7).naming("shared", &[events[0]]));
+        desk.release(a, events[0], 1);
+        assert!(desk.exists(events[0]));
+        desk.release(a, own, 1);
+        assert_eq!(desk.outcome(left), Err(Status::NoObject));
+        assert!(!desk.exists(events[0]));
+        desk.ran(job, Ok(b""));
+    }
+
+    #[test]
     fn one_object_does_not_take_all_functions() {
         let (mut desk, a, _) = Desk::with_two();
         let (own, _) = object(&mut desk, a);
@@ -594,7 +673,7 @@ mod tests {
         assert_eq!(desk.jobs, []);
         assert_eq!(desk.refused(a, O::Len, own, Body::new()), Status::WrongKind);
         assert_eq!(desk.refused(a, O::CellUpdate, own, Body::new()), Status::WrongKind);
-        let garbage = number(7).bytes("").number(2);
+        let garbage = number(7).value("").number(2);
         assert_eq!(desk.refused(a, O::OwnCall, own, garbage), Status::Malformed);
         let cell = desk.create(a, Kind::Cell, Body::new().value("v"));
         assert_eq!(desk.refused(a, O::OwnCall, cell, shared()), Status::WrongKind);

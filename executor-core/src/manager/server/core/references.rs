@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  client ──references──► object ◄──1 for each name in a value── object
-//!  lease ───────1───────►   │
+//!  lease ───────1───────►   │   ◄──1 for each handle in this process: lent to a function
 //!                           └─ none left: dropped, and what its values name loses references
 //! ```
 //!
@@ -70,11 +70,11 @@ impl State {
             State::Cell(cell) => all(cell.names()),
             State::Queue(queue) => queue.each_names(&mut all),
             State::Condition(condition) => each(condition.lock),
+            State::Own(own) => own.each_names(&mut all),
             State::Lock(_)
             | State::Semaphore(_)
             | State::Event(_)
             | State::Barrier(_)
-            | State::Own(_)
             | State::Pool(_) => {}
         }
     }

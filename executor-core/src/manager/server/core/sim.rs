@@ -18,7 +18,8 @@ use std::{
 };
 
 use super::{
-    Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, State, ValueId, Work,
+    Actions, ClientId, Core, Job, JobId, LeaseId, Limits, PoolOrder, Returned, State, ValueId,
+    Work,
     own::SHARED_MAX,
     testing::{Body, Dice, EXCLUSIVE, LARGE, number_in},
 };
@@ -73,6 +74,8 @@ struct World {
     owners: BTreeMap<(ClientId, CallId), u64>,
     leases: Vec<LeaseId>,
     jobs: Vec<(Job, ObjectId)>,
+    /// The handles that functions were lent and have not dropped.
+    lent: Vec<ObjectId>,
     /// The values of users' own types that are made, and not to be dropped.
     values: BTreeMap<ValueId, Value>,
     /// The executors of pools that are made, and have not ended.
@@ -102,6 +105,7 @@ impl World {
             owners: BTreeMap::new(),
             leases: Vec::new(),
             jobs: Vec::new(),
+            lent: Vec::new(),
             values: BTreeMap::new(),
             pools: BTreeMap::new(),
             last_call: 0,
@@ -133,10 +137,14 @@ impl World {
         for job in self.out.take_jobs() {
             self.note(format!("  {job:?}"));
             self.begun(&job);
+            self.lent.extend(job.work.names());
             self.jobs.push((job, busy));
         }
         self.out.clear();
         self.core.check();
+        let mut lent = BTreeMap::new();
+        self.lent.iter().for_each(|name| *lent.entry(*name).or_default() += 1);
+        assert_eq!(self.core.clients.lent().collect::<BTreeMap<_, u64>>(), lent);
         let waits = self.core.clients.iter().flat_map(|(id, client)| {
             client.waits.keys().map(move |call| (id, *call)).collect::<Vec<_>>()
         });
@@ -155,7 +163,7 @@ impl World {
     fn begun(&mut self, job: &Job) {
         match &job.work {
             Work::Update { .. } | Work::Construct { .. } => {}
-            Work::Call { value, function, arguments } => {
+            Work::Call { value, function, arguments, .. } => {
                 let value = self.values.get_mut(value).expect("a call of a value that is there");
                 let number = u64::from_le_bytes(arguments[..].try_into().unwrap());
                 assert!(number > value.last, "a call overtakes another one");
@@ -551,9 +559,40 @@ impl World {
         if fails {
             self.core.ran(job.id, Err(b"failure"), &mut self.out);
         } else {
-            self.core.ran(job.id, Ok(b"new"), &mut self.out);
+            // It returns what it was lent now, or what a value has kept. The object whose value it
+            // becomes is older, so that no object keeps itself.
+            let mut names = Vec::new();
+            if let Work::Update { .. } | Work::Call { .. } = job.work {
+                let older: Vec<_> = match job.work {
+                    Work::Call { .. } => self.lent.clone(),
+                    _ => self.lent.iter().copied().filter(|name| *name < object).collect(),
+                };
+                for _ in 0..self.dice.below(3) {
+                    if !older.is_empty() {
+                        names.push(self.dice.pick(&older));
+                        self.count("a function returns a handle");
+                    }
+                }
+            }
+            self.core.ran(job.id, Ok(Returned { bytes: b"new", names: &names }), &mut self.out);
         }
         self.collect(object);
+        if self.dice.percent(50) {
+            self.let_go();
+        }
+    }
+
+    /// A handle is dropped that a function was lent.
+    fn let_go(&mut self) {
+        if self.lent.is_empty() {
+            return;
+        }
+        let at = self.dice.below(self.lent.len() as u64) as usize;
+        let object = self.lent.swap_remove(at);
+        self.note(format!("a handle of {object:?} is dropped"));
+        self.count("a handle in the server is dropped");
+        self.core.let_go(object, &mut self.out);
+        self.collect(ObjectId::NONE);
     }
 
     fn tell(&mut self, client: ClientId, operation: Operation, object: ObjectId, body: &[u8]) {
@@ -625,7 +664,7 @@ impl World {
                 body.number(lock.0)
             }
             Kind::Barrier => body.number(self.dice.below(4)),
-            Kind::Own => body.number(7).bytes("arguments"),
+            Kind::Own => self.value(body.number(7), client, newest),
             Kind::Pool => body.number(1 + self.dice.below(3)),
         };
         self.call(client, Operation::Create, ObjectId::NONE, Some(kind), &body.0);
@@ -634,6 +673,12 @@ impl World {
     /// Appends a value. It names only objects that are older than the one that keeps it.
     fn value(&mut self, body: Body, client: ClientId, keeper: ObjectId) -> Body {
         let bytes = self.dice.pick(&["a", "b", "c", "d", "a longer value"]);
+        let names = self.names(client, keeper);
+        body.naming(bytes, &names)
+    }
+
+    /// Returns names for a value: objects that are older than the one that keeps it.
+    fn names(&mut self, client: ClientId, keeper: ObjectId) -> Vec<ObjectId> {
         let mut names = Vec::new();
         if self.dice.percent(40) {
             let held = self.references.keys().filter(|(of, id)| *of == client && *id < keeper);
@@ -650,7 +695,7 @@ impl World {
                 names.push(any);
             }
         }
-        body.naming(bytes, &names)
+        names
     }
 
     fn values(&mut self, mut body: Body, client: ClientId, keeper: ObjectId) -> Body {
@@ -720,7 +765,7 @@ impl World {
                     self.value(body.number(1), client, object)
                 }
             }
-            O::MapUpdate => body.bytes(key).number(7).number(flag).bytes("arguments"),
+            O::MapUpdate => self.value(body.bytes(key).number(7).number(flag), client, object),
             O::MapGetMany => body.bytes(key).bytes("n").bytes(key),
             O::ListGet => body.number(index),
             O::ListRemove => body.number(self.dice.pick(&[index, u64::MAX])),
@@ -731,19 +776,20 @@ impl World {
             O::ListFind => body.value("a").number(index).number(10),
             O::ListCount => body.value("a"),
             O::ListReplace => self.values(body.number(index), client, object),
-            O::ListUpdate => body.number(index).number(7).bytes("arguments"),
+            O::ListUpdate => self.value(body.number(index).number(7), client, object),
             O::SetInsert => self.value(body, client, object),
             O::SetRemove | O::SetContains => body.value("a"),
             O::SetSubtract | O::SetIntersect | O::SetCount => body.value("a").value("b"),
             O::CellSet | O::CellSwap => self.value(body, client, object),
             O::CellCompareExchange => self.value(body.value("a"), client, object),
-            O::CellUpdate => body.number(7).bytes("arguments"),
+            O::CellUpdate => self.value(body.number(7), client, object),
             O::OwnCall => {
                 let exclusive = self.dice.percent(30);
                 let function = if exclusive { EXCLUSIVE } else { 0 };
                 // The number of the next call: a later one has a higher number.
                 let number = u64::from(self.last_call) + 1;
-                body.number(function).bytes(number.to_le_bytes())
+                let names = self.names(client, object);
+                body.number(function).naming(number.to_le_bytes(), &names)
             }
             O::QueuePut => self.value(body.number(flag), client, object),
             O::QueueGet | O::SemaphoreAcquire => body.number(flag),
@@ -777,14 +823,16 @@ impl World {
         }
         let client = self.clients[0];
         self.call(client, Operation::Clear, ObjectId::DIRECTORY, None, &[]);
-        let mut todo = self.clients.len() + self.jobs.len() + self.leases.len();
-        while todo > 0 {
-            match self.dice.below(3) {
+        let todo = |world: &Self| {
+            world.clients.len() + world.jobs.len() + world.leases.len() + world.lent.len()
+        };
+        while todo(self) > 0 {
+            match self.dice.below(4) {
                 0 => self.disconnect(),
                 1 => self.ran(),
+                2 => self.let_go(),
                 _ => self.lease_ended(),
             }
-            todo = self.clients.len() + self.jobs.len() + self.leases.len();
         }
         assert_eq!(self.core.objects(), 0, "{:?}", self.core.objects);
         assert!(self.values.is_empty(), "all values are dropped");
@@ -938,6 +986,8 @@ fn promises_hold_whatever_clients_do() {
             "a task of a client that is gone",
             "an unread item is put back",
             "a lock of the dead",
+            "a function returns a handle",
+            "a handle in the server is dropped",
             "a lock that was not seen",
         ]
         .map(str::to_owned);

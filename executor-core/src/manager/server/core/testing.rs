@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits};
+use super::{Actions, ClientId, Core, Job, JobId, LeaseId, Limits, Returned};
 use crate::manager::protocol::{
     self, CallId, Fields, Kind, ObjectId, Operation, Request, RequestBody, Status, put_bytes,
     put_number, put_value,
@@ -294,7 +294,21 @@ impl Desk {
 
     #[track_caller]
     pub(super) fn ran(&mut self, job: JobId, result: Result<&[u8], &[u8]>) {
-        self.core.ran(job, result, &mut self.out);
+        self.core.ran(job, result.map(Returned::plain), &mut self.out);
+        self.collect();
+    }
+
+    /// A function has ended with a result that names objects.
+    #[track_caller]
+    pub(super) fn ran_naming(&mut self, job: JobId, bytes: &[u8], names: &[ObjectId]) {
+        self.core.ran(job, Ok(Returned { bytes, names }), &mut self.out);
+        self.collect();
+    }
+
+    /// A handle that a function was lent is dropped.
+    #[track_caller]
+    pub(super) fn let_go(&mut self, object: ObjectId) {
+        self.core.let_go(object, &mut self.out);
         self.collect();
     }
 

@@ -99,6 +99,13 @@ impl Turn<'_> {
         names
     }
 
+    /// Lends a function the references of names that were kept. Returns the names.
+    pub(super) fn lend(&mut self, names: Names) -> Vec<ObjectId> {
+        let names = names.0.map_or_else(Vec::new, Vec::from);
+        self.clients.lend(&names);
+        names
+    }
+
     /// Notes that a value is no longer in an object.
     pub(super) fn lose(&mut self, value: &Stored) {
         self.changes.lose_names(&value.names);

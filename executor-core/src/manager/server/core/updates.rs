@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     Core,
-    actions::{Actions, Job, JobId, Outcome, Refusal, Work},
+    actions::{Actions, Job, JobId, Outcome, Refusal, Returned, Work},
     clients::Caller,
     references::State,
     turn::{Names, Stored, Turn},
@@ -17,7 +17,9 @@ use super::{
 };
 use crate::{
     id::IdHasher,
-    manager::protocol::{self, CallId, Fields, ObjectId, Operation, RequestBody, Status},
+    manager::protocol::{
+        self, CallId, Fields, ObjectId, Operation, RequestBody, Status, ValueField,
+    },
 };
 
 /// Which value of an object is updated.
@@ -37,8 +39,8 @@ pub(super) struct Update<'a> {
     pub(super) target: Target,
     pub(super) function: u64,
     pub(super) optional: bool,
-    pub(super) current: Option<Arc<[u8]>>,
-    pub(super) arguments: &'a [u8],
+    pub(super) current: Option<Stored>,
+    pub(super) arguments: ValueField<'a>,
 }
 
 /// A function that runs.
@@ -76,12 +78,22 @@ impl Updates {
     /// Begins an update. The caller waits for its end.
     pub(super) fn begin(&mut self, update: Update<'_>, turn: &mut Turn<'_>) -> Result<(), Refusal> {
         let Update { target, function, optional, current, arguments } = update;
-        turn.wait(arguments.len())?;
+        turn.wait(arguments.bytes.len() + 8 * arguments.names().len())?;
         self.last += 1;
         let id = JobId::of_update(self.last);
         self.running.insert(id, Running { object: turn.object, caller: turn.caller, target });
         self.busy.insert(turn.object, Line::default());
-        let work = Work::Update { function, optional, current, arguments: arguments.to_vec() };
+        // The object may be gone before the function has ended, and what it names with it.
+        let mut names = Vec::new();
+        if let Some(current) = &current {
+            turn.changes.keep(&current.names);
+            names = turn.lend(current.names.clone());
+        }
+        let kept = turn.keep_names(arguments);
+        names.append(&mut turn.lend(kept));
+        let current = current.map(|current| current.bytes);
+        let arguments = arguments.bytes.to_vec();
+        let work = Work::Update { function, optional, current, arguments, names };
         turn.out.run(Job { id, client: Some(turn.caller.client), work });
         Ok(())
     }
@@ -142,11 +154,12 @@ impl State {
         &self,
         operation: Operation,
         fields: Fields<'a>,
+        turn: &Turn<'_>,
     ) -> Result<Update<'a>, Refusal> {
         match (self, operation) {
-            (State::Map(map), Operation::MapUpdate) => map.update(fields),
-            (State::List(list), Operation::ListUpdate) => list.update(fields),
-            (State::Cell(cell), Operation::CellUpdate) => cell.update(fields),
+            (State::Map(map), Operation::MapUpdate) => map.update(fields, turn),
+            (State::List(list), Operation::ListUpdate) => list.update(fields, turn),
+            (State::Cell(cell), Operation::CellUpdate) => cell.update(fields, turn),
             _ => Err(Status::WrongKind.into()),
         }
     }
@@ -168,7 +181,12 @@ impl Core {
     ///
     /// The result of an update replaces the value even if the client is gone meanwhile, because the
     /// update had begun.
-    pub(crate) fn ran(&mut self, job: JobId, result: Result<&[u8], &[u8]>, out: &mut Actions) {
+    pub(crate) fn ran(
+        &mut self,
+        job: JobId,
+        result: Result<Returned<'_>, &[u8]>,
+        out: &mut Actions,
+    ) {
         if job.is_own() {
             return self.ran_own(job, result, out);
         }
@@ -179,8 +197,8 @@ impl Core {
             caller.call = CallId::NONE;
         }
         match result {
-            Ok(bytes) => {
-                let outcome = self.replace(caller, object, target, bytes, out);
+            Ok(returned) => {
+                let outcome = self.replace(caller, object, target, returned, out);
                 out.answer(caller, outcome);
             }
             Err(failure) => {
@@ -199,20 +217,29 @@ impl Core {
         caller: Caller,
         object: ObjectId,
         target: Target,
-        bytes: &[u8],
+        Returned { bytes, names }: Returned<'_>,
         out: &mut Actions,
     ) -> Outcome {
         if bytes.len() > protocol::FIELD_BYTES_MAX {
             return Err(Refusal::limit("the new value is too large"));
         }
+        if !self.exist(names) {
+            return Err(Status::NoObject.into());
+        }
         let entry = self.objects.get_mut(object).ok_or(Status::NoObject)?;
         let (clients, changes) = (&mut self.clients, &mut self.changes);
         let mut turn = Turn { caller, object, clients, changes, out };
-        // A function in the server cannot return a handle, so the value names no object.
-        let value = Stored { bytes: bytes.into(), names: Names::default() };
+        let value = Stored { bytes: bytes.into(), names: Names::new(names.iter().copied()) };
+        turn.changes.keep(&value.names);
         turn.write(&value);
         entry.state.updated(target, value, &mut turn);
         Ok(0)
+    }
+
+    /// Whether there are all these objects. A function names only those to which it has a
+    /// reference, so they are there, unless the process of the server is out of order.
+    pub(super) fn exist(&self, names: &[ObjectId]) -> bool {
+        names.iter().all(|name| self.objects.contains(*name))
     }
 
     /// Does the requests that have waited for the end of a function, up to the next update.
@@ -241,7 +268,7 @@ mod tests {
     use crate::manager::protocol::Kind;
 
     fn update(key: &str, optional: u64) -> Body {
-        Body::new().bytes(key).number(7).number(optional).bytes("arguments")
+        Body::new().bytes(key).number(7).number(optional).value("arguments")
     }
 
     fn current_of(job: &Job) -> Option<&[u8]> {
@@ -260,7 +287,9 @@ mod tests {
         desk.send(a, Operation::MapInsert, map, Body::new().bytes("k").value("1"));
         let first = desk.waits(a, Operation::MapUpdate, map, update("k", 0));
         let job = desk.jobs.pop().unwrap();
-        let Work::Update { function, optional, current, arguments } = &job.work else { panic!() };
+        let Work::Update { function, optional, current, arguments, .. } = &job.work else {
+            panic!()
+        };
         assert_eq!((*function, *optional), (7, false));
         assert_eq!((current.as_deref(), &arguments[..]), (Some(&b"1"[..]), &b"arguments"[..]));
 
@@ -327,7 +356,7 @@ mod tests {
         let (mut desk, a, b) = Desk::with_two();
         let list = desk.create(a, Kind::List, number(0).value("1"));
         desk.share(b, list);
-        let update = || number(0).number(7).bytes("");
+        let update = || number(0).number(7).value("");
         let first = desk.waits(a, Operation::ListUpdate, list, update());
         let queued = desk.waits(a, Operation::ListUpdate, list, update());
         let get = desk.waits(b, Operation::ListGet, list, number(0));
@@ -340,10 +369,40 @@ mod tests {
     }
 
     #[test]
+    fn an_update_is_lent_what_its_value_and_its_arguments_name() {
+        let (mut desk, a, _) = Desk::with_two();
+        let [old, new] = [0; 2].map(|_| desk.create(a, Kind::Event, Body::new()));
+        let cell = desk.create(a, Kind::Cell, Body::new().naming("1", &[old]));
+        let update = || number(7).naming("arguments", &[new]);
+        let call = desk.waits(a, Operation::CellUpdate, cell, update());
+        let job = desk.jobs.pop().unwrap();
+        assert_eq!(job.work.names(), [old, new]);
+        desk.ran_naming(job.id, b"2", &[new]);
+        assert_eq!(desk.answer(call).unwrap().texts(), ["2"]);
+        desk.release(a, old, 1);
+        desk.release(a, new, 2);
+        assert!(desk.exists(old), "the function still has a handle");
+        desk.let_go(old);
+        desk.let_go(new);
+        assert!(!desk.exists(old) && desk.exists(new));
+        // The object may be gone before its function has ended.
+        desk.share(a, new);
+        let call = desk.waits(a, Operation::CellUpdate, cell, update());
+        let job = desk.jobs.pop().unwrap();
+        desk.release(a, cell, 1);
+        desk.release(a, new, 1);
+        assert!(desk.exists(new));
+        desk.ran_naming(job.id, b"3", &[new]);
+        assert_eq!(desk.outcome(call), Err(Status::NoObject));
+        job.work.names().iter().for_each(|name| desk.let_go(*name));
+        assert!(!desk.exists(new));
+    }
+
+    #[test]
     fn an_object_may_be_dropped_while_its_function_runs() {
         let (mut desk, a, _) = Desk::with_two();
         let cell = desk.create(a, Kind::Cell, Body::new().value("1"));
-        let running = desk.waits(a, Operation::CellUpdate, cell, number(7).bytes(""));
+        let running = desk.waits(a, Operation::CellUpdate, cell, number(7).value(""));
         let queued = desk.waits(a, Operation::CellGet, cell, Body::new());
         desk.release(a, cell, 1);
         assert_eq!(desk.outcome(queued), Err(Status::NoObject));
