@@ -34,6 +34,17 @@ impl<V> Default for TaskTable<V> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    static LOOKUPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Returns how often this thread has looked up a task in any table.
+#[cfg(test)]
+pub(super) fn lookups() -> u64 {
+    LOOKUPS.get()
+}
+
 fn place(id: TaskId) -> (u64, usize) {
     (id.as_u64() / PAGE, (id.as_u64() % PAGE) as usize)
 }
@@ -75,11 +86,15 @@ impl<V> TaskTable<V> {
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<&V> {
+        #[cfg(test)]
+        LOOKUPS.set(LOOKUPS.get() + 1);
         let (number, at) = place(id);
         self.pages.get(&number)?.places[at].as_ref()
     }
 
     pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut V> {
+        #[cfg(test)]
+        LOOKUPS.set(LOOKUPS.get() + 1);
         let (number, at) = place(id);
         self.pages.get_mut(&number)?.places[at].as_mut()
     }
