@@ -159,7 +159,7 @@ impl<C: Scheduled> Scheduler<C> {
             let (begun, lost) = (end.is_some(), matches!(end, Some(End::Lost(_))));
             if end.is_none() && entry.is_broadcast() {
                 // It cannot run elsewhere.
-                end = Some(End::Lost(id));
+                end = Some(End::Unbegun(id));
             }
             // Only the first sending can have caused the death. A task that waited behind three
             // crashing tasks is innocent.
