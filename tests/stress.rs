@@ -147,8 +147,10 @@ struct Ledger {
 }
 
 /// What a task may end with beside its value.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct May {
+    /// Which task it is.
+    be: &'static str,
     fail: bool,
     die: bool,
     exceed: bool,
@@ -212,7 +214,7 @@ impl Ledger {
             TaskError::Broken(_) => killed,
             _ => false,
         };
-        assert!(has_reason, "there is no reason for it: {error:?}");
+        assert!(has_reason, "there is no reason for it: {error:?}, of {may:?}");
     }
 
     /// Notes a future, whose callback must be called once.
@@ -282,44 +284,47 @@ impl Player {
         let value = self.random.next();
         let (future, expected) = match self.random.below(16) {
             0 => {
-                (may.fail, may.die) = (true, true);
+                (may.be, may.fail, may.die) = ("end", true, true);
                 let task = end::task(self.random.below(5) as u8);
                 let task = self.options(task, &mut may);
                 (self.pool.submit(task), None)
             }
             1 => {
-                may.time_out = true;
+                (may.be, may.time_out) = ("endless", true);
                 let limit = self.soon();
                 (self.pool.submit(endless::task().timeout(limit)), None)
             }
             4 => {
-                may.time_out = true;
+                (may.be, may.time_out) = ("until_asked", true);
                 let task = until_asked::task(value).timeout(self.soon());
                 (self.pool.submit(task), Some(value))
             }
             5 => {
-                may.time_out = true;
+                (may.be, may.time_out) = ("until_asked_async", true);
                 let task = until_asked_async::task(value).timeout(self.soon());
                 (self.pool.submit(task), Some(value))
             }
             6 => {
+                may.be = "leak";
                 let task = leak::task(value);
                 let task = self.options(task, &mut may);
                 (self.pool.submit(task), Some(value))
             }
             7 if self.traits.memory && self.random.one_in(4) => {
-                may.exceed = true;
+                (may.be, may.exceed) = ("fill", true);
                 let task = fill::task();
                 let task = self.options(task, &mut may);
                 (self.pool.submit(task), None)
             }
             2 => {
+                may.be = "later";
                 let task = later::task(value);
                 let task = self.options(task, &mut may);
                 (self.pool.submit(task), Some(value))
             }
             3 => {
                 let bytes = vec![value as u8; self.random.below(300_000) as usize];
+                may.be = "echo_bytes";
                 let task = echo_bytes::task(bytes.clone());
                 let task = self.options(task, &mut may);
                 let future = self.pool.submit(task);
@@ -413,7 +418,7 @@ impl Player {
         if self.random.one_in(2) {
             map = map.chunk_size(1 + self.random.below(20) as usize);
         }
-        let mut may = self.may();
+        let mut may = May { be: "an item", ..self.may() };
         if self.random.one_in(4) {
             map = map.round_robin();
             may.be_refused = self.traits.way == Way::PerTask;
@@ -429,7 +434,12 @@ impl Player {
     /// Runs a task in every worker. One that ends before it has run it loses it.
     fn broadcast(&mut self) {
         let (value, micros) = (self.random.next(), self.random.below(500));
-        let may = May { die: true, be_refused: self.traits.way == Way::PerTask, ..self.may() };
+        let may = May {
+            be: "a broadcast",
+            die: true,
+            be_refused: self.traits.way == Way::PerTask,
+            ..self.may()
+        };
         let futures = match self.random.one_in(4) {
             true => self.pool.broadcast_and_later(echo::task(value, micros)),
             false => self.pool.broadcast(echo::task(value, micros)),
@@ -443,8 +453,8 @@ impl Player {
     /// Asks for what can be asked at any time.
     fn look(&mut self) {
         let rows = self.pool.worker_stats();
-        let indices: BTreeSet<_> = rows.iter().map(|row| row.index).collect();
-        assert_eq!(indices.len(), rows.len(), "no two workers have one index: {rows:?}");
+        let numbers: BTreeSet<_> = rows.iter().map(|row| row.number).collect();
+        assert_eq!(numbers.len(), rows.len(), "no two workers have one number: {rows:?}");
         let stats = self.pool.stats();
         assert!(stats.workers_lost <= stats.workers_started, "{stats:?}");
         let has_ended = self.pool.join_timeout(Duration::ZERO);
@@ -487,7 +497,10 @@ impl Player {
                 let options = ShutdownOptions::new().cancel_grace(self.soon());
                 self.pool.shutdown_with(options.deadline(Instant::now()));
             }
-            5 => self.pool.shutdown_with(ShutdownOptions::new().timeout(self.soon())),
+            5 => {
+                let timeout = self.soon();
+                self.pool.shutdown_with(ShutdownOptions::new().timeout(timeout));
+            }
             _ => {
                 let deadline = Instant::now() + Duration::from_millis(self.random.below(20));
                 self.pool.shutdown_with(ShutdownOptions::new().deadline(deadline));
@@ -609,7 +622,8 @@ fn check_finalizers(pool: &ProcessPoolExecutor, ledger: &Ledger, way: u8) {
     let results = pool.finalizer_results::<last_words>();
     assert!(results.len() as u64 <= pool.stats().workers_started, "{results:?}");
     // A shutdown with a limit, or a killed worker, ends a finalizer.
-    let may = May { fail: way == 1, die: true, time_out: true, ..May::default() };
+    let may =
+        May { be: "a finalizer", fail: way == 1, die: true, time_out: true, ..May::default() };
     let expected = (way == 0).then_some(LAST_WORDS);
     for result in &results {
         ledger.check(result.as_ref(), expected.as_ref(), may);

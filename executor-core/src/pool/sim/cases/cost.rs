@@ -1,7 +1,6 @@
 //! What time limits cost: however many there are, nobody looks at all of them.
 
 use super::*;
-use crate::pool::task_table::lookups;
 
 /// So many limits pass, one after the other, while all workers are busy. Returns how often the
 /// scheduler looks at a task when nothing is due, and how often it does so for each limit that
@@ -39,13 +38,13 @@ fn looks_for_limits(count: u64, dice: &mut Dice) -> (u64, u64) {
     scheduler.on_submit(start, tickets, &mut actions);
     assert!(actions.is_empty(), "all workers are busy: {actions:?}");
 
-    let before = lookups();
+    let before = scheduler.lookups();
     scheduler.on_tick(start, &boards, &mut actions);
     assert!(scheduler.next_deadline().is_some_and(|at| at > start));
-    let idle = lookups() - before;
+    let idle = scheduler.lookups() - before;
     assert!(actions.is_empty(), "nothing is due: {actions:?}");
 
-    let before = lookups();
+    let before = scheduler.lookups();
     for end in 1..=count {
         assert!(scheduler.next_deadline().is_some_and(|at| at <= start + micro(end)));
         scheduler.on_tick(start + micro(end), &boards, &mut actions);
@@ -54,7 +53,7 @@ fn looks_for_limits(count: u64, dice: &mut Dice) -> (u64, u64) {
         assert!(error.is_timeout() && ticket.wait == Some((start + micro(end), micro(end))));
         actions.clear();
     }
-    (idle, (lookups() - before) / count)
+    (idle, (scheduler.lookups() - before) / count)
 }
 
 #[test]
