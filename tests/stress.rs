@@ -175,6 +175,8 @@ struct Traits {
     limited: bool,
     /// Whether the memory of workers is limited.
     memory: bool,
+    /// Whether there are resources, of which tasks may need tokens.
+    resources: bool,
     /// How the finalizer ends, if there is one.
     finalizer: Option<u8>,
 }
@@ -270,6 +272,16 @@ impl Player {
         }
         if self.random.one_in(8) {
             task = task.measure_usage();
+        }
+        if self.traits.resources && self.random.one_in(3) {
+            task = task.needs("gpu", 1 + self.random.below(2) as u32);
+            if self.random.one_in(2) {
+                task = task.needs("licence", 1);
+            }
+        } else if self.traits.way != Way::PerTask && self.random.one_in(8) {
+            // There may be fewer workers.
+            may.be_refused = true;
+            task = task.on_worker(self.random.below(4) as usize);
         }
         if self.random.one_in(4) {
             let retries = self.random.below(4) as u32;
@@ -547,7 +559,8 @@ fn builder(random: &mut Random) -> (ProcessPoolBuilder, Traits) {
         3..=4 => Way::Copies,
         _ => Way::PerTask,
     };
-    let mut traits = Traits { way, limited: false, memory: false, finalizer: None };
+    let mut traits =
+        Traits { way, limited: false, memory: false, resources: false, finalizer: None };
     let mut builder =
         ProcessPoolExecutor::builder().max_workers(1 + random.below(4) as usize).poison_limit(2);
     match way {
@@ -577,6 +590,14 @@ fn builder(random: &mut Random) -> (ProcessPoolBuilder, Traits) {
         if random.one_in(4) {
             builder = builder.max_rss_growth(1 << (18 + random.below(6)));
         }
+    }
+    match random.below(4) {
+        0 => {
+            traits.resources = true;
+            builder = builder.resources([("gpu", 2), ("licence", 1)]);
+        }
+        1 if way != Way::PerTask => builder = builder.round_robin(),
+        _ => {}
     }
     if random.one_in(3) {
         traits.memory = true;

@@ -26,6 +26,7 @@ fn looks_for_limits(count: u64, dice: &mut Dice) -> (u64, u64) {
         timeout: late,
         wait: Some((start + micro(*end), micro(*end))),
         bound_to: None,
+        needs: Rc::default(),
         priority: 0,
         retries: 0,
         losses: LOSSES,
