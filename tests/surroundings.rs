@@ -1,7 +1,7 @@
-//! Unusual environments: the quickstart, a task that aborts, and a manager, whose clients come by
-//! handles, at a Unix socket, and over TCP with TLS, under small limits,
-//! with refused system calls, without `/proc` or `/dev`, in special terminals, as the first
-//! process, and so on.
+//! Unusual environments: the quickstart, a task that aborts, executors with every option that asks
+//! more of the system, and a manager, whose clients come by handles, at a Unix socket, and over TCP
+//! with TLS, under small limits, with refused system calls, without `/proc` or `/dev`, in special
+//! terminals, as the first process, and so on.
 //!
 //! In each environment, everything works, or a failure is an error that says what was tried and why
 //! it was refused. Nothing hangs, nothing is ended by a signal, and nothing is left behind.
@@ -36,7 +36,8 @@ use std::{
 };
 
 use executor::{
-    Address, AuthKey, Lock, Process, Queue, SharedBytes, TaskError,
+    Address, AuthKey, Isolation, Limits, Lock, Pin, Process, ProcessPoolBuilder, Queue,
+    SharedBytes, StartMethod, TaskError,
     manager::{self, Identity, Manager, Trust},
     prelude::*,
 };
@@ -98,6 +99,7 @@ fn main() {
             match role {
                 "quickstart" => quickstart(),
                 "death" => death(),
+                "options" => options(),
                 "manager" => managed(),
                 "unix" => by_address(Way::Unix),
                 "tls" => by_address(Way::Tls),
@@ -251,6 +253,65 @@ fn death() {
         pool.submit(add::task(2, 2)).result().map_err(text).and_then(|came| expect(came, 4)),
     );
     pool.shutdown(true);
+}
+
+/// An option of an executor.
+type Sets = fn(ProcessPoolBuilder) -> ProcessPoolBuilder;
+
+/// The options that ask more of the system than executors do without them.
+const OPTIONS: [(&str, Sets); 6] = [
+    ("copies", |builder| builder.start_method(StartMethod::ForkServer).preload(add::task(1, 1))),
+    ("a worker for each task", |builder| builder.isolation(Isolation::PerTask).ready(1)),
+    ("a limit on memory", |builder| builder.worker_memory_limit(1 << 30)),
+    ("limits of the system", |builder| {
+        builder.limits(Limits::default().open_files(some_files()).cpu_time(Duration::from_secs(60)))
+    }),
+    ("a place", |builder| builder.slots(["a"]).pin(Pin::Cores).nice(19)),
+    ("a finalizer", |builder| {
+        builder.finalizer(add::task(20, 22)).idle_timeout(Duration::from_secs(60)).min_workers(1)
+    }),
+];
+
+/// A limit on descriptors that every process may set: 64, or as many as it may have itself.
+fn some_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };
+    // SAFETY: writes to the variable. If it is refused, the variable stays as it is.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur.min(64)
+}
+
+/// Plays an executor with each of the options.
+fn options() {
+    for (name, sets) in OPTIONS {
+        step(name, with_option(sets(ProcessPoolExecutor::builder().max_workers(1))));
+    }
+}
+
+fn with_option(builder: ProcessPoolBuilder) -> Result<(), String> {
+    let pool = builder.build().map_err(text)?;
+    expect(pool.submit(add::task(1, 2)).result().map_err(text)?, 3)?;
+    let lasts = pool.submit(forever::task().timeout(Duration::from_millis(20)));
+    match lasts.result() {
+        Err(error) if error.is_timeout() => {}
+        Err(error) => return Err(text(error)),
+        Ok(()) => return Err("WRONG: it came back".into()),
+    }
+    expect(pool.submit(add::task(3, 4)).result().map_err(text)?, 7)?;
+    pool.shutdown(true);
+    // The worker that was killed has run none.
+    match pool.finalizer_results::<add>().pop() {
+        // There is no finalizer.
+        Some(Err(TaskError::Invalid(_))) => Ok(()),
+        Some(result) => expect(result.map_err(text)?, 42),
+        None => Err("WRONG: no worker has run the finalizer".into()),
+    }
+}
+
+#[task]
+fn forever() {
+    loop {
+        thread::park();
+    }
 }
 
 #[task]
@@ -708,6 +769,8 @@ const CALLS: &[Cell] = refused! {
     SYS_getrusage,
     SYS_unlinkat,
     SYS_mkdirat,
+    SYS_setpriority,
+    SYS_getpriority,
 };
 
 /// Refuses to tell and to set limits of resources.
@@ -1069,7 +1132,7 @@ enum Verdict {
     Wrong(String),
 }
 
-const PROGRAMS: [&str; 5] = ["quickstart", "death", "manager", "unix", "tls"];
+const PROGRAMS: [&str; 6] = ["quickstart", "death", "options", "manager", "unix", "tls"];
 
 /// Plays all programs in each environment, prints a table, and fails if an outcome is wrong.
 fn matrix(cells: &[Cell]) {

@@ -299,6 +299,32 @@ fn x15_other_workers_and_tasks_sent_ahead_are_untouched() {
     assert_eq!(holds.result().unwrap(), holder);
 }
 
+/// Comes to the gate, and fills memory until that ends it.
+#[task]
+fn fill_behind(gate: &Path) {
+    come_to(gate);
+    loop {
+        std::mem::forget(std::hint::black_box(vec![1_u8; MIB]));
+    }
+}
+
+#[test]
+fn x15_a_broadcast_that_has_not_begun_is_not_to_blame_for_the_task_that_runs() {
+    let _watchdog = watchdog();
+    let (pool, gate) = (limited(1), Gate::new());
+    let fills = pool.submit(fill_behind::task(gate.path()));
+    let worker = gate.wait_for(1)[0];
+    let broadcasts = [pool.broadcast(pid::task()), pool.broadcast(pid::task())];
+    gate.open();
+    exceeded(fills.result());
+    for broadcast in broadcasts.into_iter().flatten() {
+        match broadcast.result().unwrap_err() {
+            TaskError::WorkerLost { pid, .. } => assert_eq!(pid, worker),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn x15_an_item_of_a_map_that_exceeds_the_limit_fails_alone() {
     let _watchdog = watchdog();

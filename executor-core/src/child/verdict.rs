@@ -80,7 +80,17 @@ impl Ending<'_> {
 
     /// Returns why this task has no result: the child ended while it ran it.
     pub(crate) fn of_task(self, task: TaskId, name: &str) -> TaskError {
-        let over_memory = self.over_memory();
+        self.of(Some(task), name)
+    }
+
+    /// Returns why a task has no result: the child ended before it began it. What the child did is
+    /// no fault of this task.
+    pub(crate) fn before_task(self, name: &str) -> TaskError {
+        self.of(None, name)
+    }
+
+    fn of(self, task: Option<TaskId>, name: &str) -> TaskError {
+        let over_memory = self.over_memory().filter(|_| task.is_some());
         let Ending {
             pid, status, board, reached, killed_by_us, broke_protocol, stopped_by, ..
         } = self;
@@ -93,7 +103,9 @@ impl Ending<'_> {
         let stack_overflow =
             faulted && board.is_some_and(|board| board.stack_overflow.load(Ordering::Acquire) != 0);
         let noted = match signal {
-            Some(libc::SIGABRT) if !stack_overflow => board.and_then(|board| board.panic_of(task)),
+            Some(libc::SIGABRT) if !stack_overflow => {
+                board.zip(task).and_then(|(board, task)| board.panic_of(task))
+            }
             _ => None,
         };
         let noted = noted.map(|Panic { location, message, fatal, elsewhere }| {
@@ -258,6 +270,9 @@ mod tests {
         assert!(of(libc::SIGABRT).is_worker_lost() && of(libc::SIGSEGV).is_worker_lost());
         board.memory_refused.store(70, Ordering::Release);
         assert!(matches!(of(libc::SIGABRT), TaskError::MemoryLimit { limit: 100, peak: 70, .. }));
+        for signal in [libc::SIGKILL, libc::SIGABRT] {
+            assert!(ended(signal).before_task("work").is_worker_lost(), "another task has done it");
+        }
         // What a worker notes that has no limit, or has broken the protocol, is not believed.
         let unlimited = Ending { restraints: None, ..ended(libc::SIGKILL) };
         assert!(unlimited.of_task(TASK, "work").is_worker_lost());

@@ -724,17 +724,24 @@ impl Core {
 
     /// Returns the error for an attempt that ends without a reply.
     fn error_of_attempt(&self, chunk: &Chunk, end: End) -> TaskError {
-        let lost = match end {
+        let (worker, begun) = match end {
             End::Error(error) | End::GivenUp(error) => return error.of_task(chunk.name()),
-            End::Lost(worker) => self.workers.get(&worker),
+            End::Lost(worker) => (worker, true),
+            End::Unbegun(worker) => (worker, false),
         };
-        match lost {
-            Some(worker) => worker.ending(&self.restraints).of_task(chunk.first_id(), chunk.name()),
+        let none;
+        let worker = match self.workers.get(&worker) {
+            Some(worker) => worker,
             // It was for a worker that has left, or that could not be started.
             None => {
-                let worker = Worker::default();
-                worker.ending(&self.restraints).of_task(chunk.first_id(), chunk.name())
+                none = Worker::default();
+                &none
             }
+        };
+        let ending = worker.ending(&self.restraints);
+        match begun {
+            true => ending.of_task(chunk.first_id(), chunk.name()),
+            false => ending.before_task(chunk.name()),
         }
     }
 

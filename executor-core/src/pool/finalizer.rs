@@ -60,7 +60,7 @@ impl Pool {
         let name = self.finalizer_name();
         let error = match end {
             End::Error(error) | End::GivenUp(error) => error.of_task(name),
-            End::Lost(_) => match core.workers.get(&id) {
+            End::Lost(_) | End::Unbegun(_) => match core.workers.get(&id) {
                 Some(worker) => worker.ending(&core.restraints).of_task(INITIALIZER, name),
                 None => TaskError::Broken(BrokenCause::Internal("lost an unknown worker".into())),
             },

@@ -26,11 +26,20 @@ pub(super) struct TaskTable<V> {
     /// Empty pages, kept for reuse, at most [`SPARE_MAX`]. Otherwise a pool with one task at a time
     /// would allocate a page for each task.
     spare: Vec<Box<[Option<V>]>>,
+    /// How often somebody has looked for a task.
+    #[cfg(test)]
+    lookups: std::cell::Cell<u64>,
 }
 
 impl<V> Default for TaskTable<V> {
     fn default() -> Self {
-        TaskTable { pages: HashMap::default(), len: 0, spare: Vec::new() }
+        TaskTable {
+            pages: HashMap::default(),
+            len: 0,
+            spare: Vec::new(),
+            #[cfg(test)]
+            lookups: std::cell::Cell::default(),
+        }
     }
 }
 
@@ -75,11 +84,15 @@ impl<V> TaskTable<V> {
     }
 
     pub(super) fn get(&self, id: TaskId) -> Option<&V> {
+        #[cfg(test)]
+        self.lookups.set(self.lookups.get() + 1);
         let (number, at) = place(id);
         self.pages.get(&number)?.places[at].as_ref()
     }
 
     pub(super) fn get_mut(&mut self, id: TaskId) -> Option<&mut V> {
+        #[cfg(test)]
+        self.lookups.set(self.lookups.get() + 1);
         let (number, at) = place(id);
         self.pages.get_mut(&number)?.places[at].as_mut()
     }
@@ -104,6 +117,11 @@ impl<V> TaskTable<V> {
         self.len = 0;
         let pages = std::mem::take(&mut self.pages);
         pages.into_values().flat_map(|page| page.places.into_iter().flatten())
+    }
+
+    #[cfg(test)]
+    pub(super) fn lookups(&self) -> u64 {
+        self.lookups.get()
     }
 
     #[cfg(test)]

@@ -54,6 +54,9 @@ pub(crate) enum End {
     GivenUp(TaskError),
     /// The worker was lost while it ran the task. The pool knows the reason.
     Lost(WorkerId),
+    /// The worker was lost before it began the task, which only it could run. So the task is not to
+    /// blame.
+    Unbegun(WorkerId),
 }
 
 /// Returns the action that ends the unresolved items of a chunk with this error.

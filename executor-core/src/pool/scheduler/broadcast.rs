@@ -48,7 +48,7 @@ impl<C: Scheduled> Scheduler<C> {
             }
             let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.takes_broadcasts())
             else {
-                out.push(Action::Resolve(Box::new((task, End::Lost(id)))));
+                out.push(Action::Resolve(Box::new((task, End::Unbegun(id)))));
                 continue;
             };
             let (base, until) = (task.base(), task.queue_until());
@@ -165,7 +165,8 @@ impl<C: Scheduled> Scheduler<C> {
             // The one that was sent is settled like every task in flight.
             if self.tasks.get(*task).is_some_and(|entry| entry.worker().is_none()) {
                 let entry = self.tasks.remove(*task).expect("looked at above");
-                out.push(Action::Resolve(Box::new((entry.into_chunk(), End::Lost(id)))));
+                let chunk = entry.into_chunk();
+                out.push(Action::Resolve(Box::new((chunk, End::Unbegun(id)))));
             }
         }
     }

@@ -9,6 +9,11 @@ use super::{
 use crate::transport::board::SLOTS;
 
 impl<C: Scheduled> Scheduler<C> {
+    /// Returns how often the scheduler has looked for a task.
+    pub(crate) fn lookups(&self) -> u64 {
+        self.tasks.lookups()
+    }
+
     /// Checks what must be true between any two events.
     pub(crate) fn check(&mut self) {
         let next = self.next_with_tokens();

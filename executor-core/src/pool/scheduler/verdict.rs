@@ -172,7 +172,7 @@ impl<C: Scheduled> Scheduler<C> {
             had_begun |= begun;
             if end.is_none() && entry.is_broadcast() {
                 // It cannot run elsewhere.
-                end = Some(End::Lost(id));
+                end = Some(End::Unbegun(id));
             }
             // Only the first sending can have caused the death. A task that waited behind three
             // crashing tasks is innocent.

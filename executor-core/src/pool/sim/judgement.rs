@@ -299,12 +299,15 @@ impl World {
             (self.now, self.shut_down, self.cancelled_pending);
         let story = &self.stories[task.as_u64() as usize - 1];
         let (kind, ending) = match end {
-            End::Lost(worker) => {
+            End::Lost(worker) | End::Unbegun(worker) => {
                 let begun = matches!(story.begun, Some((on, _)) if on == worker);
                 let awaited = story.broadcast_to == Some(worker) && story.begun.is_none();
                 let thrice = story.begun.is_none() && story.first_in_line >= LOST_UNBEGUN_MAX;
                 assert!(
-                    begun || thrice || awaited,
+                    match end {
+                        End::Unbegun(_) => awaited,
+                        _ => begun || thrice,
+                    },
                     "{task:?} is lost with {worker:?}, which had not begun it"
                 );
                 let process = self.processes.get(&worker);

@@ -1,6 +1,7 @@
 //! What is asserted, and over which worlds.
 
 mod by_hand;
+mod cost;
 mod deaths;
 mod life;
 mod neglect;
