@@ -6,6 +6,9 @@
 //!  reply     │ call │ status    │ number │ length │  fields, one behind the other
 //! ```
 //!
+//! Over TCP, the server marks a reply that gives the client an item of a queue, and the client
+//! tells when it has received that. Over a lane, its position in the ring says so.
+//!
 //! A field is a number (8 bytes), a byte string (its length in 4 bytes, then its bytes), or a
 //! value: an encoded value of the user, and the ids of the objects that it names. The server never
 //! decodes a user's value. It compares and keeps its bytes.
@@ -249,6 +252,11 @@ bytes! {
         PoolJoin,
         /// The process ids of the workers, as a value.
         PoolWorkers,
+
+        // Clients over TCP.
+        /// The client has received more of the replies that are [marked](Reply::mark). Field: how
+        /// many in all. No reply. Not for the core: the loop takes it.
+        Received,
     }
 }
 
@@ -398,7 +406,20 @@ impl Request {
     }
 }
 
+/// Where the header of a reply says whether the client is to tell that it has received it.
+const MARK_AT: usize = 5;
+
 impl Reply {
+    /// Asks the client to tell that it has received this reply.
+    pub(crate) fn mark(header: &mut [u8; HEADER_BYTES]) {
+        header[MARK_AT] = 1;
+    }
+
+    /// Whether the server has asked for that.
+    pub(crate) fn is_marked(message: &[u8]) -> bool {
+        message.get(MARK_AT).is_some_and(|mark| *mark != 0)
+    }
+
     pub(crate) fn to_bytes(self) -> [u8; HEADER_BYTES] {
         header(self.call, self.status as u8, self.number, self.len)
     }

@@ -35,7 +35,7 @@ pub(crate) struct ServerId(pub(crate) u128);
 ///
 /// It says nothing about the client's program: the functions of updates are named together with
 /// their types (`function.rs`), so another program can use what it has in common with this one.
-const MARK: [u8; KNOCK_BYTES] = *b"xqmgr\0\0\x03";
+const MARK: [u8; KNOCK_BYTES] = *b"xqmgr\0\0\x04";
 /// Length of a message through the door.
 pub(crate) const KNOCK_BYTES: usize = 8;
 /// Length of the server's answer: a byte that says whether the client may come in, and the maximum

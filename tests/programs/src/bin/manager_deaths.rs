@@ -871,7 +871,10 @@ fn ways_to(step: Step) -> Option<&'static [Way]> {
         | Step::GateHeard
         | Step::GateCloses => Some(&Way::BY_ADDRESS),
         Step::ClientHasDoor | Step::GateDoorGiven => Some(&[Way::Unix]),
-        Step::ClientWelcomed | Step::GateFarMet => Some(&[Way::Tcp]),
+        Step::ClientWelcomed
+        | Step::ClientMarkedTaken
+        | Step::ClientMarkedTold
+        | Step::GateFarMet => Some(&[Way::Tcp]),
         _ => None,
     }
 }

@@ -145,7 +145,13 @@ impl Core {
 
     /// Adds a client.
     pub(crate) fn connect(&mut self) -> Result<ClientId, LimitReached> {
-        self.clients.connect()
+        self.clients.connect(false)
+    }
+
+    /// Adds a client that has come over TCP.
+    #[cfg(any(feature = "tls", test))]
+    pub(crate) fn connect_far(&mut self) -> Result<ClientId, LimitReached> {
+        self.clients.connect(true)
     }
 
     /// Does a request, or lets it wait.
@@ -162,13 +168,19 @@ impl Core {
         let Request { call, operation, object, .. } = request;
         let (caller, mut fields) = (Caller { client, call }, Fields::new(body));
         match operation {
-            Operation::Release | Operation::GiveUp | Operation::Lease | Operation::QueuePutBack
+            Operation::Release
+            | Operation::GiveUp
+            | Operation::Lease
+            | Operation::QueuePutBack
+            | Operation::Received
                 if call != CallId::NONE =>
             {
                 out.answer(caller, Err(Refusal::malformed("this request has no reply")));
             }
             // The server's loop calls `lease` when it has the pipe.
             Operation::Lease => {}
+            // The loop counts what a far client has received. Others have no marked replies.
+            Operation::Received => {}
             Operation::GiveUp => {
                 // A client that sends garbage gives up nothing.
                 if let Ok(Ok(call)) = fields.number().map(u32::try_from) {
