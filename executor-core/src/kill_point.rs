@@ -397,6 +397,10 @@ mod hook {
         ClientSleeps,
         /// It does not sleep any more.
         ClientAwake,
+        /// A reply over TCP that brings an item has been received.
+        ClientMarkedTaken,
+        /// It has told the server so.
+        ClientMarkedTold,
         /// The reply to its own call is out of the ring.
         ClientReplyTaken,
         /// It has passed on a reply to another thread or a future.

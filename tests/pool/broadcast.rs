@@ -1,6 +1,6 @@
 //! Tasks that run in every worker.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use executor::{TaskError, TaskFuture, prelude::*};
 

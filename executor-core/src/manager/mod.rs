@@ -69,8 +69,14 @@
 //! - Such a handle brings the address, the key and what is trusted. It is refused where other
 //!   programs might get that: by connections at an address ([`Listener`](crate::Listener),
 //!   [`Client`](crate::Client)). To another machine no handle can be sent.
-//! - What the server has sent counts as received. If the client dies before it reads that, the item
-//!   of a queue is lost, and the next owner of a lock is told that the last one died.
+//! - A client tells the server that it has received an item of a queue, before anybody there sees
+//!   the item. If the connection ends and the server was not told, the item is the first of the
+//!   queue again. So no item is lost on the way, and a client that dies with an item takes it
+//!   along. One thing cannot be excluded: the network fails in the moment after the item has
+//!   arrived, and the word of that is lost. Then the client has the item, and another one gets it,
+//!   too.
+//! - The next owner of a lock that was on its way to a client that is gone is told that the last
+//!   one died.
 //! - A process that reads nothing for about ten seconds, for example because it is stopped, loses
 //!   the connection if the other side has more to send than the two systems keep for it. If there
 //!   is less, it may be stopped for as long as it likes.
@@ -96,7 +102,7 @@
 //! - **A process that uses objects.** Its calls that wait are forgotten, its locks are released
 //!   (the next owner is told), its permits come back, and its handles are gone, at once. An item of
 //!   a queue that was on its way to the process is the first of the queue again, and a lock that
-//!   was on its way goes to the next one without a notice (but not over TCP: see above). An item
+//!   was on its way goes to the next one without a notice (over TCP with one: see above). An item
 //!   that the process had received is lost with it.
 //! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
 //! - **The process that has started the `Manager`.** The server ends.

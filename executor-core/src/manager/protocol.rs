@@ -6,6 +6,9 @@
 //!  reply     │ call │ status    │ number │ length │  fields, one behind the other
 //! ```
 //!
+//! Over TCP, the server marks a reply that gives the client an item of a queue, and the client
+//! tells when it has received that. Over a lane, its position in the ring says so.
+//!
 //! A field is a number (8 bytes), a byte string (its length in 4 bytes, then its bytes), or a
 //! value: an encoded value of the user, and the ids of the objects that it names. The server never
 //! decodes a user's value. It compares and keeps its bytes.
@@ -257,6 +260,11 @@ bytes! {
         /// Asks for segments of shared memory, for large values. With `Done`, their descriptor has
         /// come over the socket. Not for the core: the loop answers it.
         Segments,
+
+        // Clients over TCP.
+        /// The client has received more of the replies that are [marked](Reply::mark). Field: how
+        /// many in all. No reply. Not for the core: the loop takes it.
+        Received,
     }
 }
 
@@ -377,6 +385,11 @@ pub(crate) struct Reply {
     pub(crate) len: u64,
 }
 
+/// Where a header says whether its message has a tail in a segment.
+const IN_SEGMENT_AT: usize = 5;
+/// Where the header of a reply says whether the client is to tell that it has received it.
+const MARK_AT: usize = 6;
+
 fn header(call: CallId, byte: u8, word: u64, len: u64) -> [u8; HEADER_BYTES] {
     let mut out = [0; HEADER_BYTES];
     out[..4].copy_from_slice(&call.0.to_le_bytes());
@@ -407,6 +420,16 @@ impl Request {
 }
 
 impl Reply {
+    /// Asks the client to tell that it has received this reply.
+    pub(crate) fn mark(header: &mut [u8; HEADER_BYTES]) {
+        header[MARK_AT] = 1;
+    }
+
+    /// Whether the server has asked for that.
+    pub(crate) fn is_marked(message: &[u8]) -> bool {
+        message.get(MARK_AT).is_some_and(|mark| *mark != 0)
+    }
+
     pub(crate) fn to_bytes(self) -> [u8; HEADER_BYTES] {
         header(self.call, self.status as u8, self.number, self.len)
     }
@@ -416,9 +439,6 @@ impl Reply {
         Some(Reply { call, status: Status::from_byte(byte)?, number, len })
     }
 }
-
-/// Where the byte of a request's header is that says whether the request has a tail in a segment.
-const IN_SEGMENT_AT: usize = 5;
 
 /// The last bytes of a request, which lie in a segment: its number, and how many there are. Both
 /// stand behind the fields of the body.

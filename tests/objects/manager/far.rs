@@ -2,10 +2,15 @@
 //! strangers at the gate.
 
 use std::{
-    io::Write,
-    net::{Shutdown, TcpStream},
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -302,6 +307,103 @@ fn mg26_a_far_client_that_is_killed_leaves_nothing() {
         queue.put(&1).unwrap();
         assert_eq!(queue.try_get().unwrap(), Some(1), "{way:?}");
         held.clear().unwrap();
+    }
+}
+
+/// Passes on what comes, between a client and a server. While it is silent, what the server sends
+/// is lost, as if the client's machine was no more.
+struct Network {
+    address: String,
+    silent: Arc<AtomicBool>,
+    /// Tells when something was lost.
+    lost: mpsc::Receiver<()>,
+    sockets: [TcpStream; 2],
+}
+
+impl Network {
+    fn to(server: &Way, connect: impl FnOnce(&Way) -> Manager) -> (Self, Manager) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let way = Way { address: address.clone(), ..server.clone() };
+        let (silent, (loses, lost)) = (Arc::new(AtomicBool::new(false)), mpsc::channel());
+        let (client, there) = thread::scope(|scope| {
+            let accepts = scope.spawn(|| {
+                let client = listener.accept().unwrap().0;
+                let server = server.stranger();
+                let pass = |from: &TcpStream, to: &TcpStream, silent: Option<Arc<AtomicBool>>| {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let loses = loses.clone();
+                    thread::spawn(move || {
+                        let mut bytes = [0; 4096];
+                        while let Ok(len @ 1..) = from.read(&mut bytes) {
+                            if silent.as_ref().is_some_and(|silent| silent.load(SeqCst)) {
+                                let _ = loses.send(());
+                            } else if to.write_all(&bytes[..len]).is_err() {
+                                return;
+                            }
+                        }
+                    });
+                };
+                pass(&client, &server, None);
+                pass(&server, &client, Some(Arc::clone(&silent)));
+                [client, server]
+            });
+            let manager = connect(&way);
+            (accepts.join().unwrap(), manager)
+        });
+        (Network { address, silent, lost, sockets: client }, there)
+    }
+}
+
+#[test]
+fn an_item_that_was_sent_to_a_machine_that_has_vanished_is_got_by_another_client() {
+    let _watchdog = watchdog();
+    let site = Site::new();
+    let queue = site.manager.queue::<Mixed>(None).unwrap();
+    site.manager.publish("jobs", &queue).unwrap();
+    let (network, client) = Network::to(site.tcp(), |way| way.connect().unwrap());
+    assert_ne!(network.address, site.tcp().address);
+    let there: Queue<Mixed> = client.published("jobs").unwrap().unwrap();
+    // What has arrived is got once, although the client has asked for nothing since.
+    queue.put(&mixed()).unwrap();
+    assert_eq!(there.get().unwrap(), mixed());
+    network.silent.store(true, SeqCst);
+    queue.put(&mixed()).unwrap();
+    let gets = thread::spawn(move || there.get());
+    network.lost.recv().unwrap();
+    assert_eq!(queue.len().unwrap(), 0, "it is on its way");
+    for socket in &network.sockets {
+        socket.shutdown(Shutdown::Both).unwrap();
+    }
+    assert_eq!(queue.get_timeout(LONG).unwrap(), Some(mixed()));
+    assert!(matches!(gets.join().unwrap(), Err(ManagerError::Gone(_))));
+    // The references of the client have ended behind that.
+    drop(client);
+    has_objects(&site.manager, 1);
+    assert_eq!(queue.try_get().unwrap(), None);
+}
+
+#[task]
+fn get_by_name_and_die(way: Way) -> Done {
+    let client = way.connect()?;
+    let queue: Queue<Mixed> = client.published("jobs")?.expect("it is published");
+    // When it is gone, the server knows that this process is.
+    let _event = client.event()?;
+    queue.get()?;
+    die()
+}
+
+#[test]
+fn an_item_that_a_far_client_has_got_ends_with_the_client() {
+    let _watchdog = watchdog();
+    let site = Site::new();
+    let queue = site.manager.queue::<Mixed>(None).unwrap();
+    site.manager.publish("jobs", &queue).unwrap();
+    for way in &site.ways {
+        queue.put(&mixed()).unwrap();
+        ends_killed(&start(get_by_name_and_die::task(way.clone())));
+        has_objects(&site.manager, 1);
+        assert_eq!(queue.try_get().unwrap(), None, "{way:?}");
     }
 }
 

@@ -28,7 +28,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{
     super::{
         error::ManagerError,
-        link::{LinkError, LinkReceiver, LinkSender},
+        link::{self, LinkError, LinkReceiver, LinkSender},
         protocol::{
             CallId, Fields, HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, Status,
             names_in_reply, put_number,
@@ -107,6 +107,8 @@ pub(crate) struct Connection {
 struct Receiving {
     link: LinkReceiver,
     message: Message,
+    /// Number of replies that the server has marked.
+    marked: u64,
     /// For a thread that waits.
     spin: Spin,
     /// For a thread of an async runtime.
@@ -140,6 +142,7 @@ impl Connection {
         (sender, receiver): (LinkSender, LinkReceiver),
         message_bytes_max: u64,
     ) -> Result<Arc<Self>, ManagerError> {
+        receiver.prepare_to_wait().map_err(ManagerError::os("a connection to a manager"))?;
         let spin = if receiver.is_far() { Spin::over_tcp() } else { Spin::default() };
         let segments = Segments::new(!receiver.is_far());
         let nudge = receiver.is_far().then(EventFd::new).transpose();
@@ -155,6 +158,7 @@ impl Connection {
             receiving: Mutex::new(Receiving {
                 link: receiver,
                 message: Vec::new(),
+                marked: 0,
                 // A round trip over TCP takes longer than over a lane.
                 spin,
                 brief: Spin::brief(),
@@ -665,7 +669,7 @@ impl Connection {
             }
             let mut interrupts = false;
             loop {
-                let Receiving { link, message, .. } = receiving;
+                let Receiving { link, message, marked, .. } = receiving;
                 match link.receive(message) {
                     Ok(true) => {}
                     Ok(false) => break,
@@ -682,6 +686,18 @@ impl Connection {
                 }
                 let message = std::mem::take(message);
                 self.ask_for_segments(message.len() > SEGMENT_FROM);
+                if is_far && Reply::is_marked(&message) {
+                    kill_point!(ClientMarkedTaken);
+                    *marked += 1;
+                    // Before anybody sees what the reply brings: who dies with it has had it.
+                    self.send(
+                        CallId::NONE,
+                        Operation::Received,
+                        ObjectId::NONE,
+                        Body::of(&marked.to_le_bytes()),
+                    )?;
+                    kill_point!(ClientMarkedTold);
+                }
                 let is_own = own.is_some_and(|(call, _)| call == reply.call);
                 // Whoever is cut off has not got what the server gives to others after that. The
                 // question costs a fence, and most replies give nothing.
@@ -733,6 +749,10 @@ impl Connection {
                 continue;
             }
             kill_point!(ClientSleeps);
+            if self.may_wait_in_socket(deadline) && link.wait() {
+                kill_point!(ClientAwake);
+                continue;
+            }
             let slept = match &self.nudge {
                 None => self.sleep(deadline),
                 Some(nudge) => self.sleep_far(nudge, deadline),
@@ -776,6 +796,15 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Whether the thread that receives may wait for a moment in the socket itself.
+    fn may_wait_in_socket(&self, deadline: Option<Instant>) -> bool {
+        self.nudge.is_some()
+            && !self.unsent.load(Ordering::Relaxed)
+            && deadline.is_none_or(|deadline| {
+                deadline.saturating_duration_since(Instant::now()) > link::WAIT_TIMEOUT
+            })
     }
 
     /// Sleeps until there is something to read, or room for what is unsent. The end of the

@@ -37,7 +37,7 @@ use rustix::{
 use rustls::{ClientConnection, Connection, Error, ServerConnection};
 
 use super::{
-    LinkError, LinkReceiver, LinkSender, MeetError, Progress, Waits,
+    LinkError, LinkReceiver, LinkSender, MeetError, Progress, WAIT_TIMEOUT, Waits,
     challenge::{Answer, Challenge, whole},
     stream::Stream,
     tls::{Pinned, TlsClient, TlsServer},
@@ -202,7 +202,7 @@ impl Meeting {
                 continue;
             }
             let mut bytes = [0; 4096];
-            let len = match recv_now(socket, &mut bytes) {
+            let len = match recv_with(RecvFlags::DONTWAIT, socket, &mut bytes) {
                 Ok(Some(0)) => return Err(MeetError::Closed),
                 Ok(Some(len)) => len,
                 Ok(None) => return Ok(Progress::Waits(Waits::ToRead)),
@@ -321,8 +321,12 @@ impl Meeting {
 
 /// Receives what a socket has. Returns `None` if it has nothing, and 0 at its end.
 #[expect(clippy::disallowed_methods, reason = "of TCP, where nothing comes after a reset")]
-fn recv_now(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Option<usize>> {
-    match retry(|| recv(socket, &mut *bytes, RecvFlags::DONTWAIT)) {
+fn recv_with(
+    flags: RecvFlags,
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+) -> io::Result<Option<usize>> {
+    match retry(|| recv(socket, &mut *bytes, flags)) {
         Ok((len, _)) => Ok(Some(len)),
         Err(rustix::io::Errno::AGAIN) => Ok(None),
         Err(error) => Err(error.into()),
@@ -602,18 +606,18 @@ impl FarReceiver {
             if self.drained || turn >= TURN_BYTES {
                 return Ok(false);
             }
-            turn += self.read();
+            turn += self.read(RecvFlags::DONTWAIT);
         }
     }
 
     /// Receives what the socket has, as far as it fits into the buffer. Returns how many bytes
     /// came.
-    fn read(&mut self) -> usize {
+    fn read(&mut self, flags: RecvFlags) -> usize {
         let Some(socket) = self.shared.socket.get() else {
             self.over = Some(LinkError::Closed);
             return 0;
         };
-        let len = match recv_now(socket, &mut self.raw) {
+        let len = match recv_with(flags, socket, &mut self.raw) {
             Ok(Some(0)) => {
                 self.over = Some(LinkError::Closed);
                 return 0;
@@ -653,9 +657,23 @@ impl FarReceiver {
 
     pub(super) fn look(&mut self) -> bool {
         if self.announce_sleep() {
-            self.read();
+            self.read(RecvFlags::DONTWAIT);
         }
         !self.announce_sleep()
+    }
+
+    /// Lets [`wait`](Self::wait) wait.
+    pub(super) fn prepare_to_wait(&self) -> io::Result<()> {
+        let Some(socket) = self.shared.socket.get() else { return Ok(()) };
+        sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(WAIT_TIMEOUT))?;
+        rustix::io::ioctl_fionbio(socket, false)?;
+        Ok(())
+    }
+
+    /// Waits in the socket itself until something comes, for [`WAIT_TIMEOUT`] at most. Returns
+    /// whether it came. That takes one system call, and a poll before the receive takes two.
+    pub(super) fn wait(&mut self) -> bool {
+        self.read(RecvFlags::empty()) > 0 || self.over.is_some()
     }
 
     pub(super) fn announce_sleep(&mut self) -> bool {

@@ -34,7 +34,13 @@ mod tests;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
 
-use std::{borrow::Cow, fmt, io, os::fd::BorrowedFd, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    fmt, io,
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -46,6 +52,12 @@ use crate::{
 };
 
 crate::debug::debug_is_display!(LinkError, MeetError);
+
+/// How long a thread waits in a TCP socket itself before it polls. Meanwhile it does not notice
+/// that there is room for what another thread has left unsent. With a lower value, more replies
+/// take one more system call. With a higher value, the rest of a long message may be sent later, if
+/// the other side was slow to take its beginning.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// Why a link cannot go on.
 #[cfg_attr(not(feature = "tls"), allow(dead_code, reason = "some are of TCP"))]
@@ -230,7 +242,7 @@ impl LinkSender {
     }
 
     /// Returns where the last message ends. The other side has taken it when
-    /// [`taken`](Self::taken) is not less. Over TCP that is not known, and counts as taken.
+    /// [`taken`](Self::taken) is not less. Over TCP there is no such position.
     pub(crate) fn end(&self) -> u64 {
         match self {
             LinkSender::Near(lane) => lane.end(),
@@ -363,6 +375,25 @@ impl LinkReceiver {
             LinkReceiver::Near(lane) => !lane.is_empty(),
             #[cfg(feature = "tls")]
             LinkReceiver::Far(far) => far.look(),
+        }
+    }
+
+    /// Lets [`wait`](Self::wait) wait. For the side that has a thread for this link.
+    pub(crate) fn prepare_to_wait(&self) -> io::Result<()> {
+        match self {
+            LinkReceiver::Near(_) => Ok(()),
+            #[cfg(feature = "tls")]
+            LinkReceiver::Far(far) => far.prepare_to_wait(),
+        }
+    }
+
+    /// Waits for a moment in a TCP socket. Returns whether something came. Otherwise the socket has
+    /// to be polled.
+    pub(crate) fn wait(&mut self) -> bool {
+        match self {
+            LinkReceiver::Near(_) => false,
+            #[cfg(feature = "tls")]
+            LinkReceiver::Far(far) => far.wait(),
         }
     }
 

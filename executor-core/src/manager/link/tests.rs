@@ -162,6 +162,31 @@ fn many_small_messages_take_one_write_and_come_one_after_the_other() {
 }
 
 #[test]
+fn who_waits_in_the_socket_gets_what_comes_and_does_not_wait_for_long() {
+    let ((_to_server, mut from_server), (mut to_client, _from_client)) = Sides::pinned().met(100);
+    let mut message = Vec::new();
+    assert!(!from_server.receive(&mut message).unwrap());
+    from_server.prepare_to_wait().unwrap();
+    assert!(!from_server.wait(), "nothing comes");
+    let waits = thread::spawn(move || {
+        while !from_server.wait() {}
+        assert!(from_server.receive(&mut message).unwrap());
+        // It has taken everything, so another look costs no system call.
+        assert!(!from_server.receive(&mut Vec::new()).unwrap());
+        (message, from_server)
+    });
+    to_client.send(&header(1), vec![5]).unwrap();
+    let _ = to_client.must_wake();
+    let (message, mut from_server) = waits.join().unwrap();
+    assert_eq!(message[LANE_HEADER_BYTES..], [5]);
+    // The end is something that comes as well.
+    let LinkSender::Far(far) = &to_client else { panic!("it is far") };
+    rustix::net::shutdown(far.socket().get().unwrap(), rustix::net::Shutdown::Both).unwrap();
+    while !from_server.wait() {}
+    assert_eq!(from_server.receive(&mut Vec::new()), Err(LinkError::Closed));
+}
+
+#[test]
 fn what_a_peer_does_not_read_waits_and_blocks_nobody() {
     let ((mut to_server, _from_server), (_to_client, mut from_client)) =
         Sides::pinned().met(1 << 30);

@@ -120,7 +120,7 @@ impl Stage {
         let (sender, mut receiver) = end.into_ends(u64::MAX);
         let deadline = Instant::now().checked_add(PATIENCE);
         receiver.wait_for_welcome(&socket, deadline).unwrap().unwrap();
-        Guest { socket, sender, receiver }
+        Guest { socket, sender, receiver, marked: 0 }
     }
 }
 
@@ -141,6 +141,8 @@ struct Guest {
     socket: Arc<NotInherited>,
     sender: LinkSender,
     receiver: LinkReceiver,
+    /// Number of replies that were marked.
+    marked: u64,
 }
 
 impl Guest {
@@ -157,13 +159,34 @@ impl Guest {
         self.say(&request.to_bytes(), body);
     }
 
+    /// Gets items of the queue, which is the first object. Returns how many of the replies came.
+    fn get_items(&mut self, count: u32) -> u32 {
+        self.ask(1, Operation::Claim, b"");
+        let mut wait = Vec::new();
+        put_number(&mut wait, 0);
+        (0..count).for_each(|call| self.ask(2 + call, Operation::QueueGet, &wait));
+        let done = |reply: Reply| assert_eq!(reply.status, Status::Done);
+        (0..=count).map_while(|_| self.hear().map(done)).count() as u32 - 1
+    }
+
+    /// Says how many of the marked replies it has received.
+    fn has_received(&mut self, count: u64) {
+        let len = 8;
+        let (call, operation, object) = (CallId::NONE, Operation::Received, ObjectId::NONE);
+        let request = Request { call, operation, object, len };
+        self.say(&request.to_bytes(), &count.to_le_bytes());
+    }
+
     /// Returns the next reply, or `None` when the server has closed the connection.
     fn hear(&mut self) -> Option<Reply> {
         let mut message = Vec::new();
         loop {
             self.receiver.awake();
             match self.receiver.receive(&mut message) {
-                Ok(true) => return Reply::from_bytes(message.first_chunk().unwrap()),
+                Ok(true) => {
+                    self.marked += u64::from(Reply::is_marked(&message));
+                    return Reply::from_bytes(message.first_chunk().unwrap());
+                }
                 Ok(false) => {}
                 Err(LinkError::Closed | LinkError::Lost(_)) => return None,
                 Err(error) => panic!("{error}"),
@@ -344,6 +367,73 @@ fn a_client_that_takes_no_replies_is_cut_off_and_others_are_served_meanwhile() {
         heard += 1;
     }
     assert!(heard < calls, "it is cut off before it has all of them");
+    stage.is_well();
+}
+
+#[test]
+fn items_that_a_far_client_has_not_received_come_first_again() {
+    let stage = Stage::patient();
+    let connector = Manager::connector(&stage.local, &AuthKey::new(KEY));
+    let manager = connector.connect().unwrap();
+    let queue = manager.queue::<u32>(None).unwrap();
+    for received in [0, 1, 3] {
+        for item in 0..4 {
+            queue.put(&item).unwrap();
+        }
+        let mut guest = stage.enter();
+        assert_eq!((guest.get_items(3), guest.marked), (3, 3), "{received}");
+        if received > 0 {
+            guest.has_received(received);
+        }
+        // The server knows of the end when the object of this client is gone.
+        let mut kind = Vec::new();
+        put_number(&mut kind, Kind::Event as u64);
+        guest.ask(9, Operation::Create, &kind);
+        assert_eq!(guest.hear().map(|reply| reply.status), Some(Status::Done));
+        assert_eq!((queue.len().unwrap(), guest.marked), (1, 3));
+        drop(guest);
+        let end = Instant::now() + PATIENCE;
+        while manager.objects().unwrap() > 1 {
+            assert!(Instant::now() < end, "the client is there for ever");
+        }
+        let left: Vec<u32> = std::iter::from_fn(|| queue.try_get().unwrap()).collect();
+        assert_eq!(left, (received as u32..4).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_far_client_that_says_that_it_has_received_what_cannot_be_is_cut_off() {
+    let stage = Stage::patient();
+    let connector = Manager::connector(&stage.local, &AuthKey::new(KEY));
+    let queue = connector.connect().unwrap().queue::<u32>(None).unwrap();
+    for counts in [&[1][..], &[u64::MAX], &[1, 3], &[2, 1]] {
+        let mut guest = stage.enter();
+        if counts.len() > 1 {
+            (0..2).for_each(|item| queue.put(&item).unwrap());
+            assert_eq!(guest.get_items(2), 2);
+        }
+        counts.iter().for_each(|count| guest.has_received(*count));
+        assert_eq!(guest.hear(), None, "{counts:?}");
+    }
+    stage.is_well();
+}
+
+#[test]
+fn a_far_client_that_never_says_that_it_has_received_anything_is_cut_off() {
+    const ITEMS: u32 = 40;
+    let stage = Stage::patient();
+    let connector = Manager::connector(&stage.local, &AuthKey::new(KEY));
+    let queue = connector.connect().unwrap().queue::<(u32, Vec<u8>)>(None).unwrap();
+    for number in 0..ITEMS {
+        queue.put(&(number, vec![7; 100_000])).unwrap();
+    }
+    // `unread_bytes_max` of them are kept for it. Some of these are not even sent when it is cut
+    // off.
+    let got = stage.enter().get_items(ITEMS);
+    assert!(got < ITEMS / 2, "{got}");
+    for number in 0..ITEMS {
+        assert_eq!(queue.get_timeout(PATIENCE).unwrap().unwrap().0, number);
+    }
     stage.is_well();
 }
 

@@ -32,6 +32,9 @@ pub(super) struct Guest {
     pub(super) condemned: bool,
     /// The replies that have given it something.
     pub(super) unread: Unread,
+    /// Number of replies to a far client that were marked, and of those that it has received.
+    marked: u64,
+    received: u64,
     /// Whether the poll reports room in a TCP socket.
     #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "there are no TCP sockets"))]
     pub(super) polls_for_room: bool,
@@ -84,6 +87,8 @@ impl Guest {
             touched: false,
             condemned: false,
             unread: Unread::default(),
+            marked: 0,
+            received: 0,
             polls_for_room: false,
             leases_held: 0,
             leases: VecDeque::new(),
@@ -106,10 +111,42 @@ impl Guest {
         !self.receiver.is_empty() || !self.sender.is_flushed() && self.receiver.room_was_made()
     }
 
+    /// Returns where the last reply ends, which has given the client something. One to a far client
+    /// has to be marked.
+    pub(super) fn end(&mut self) -> u64 {
+        if self.is_far() {
+            self.marked += 1;
+            return self.marked;
+        }
+        self.sender.end()
+    }
+
+    /// Returns how far the client has come. `None` if it has written a position that cannot be.
+    pub(super) fn taken(&self) -> Option<u64> {
+        if self.is_far() { Some(self.received) } else { self.sender.taken() }
+    }
+
+    /// A far client says how many of the marked replies it has received. Returns whether that can
+    /// be.
+    pub(super) fn has_received(&mut self, count: u64) -> bool {
+        let can_be = self.is_far() && (self.received..=self.marked).contains(&count);
+        if can_be {
+            self.received = count;
+        }
+        can_be
+    }
+
+    /// Returns how much memory is kept for replies that the client has not taken.
+    pub(super) fn untaken_bytes(&self) -> u64 {
+        // Those of a near client that have given it something lie in its ring, or wait as well.
+        let given = if self.is_far() { self.unread.kept_bytes() } else { 0 };
+        self.sender.waiting_bytes().saturating_add(given) as u64
+    }
+
     /// Lets the core forget what the client has read.
     pub(super) fn look_at_unread(&mut self, client: ClientId, core: &mut Core) {
         if !self.unread.is_empty()
-            && let Some(position) = self.sender.taken()
+            && let Some(position) = self.taken()
         {
             core.takes_read(client, self.unread.read_up_to(position));
         }

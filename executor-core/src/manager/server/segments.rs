@@ -97,13 +97,18 @@ impl Guest {
         reply: Reply,
         body: ReplyBody<'_>,
         unread_bytes_max: u64,
+        takes: bool,
     ) -> Result<(), LinkError> {
         let lease = body
             .tail
             .filter(|tail| tail.len() > SEGMENT_FROM)
             .and_then(|tail| self.segments.as_mut()?.fill(tail, unread_bytes_max));
         let Some((lease, there)) = lease else {
-            return self.sender.send_with_tail(&reply.to_bytes(), body.front.into(), body.tail);
+            let mut header = reply.to_bytes();
+            if takes && self.is_far() {
+                Reply::mark(&mut header);
+            }
+            return self.sender.send_with_tail(&header, body.front.into(), body.tail);
         };
         kill_point!(ManagerSegmentFilled);
         let mut front = body.front.to_vec();

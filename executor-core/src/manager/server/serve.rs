@@ -25,7 +25,8 @@ use super::{
         link::{LinkError, LinkReceiver, LinkSender},
         managed::Stored,
         protocol::{
-            HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, RequestBody, Status,
+            Fields, HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, RequestBody,
+            Status,
         },
     },
     core::{
@@ -408,6 +409,15 @@ impl Server {
                 Operation::Lease => self.lease(client, request),
                 Operation::Segments => self.grant_segments(client, request),
                 Operation::CountObjects => self.count_objects(client, request),
+                Operation::Received if guest.is_far() => {
+                    let count = Fields::new(fields).number();
+                    if !count.is_ok_and(|count| guest.has_received(count)) {
+                        let why = "it has received what it was not sent".to_owned();
+                        self.condemned.push((client, why));
+                        break;
+                    }
+                    guest.look_at_unread(client, &mut self.core);
+                }
                 _ => self.core.request(client, request, body, &mut self.actions),
             }
             kill_point!(ManagerRequestDone);
@@ -493,11 +503,11 @@ impl Server {
             // One reply of any length is sent, to a client that takes its replies.
             let why = if guest.condemned {
                 None
-            } else if guest.sender.waiting_bytes() as u64 > setup.unread_bytes_max {
+            } else if guest.untaken_bytes() > setup.unread_bytes_max {
                 Some("it does not take its replies".to_owned())
             } else {
                 kept.note_reply(body);
-                let sent = guest.send(reply, body, setup.unread_bytes_max);
+                let sent = guest.send(reply, body, setup.unread_bytes_max, takes);
                 sent.err().map(|error| error.to_string())
             };
             if let Some(why) = why {
@@ -505,7 +515,7 @@ impl Server {
                 condemned.push((client, why));
             }
             if takes {
-                let end = if guest.condemned { u64::MAX } else { guest.sender.end() };
+                let end = if guest.condemned { u64::MAX } else { guest.end() };
                 guest.unread.sent(end, body.len());
                 if guest.unread.is_due() {
                     guest.look_at_unread(client, core);
@@ -930,7 +940,7 @@ impl Server {
     /// Lets in a client that has come through the gate, over TCP.
     #[cfg(feature = "tls")]
     fn let_in_far(&mut self, end: FarEnd) {
-        let client = match self.core.connect() {
+        let client = match self.core.connect_far() {
             Ok(client) => client,
             Err(limit) => return refuse(end, &limit.to_string()),
         };
@@ -967,7 +977,8 @@ impl Server {
             self.kept.note_large();
             // A client that is still alive might read on, and have what others get now.
             guest.sender.revoke();
-            let unread = guest.unread.left(guest.sender.taken());
+            let taken = guest.taken();
+            let unread = guest.unread.left(taken);
             // Closing it is not enough: a child that a user's function has forked may have a copy.
             if let Some(socket) = guest.socket.get() {
                 let _ = epoll::delete(&self.poll, socket);

@@ -3,6 +3,9 @@
 //! A client that dies with a reply unread has not got what the reply gives. The core knows what
 //! that is, and this is where the replies end in the client's ring: what lies behind the client's
 //! position is unread.
+//!
+//! Over TCP the position of a reply is its number among those that are marked, and that of the
+//! client is the number up to which it has said that it received them.
 
 use std::collections::VecDeque;
 
@@ -15,6 +18,9 @@ const BYTES_MAX: usize = 64 * 1024;
 /// is idle afterwards keeps no large item alive. With a lower value, more replies cost a system
 /// call.
 const LARGE_BYTES: usize = 256 * 1024;
+
+/// What an unread reply costs beside its bytes, at least: its entries here and in the core.
+const ENTRY_BYTES: usize = 128;
 
 /// The replies that have given a client something, and that it may not have read.
 #[derive(Debug, Default)]
@@ -34,6 +40,11 @@ impl Unread {
     /// Whether it is time to look at the client's position.
     pub(super) fn is_due(&self) -> bool {
         self.replies.len() >= REPLIES_MAX || self.bytes >= BYTES_MAX
+    }
+
+    /// Returns about how many bytes of memory the unread replies keep.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.bytes + self.replies.len() * ENTRY_BYTES
     }
 
     /// Whether the client is to tell when it has read more.

@@ -897,6 +897,8 @@ fn ways_to(step: Step) -> Option<&'static [Way]> {
         | Step::GateCloses => Some(&Way::BY_ADDRESS),
         Step::ClientHasDoor | Step::GateDoorGiven => Some(&[Way::Unix]),
         Step::ClientWelcomed
+        | Step::ClientMarkedTaken
+        | Step::ClientMarkedTold
         | Step::GateFarMet
         | Step::ClientFarPipeMade
         | Step::ClientFarLeased

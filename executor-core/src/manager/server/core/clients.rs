@@ -59,6 +59,8 @@ pub(super) struct Client {
     waiting_bytes: u64,
     /// What it was given in replies that it may not have read, in their order.
     pub(super) takes: VecDeque<Take>,
+    /// Whether it is on another machine.
+    far: bool,
 }
 
 /// All clients.
@@ -89,13 +91,13 @@ impl Clients {
         }
     }
 
-    pub(super) fn connect(&mut self) -> Result<ClientId, LimitReached> {
+    pub(super) fn connect(&mut self, far: bool) -> Result<ClientId, LimitReached> {
         if self.table.len() >= self.clients_max {
             return Err(LimitReached);
         }
         self.last_client += 1;
         let id = ClientId(self.last_client);
-        self.table.insert(id, Client::default());
+        self.table.insert(id, Client { far, ..Client::default() });
         Ok(id)
     }
 
@@ -172,10 +174,18 @@ impl Clients {
         }
     }
 
-    /// Notes what the next reply to a client gives it. Returns whether there is such a client.
+    /// Notes what the next reply to a client gives it. Returns whether it was noted.
+    ///
+    /// A lock of a far client is not: if what the client says gets lost, it may have the lock
+    /// although it seems not to. The next owner is told that this one died, so that it checks what
+    /// the lock protects.
     pub(super) fn note_take(&mut self, client: ClientId, take: Take) -> bool {
-        let client = self.table.get_mut(&client);
-        client.map(|client| client.takes.push_back(take)).is_some()
+        let Some(client) = self.table.get_mut(&client) else { return false };
+        if client.far && matches!(take, Take::Lock { .. }) {
+            return false;
+        }
+        client.takes.push_back(take);
+        true
     }
 
     /// Forgets the first of what a client was given, which it has read.

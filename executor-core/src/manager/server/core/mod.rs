@@ -147,7 +147,13 @@ impl Core {
 
     /// Adds a client.
     pub(crate) fn connect(&mut self) -> Result<ClientId, LimitReached> {
-        self.clients.connect()
+        self.clients.connect(false)
+    }
+
+    /// Adds a client that has come over TCP.
+    #[cfg(any(feature = "tls", test))]
+    pub(crate) fn connect_far(&mut self) -> Result<ClientId, LimitReached> {
+        self.clients.connect(true)
     }
 
     /// Does a request, or lets it wait.
@@ -169,12 +175,15 @@ impl Core {
             | Operation::Lease
             | Operation::Segments
             | Operation::QueuePutBack
+            | Operation::Received
                 if call != CallId::NONE =>
             {
                 out.answer(caller, Err(Refusal::malformed("this request has no reply")));
             }
             // The server's loop calls `lease` when it has the pipe, and has the segments.
             Operation::Lease | Operation::Segments => {}
+            // The loop counts what a far client has received. Others have no marked replies.
+            Operation::Received => {}
             Operation::GiveUp => {
                 // A client that sends garbage gives up nothing.
                 if let Ok(Ok(call)) = fields.number().map(u32::try_from) {

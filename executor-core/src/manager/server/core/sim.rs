@@ -68,6 +68,8 @@ struct World {
     /// Calls that are not answered.
     calls: BTreeMap<(ClientId, CallId), (Operation, ObjectId, Option<Kind>)>,
     references: BTreeMap<(ClientId, ObjectId), u64>,
+    /// Clients on other machines.
+    far: BTreeSet<ClientId>,
     /// The replies that gave a client something, and that it may not have read.
     unread: BTreeMap<ClientId, VecDeque<Given>>,
     /// For whom a call acquires a lock.
@@ -101,6 +103,7 @@ impl World {
             known: Vec::new(),
             calls: BTreeMap::new(),
             references: BTreeMap::new(),
+            far: BTreeSet::new(),
             unread: BTreeMap::new(),
             owners: BTreeMap::new(),
             leases: Vec::new(),
@@ -224,7 +227,10 @@ impl World {
         }
         assert_eq!(reply.len, body.len() as u64);
         let gives = match operation {
-            Operation::QueueGet | Operation::LockAcquire => reply.status == Status::Done,
+            Operation::QueueGet => reply.status == Status::Done,
+            // What it has is not put off until it has heard of it.
+            _ if self.far.contains(&client) => false,
+            Operation::LockAcquire => reply.status == Status::Done,
             // It may also have waited for an object of another kind that was busy.
             Operation::ConditionWait => {
                 let ended = matches!(reply.status, Status::Done | Status::GivenUp);
@@ -311,11 +317,17 @@ impl World {
     }
 
     fn connect(&mut self) {
-        if self.clients.len() < 6
-            && let Ok(client) = self.core.connect()
-        {
-            self.note(format!("{client:?} connects"));
+        if self.clients.len() >= 6 {
+            return;
+        }
+        let far = self.dice.percent(30);
+        let connected = if far { self.core.connect_far() } else { self.core.connect() };
+        if let Ok(client) = connected {
+            self.note(format!("{client:?} connects{}", if far { " from afar" } else { "" }));
             self.clients.push(client);
+            if far {
+                self.far.insert(client);
+            }
         }
     }
 

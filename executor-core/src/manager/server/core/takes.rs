@@ -201,6 +201,23 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_of_a_far_client_counts_as_its_own_and_an_item_does_not() {
+        let (mut desk, a, _) = Desk::with_two();
+        let lock = desk.create(a, Kind::Lock, number(0));
+        let queue = desk.create(a, Kind::Queue, number(0).number(0));
+        desk.ask(a, O::QueuePut, queue, number(0).value("item")).done();
+        let far = desk.core.connect_far().unwrap();
+        desk.share(far, lock);
+        desk.share(far, queue);
+        desk.ask(far, O::LockAcquire, lock, number(1).number(0)).done();
+        desk.ask(far, O::QueueGet, queue, number(0)).done();
+        desk.disconnect_unread(far, 1);
+        let taken = desk.ask(a, O::LockAcquire, lock, number(1).number(0));
+        assert_eq!(taken.done(), 1, "the last owner died");
+        assert_eq!(desk.ask(a, O::QueueGet, queue, number(0)).texts(), ["item"]);
+    }
+
+    #[test]
     fn what_was_read_is_not_kept() {
         let (mut desk, a, _) = Desk::with_two();
         let queue = desk.create(a, Kind::Queue, number(0).number(0));
