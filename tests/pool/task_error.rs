@@ -53,7 +53,7 @@ fn stubborn() -> Stubborn {
 
 #[task]
 fn fails_for_some(item: u32) -> Result<u32, String> {
-    if item % 3 == 0 { Err(format!("item {item}")) } else { Ok(item) }
+    if item.is_multiple_of(3) { Err(format!("item {item}")) } else { Ok(item) }
 }
 
 type Queue = SimpleQueue<(u32, TaskFailure)>;

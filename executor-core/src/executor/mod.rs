@@ -168,8 +168,8 @@ pub struct ShutdownOptions {
     ///
     /// The other times are a part of it: the deadline comes early enough for `cancel_grace` and
     /// `terminate_grace`, which are shortened if they are longer than the timeout. If nobody has
-    /// set a `terminate_grace`, neither here nor for the executor, it is a tenth of the timeout, and
-    /// half a second at most. The rest of the time is for the tasks.
+    /// set a `terminate_grace`, neither here nor for the executor, it is a tenth of the timeout,
+    /// and half a second at most. The rest of the time is for the tasks.
     pub timeout: Option<Duration>,
 }
 
