@@ -57,7 +57,7 @@ use crate::{
 /// served, after a millisecond or two at most. A server runs at most 256 functions at a time: if so
 /// many never end, no other update begins. If the function returns an error or panics, the
 /// value stays as it was. Handles of objects of the same manager can be among its arguments, and in
-/// what is stored; see [`managed`](macro@crate::managed) for what a function can do with them.
+/// what is stored; see `#[managed]` for what a function can do with them.
 pub struct Step<F, A> {
     rest: A,
     marker: PhantomData<fn() -> F>,

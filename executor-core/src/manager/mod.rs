@@ -268,7 +268,7 @@ impl Manager {
     }
 
     /// Returns the manager in whose server this code runs: in a method of a
-    /// [managed](macro@crate::managed) type, or in a function of an update. Elsewhere it is `None`.
+    /// `#[managed]` type, or in a function of an update. Elsewhere it is `None`.
     ///
     /// With it, a method makes objects of its own server, and can return them, which
     /// `method_to_typeid` does in Python. Threads that a method has started can use it, too. It

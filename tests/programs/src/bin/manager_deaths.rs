@@ -790,7 +790,7 @@ fn is_gone(error: ManagerError, end: End) -> bool {
     true
 }
 
-/// A client that comes by an address, as [`client`] otherwise.
+/// A client that comes by an address, as [`client()`] otherwise.
 #[task]
 fn client_by_address(
     round: u64,
