@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fs, sync::Arc};
 
 use executor::{
-    BuildError, Isolation, Pin, Pool, Process, ProcessPoolBuilder, physical_cpus, prelude::*, slot,
-    usable_cpus, worker_index,
+    BuildError, Isolation, Pin, Pool, Process, ProcessPoolBuilder, StartMethod, physical_cpus,
+    prelude::*, slot, usable_cpus, worker_index,
 };
 
 use crate::support::{Gate, come_to, pool};
@@ -297,6 +297,17 @@ fn workers_have_a_name_that_says_whose_they_are() {
     let (short, line) = named.submit(names::task()).result().unwrap();
     assert!(begins(&short) && short.ends_with(":tiles:0") && short.len() <= 15, "{short}");
     assert_eq!(line, format!("{program}: worker 0 of tiles"));
+
+    // A copy has as much room as the line of its server.
+    for copies in
+        [builder().start_method(StartMethod::ForkServer), builder().isolation(Isolation::PerTask)]
+    {
+        for (pool, of) in [(copies.clone(), ""), (copies.name("tiles"), " of tiles")] {
+            let pool = pool.max_workers(1).build().unwrap();
+            let (_, line) = pool.submit(names::task()).result().unwrap();
+            assert_eq!(line.trim_end(), format!("{program}: worker 0{of}"));
+        }
+    }
 
     for (name, why) in [("", "is empty"), ("a\nb", "control"), (&"x".repeat(41), "longer")] {
         let error = refused(builder().name(name));

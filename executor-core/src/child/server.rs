@@ -178,11 +178,16 @@ pub(crate) fn until_readable(
 
 impl Server {
     /// Starts a server, which then runs the tasks of `preload`.
-    pub(crate) fn launch(preload: &[Preload], start: Start<'_>) -> Result<Self, ServerError> {
+    pub(crate) fn launch(
+        pool: Option<&str>,
+        preload: &[Preload],
+        start: Start<'_>,
+    ) -> Result<Self, ServerError> {
         let run = |Preload { function, name, arguments }: &Preload| {
             (*function, name.clone(), arguments.clone().into())
         };
         let setup = ForkServerSetup {
+            pool: pool.map(str::to_owned),
             tasks: registry::fingerprint(),
             preload: preload.iter().map(run).collect(),
         };

@@ -8,12 +8,15 @@
 //!  fork server         /usr/bin/render: fork server …     rend:forkserver
 //! ```
 //!
-//! The line is the child's `argv[0]`, which only its start can set. So a copy that was made by
-//! `fork` keeps the line of its original, and has only the short name of its own.
+//! The line is the child's `argv[0]`, which its start sets. A copy that a fork server has made writes
+//! its own line into the memory of that argument, where the kernel reads it. There is room for as
+//! many bytes as the server's line has, which says at least as much. A copy of a whole program
+//! ([`StartMethod::Fork`](crate::StartMethod::Fork)) keeps its line, like every fork, and has only
+//! the short name of its own.
 
 use std::{
     ffi::{CString, OsString},
-    os::unix::ffi::OsStringExt,
+    os::unix::ffi::{OsStrExt, OsStringExt},
     path::Path,
 };
 
@@ -40,12 +43,24 @@ pub(crate) fn line(identity: &Identity, role: &Role) -> OsString {
             None => format!("worker {}", setup.place.index),
         },
         Role::Body(_) => identity.name.clone(),
-        Role::ForkServer(_) => "fork server".to_owned(),
+        Role::ForkServer(setup) => match &setup.pool {
+            Some(pool) => format!("fork server of {pool}"),
+            None => "fork server".to_owned(),
+        },
     };
-    let program = identity.args.first().map_or_else(|| b"executor".to_vec(), |arg| arg.to_vec());
+    let program = program_of(identity);
     let what = printable(&what);
     let what = &what[..what.floor_char_boundary(NAME_BYTES_MAX)];
     OsString::from_vec([program.as_slice(), b": ", what.as_bytes()].concat())
+}
+
+fn program_of(identity: &Identity) -> Vec<u8> {
+    identity.args.first().map_or_else(|| b"executor".to_vec(), |arg| arg.to_vec())
+}
+
+/// Gives this process, a copy of a fork server, the line of such a child.
+pub(crate) fn replace_line(identity: &Identity, role: &Role) {
+    process::replace_first_argument(line(identity, role).as_bytes());
 }
 
 /// Gives this process the short name of such a child.

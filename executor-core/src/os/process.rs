@@ -9,7 +9,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
-    sync::{Mutex, atomic::AtomicBool},
+    sync::{Mutex, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -206,6 +206,44 @@ pub(crate) fn fill_stdio() {
 pub(crate) fn set_short_name(name: &std::ffi::CStr) {
     // The system shortens the name if needed.
     let _ = rustix::thread::set_name(name);
+}
+
+/// Where the first argument of this process lies, and how long it is.
+static FIRST_ARGUMENT: OnceLock<(usize, usize)> = OnceLock::new();
+
+/// Finds out where the first argument of this process lies, for its copies.
+pub(crate) fn remember_first_argument() {
+    // The fields 48 and 49. The second one, in parentheses, may contain anything.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let bounds = stat.rsplit_once(')').and_then(|(_, fields)| {
+        let mut fields = fields.split_ascii_whitespace().skip(45);
+        let mut address = || fields.next()?.parse::<usize>().ok();
+        Some((address()?, address()?))
+    });
+    let argument = std::env::args_os().next().unwrap_or_default();
+    let has_room =
+        |(start, end): &(usize, usize)| *start != 0 && end.saturating_sub(*start) > argument.len();
+    // SAFETY: the kernel says that this process's arguments begin there, one behind the other, each
+    // with a 0 at its end. They lie on the stack, which is not unmapped. The comparison reads no
+    // further than the first one is long, as std has found it.
+    if let Some((start, _)) = bounds.filter(has_room)
+        && unsafe { std::slice::from_raw_parts(start as *const u8, argument.len()) }
+            == argument.as_encoded_bytes()
+    {
+        let _ = FIRST_ARGUMENT.set((start, argument.len()));
+    }
+}
+
+/// Replaces the first argument, where the kernel, `ps` and `std::env::args` find it: what fits, and
+/// spaces behind it. For a process with one thread.
+pub(crate) fn replace_first_argument(line: &[u8]) {
+    let Some(&(start, room)) = FIRST_ARGUMENT.get() else { return };
+    let mut whole = vec![b' '; room];
+    let len = line.len().min(room);
+    whole[..len].copy_from_slice(&line[..len]);
+    // SAFETY: the memory belongs to this process and is writable: see `remember_first_argument`. The
+    // 0 behind it stays. No other thread reads it, because there is none.
+    unsafe { std::ptr::copy_nonoverlapping(whole.as_ptr(), start as *mut u8, room) };
 }
 
 /// Replaces descriptor 0 by an empty input.

@@ -96,7 +96,7 @@ impl ForkServer {
             none => {
                 let program = &options.start.program;
                 let start = program.start(&program.environment).map_err(ServerError::Start)?;
-                let server = Server::launch(preload, start)?;
+                let server = Server::launch(options.places.name.as_deref(), preload, start)?;
                 pool.set_apart(Arc::clone(&server.child));
                 none.insert(Running { server, preloads_since: Some(Instant::now()) })
             }

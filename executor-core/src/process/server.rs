@@ -106,7 +106,7 @@ fn ask(state: &mut State) -> Result<ServerCopy, ServerError> {
     if let Some(why) = &state.refused {
         return Err(ServerError::Unusable(format!("`preload` is refused: {why}")));
     }
-    let server = Reaped(Some(Running::launch(&state.preload, Start::default())?));
+    let server = Reaped(Some(Running::launch(None, &state.preload, Start::default())?));
     if let Some(running) = &server.0 {
         running.ready(&|socket| until_readable(socket, &running.child, false, &|| Ok(())))?;
     }

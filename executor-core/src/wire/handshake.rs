@@ -188,6 +188,8 @@ pub(crate) struct Surroundings {
 /// What a fork server needs. It makes other children by `fork`.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ForkServerSetup {
+    /// The name of the pool that it is for.
+    pub(crate) pool: Option<String>,
     pub(crate) tasks: Fingerprint,
     /// Tasks to run before the first child is made: function, name and arguments.
     pub(crate) preload: Vec<(FnId, String, serde_bytes::ByteBuf)>,

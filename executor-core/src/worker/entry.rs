@@ -206,6 +206,9 @@ fn run(mut socket: OwnedFd, own_thread: bool) -> ! {
         let Setup { parent, identity, signals, role } = setup;
         signals.adopt();
         title::show(&identity, &role);
+        if copied {
+            title::replace_line(&identity, &role);
+        }
         identity::become_child(identity);
         child::log::adopt();
         let code = match role {

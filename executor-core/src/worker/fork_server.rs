@@ -32,7 +32,7 @@ use crate::{
     id::TaskId,
     os::{
         fork,
-        process::{flush_output, settled_thread_count},
+        process::{flush_output, remember_first_argument, settled_thread_count},
         socket,
     },
     registry,
@@ -49,6 +49,7 @@ pub(super) fn serve(parent: u32, socket: &OwnedFd, setup: ForkServerSetup) -> Op
     // enough, because a copy of the parent may hold the other end, too.
     let parent = Pid::from_raw(parent.cast_signed())?;
     watcher::outlive_no_stop();
+    remember_first_argument();
     let pidfd = match pidfd_open(parent, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
         Err(error) => {
