@@ -187,7 +187,7 @@ impl ProcessPoolBuilder {
     /// The worker with index 3 of the program `render` is `render:3`, or `render:tiles:3` if the
     /// executor is named `tiles`. The kernel allows 15 bytes for this, so long names are
     /// shortened. The whole line (`ps -ef`) begins with `/usr/bin/render: worker 3 of tiles`.
-    /// Copies of a fork server have its line, `/usr/bin/render: fork server`.
+    /// Copies of a fork server write it into the memory of their arguments.
     ///
     /// ```
     /// # use executor::prelude::*;
