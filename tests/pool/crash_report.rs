@@ -35,6 +35,16 @@ fn overflow(depth: u64) -> u64 {
     std::hint::black_box([depth; 64])[0] + overflow(depth - 1)
 }
 
+/// Overflows the stack of a thread of its own, whose alternate stack is std's.
+#[task]
+fn overflow_in_a_thread() {
+    let _ = std::thread::Builder::new()
+        .name("deep".into())
+        .spawn(|| overflow(u64::MAX))
+        .unwrap()
+        .join();
+}
+
 /// Returns the error of a task that crashes in this way, and what its worker has written.
 fn report_of(builder: ProcessPoolBuilder, how: &str) -> (TaskError, String) {
     let (mut read, write) = std::io::pipe().unwrap();
@@ -85,8 +95,33 @@ fn br29_a_stack_overflow_is_reported_and_told_as_such() {
     let (error, report) = report_of(ProcessPoolExecutor::builder().crash_report(true), "overflow");
     assert!(error.to_string().contains("stack overflow"), "{error}");
     assert!(report.contains("crashed with SIGSEGV"), "{report}");
-    let frames = report.lines().filter(|line| line.starts_with("  ")).count();
+    let frames = frames_of(&report);
     assert_eq!(frames, 64, "not the whole of a stack that has overflowed: {report}");
+}
+
+fn frames_of(report: &str) -> usize {
+    report.lines().filter(|line| line.starts_with("  ")).count()
+}
+
+/// In test binaries, std gives its threads no alternate stack: see `tests/whole_programs.rs` for
+/// one that does.
+#[test]
+fn br29_a_crash_in_another_thread_has_frames_and_the_same_error_as_without() {
+    let _watchdog = watchdog();
+    let submit = |builder: ProcessPoolBuilder| {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let pool = builder.max_workers(1).stderr(OwnedFd::from(write)).build().unwrap();
+        let error = pool.submit(overflow_in_a_thread::task()).result().unwrap_err();
+        drop(pool);
+        let mut report = String::new();
+        read.read_to_string(&mut report).unwrap();
+        (error, report)
+    };
+    let (without, _) = submit(ProcessPoolExecutor::builder());
+    let (with, report) = submit(ProcessPoolExecutor::builder().crash_report(true));
+    assert_eq!(signal_of(&with), signal_of(&without), "{report}");
+    let overflows = |error: &TaskError| error.to_string().contains("stack overflow");
+    assert_eq!(overflows(&with), overflows(&without), "{with}, {without}, {report}");
 }
 
 #[test]

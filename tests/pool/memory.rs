@@ -147,6 +147,26 @@ fn x15_an_abort_after_a_refusal_that_was_survived_is_none_of_memory() {
     assert!(error.to_string().contains("SIGABRT"), "{error}");
 }
 
+/// Aborts as C code does, which does not say why.
+#[task]
+fn abort_in_c() {
+    // SAFETY: ends this process.
+    unsafe { libc::abort() }
+}
+
+#[test]
+fn x15_a_refusal_is_not_the_reason_of_a_later_task_whatever_has_limited_memory() {
+    let _watchdog = watchdog();
+    let builder = || ProcessPoolExecutor::builder().max_workers(1);
+    let limits = Limits::default().memory(8 << 30);
+    for pool in [limited(1), builder().limits(limits).build().unwrap()] {
+        assert!(!pool.submit(try_to_reserve::task(64 << 30)).result().unwrap());
+        let error = pool.submit(abort_in_c::task()).result().unwrap_err();
+        assert!(error.is_worker_lost(), "{error}");
+        assert!(error.to_string().contains("SIGABRT"), "{error}");
+    }
+}
+
 /// Reads all of its shared memory, and returns other shared memory.
 #[task]
 fn reverse(bytes: SharedBytes) -> SharedBytes {

@@ -64,6 +64,37 @@ fn builder(workers: usize) -> (ProcessPoolBuilder, Queue) {
     (builder.initializer(prepare::task(reports.clone())), reports)
 }
 
+#[task]
+fn report_whether_cancelled(mut failure: TaskFailure) {
+    failure.error = executor::is_cancelled().to_string().into();
+    with_worker_state(|reports: &mut Reports| {
+        reports.0.put((std::process::id(), failure)).unwrap();
+    });
+}
+
+#[task]
+fn fails_when_asked(gate: &Path) -> Result<(), String> {
+    come_to(gate);
+    let token = executor::cancellation();
+    while !token.wait_timeout(Duration::from_secs(60)) {}
+    Err("asked".into())
+}
+
+#[test]
+fn x42_the_hook_of_a_task_that_was_asked_to_stop_is_not_asked_itself() {
+    let _watchdog = watchdog();
+    let (builder, reports) = builder(1);
+    let builder = builder.cancel_grace(Duration::from_secs(60));
+    let pool = builder.on_task_error::<report_whether_cancelled>().build().unwrap();
+    let gate = Gate::new();
+    let future = pool.submit(fails_when_asked::task(gate.path()));
+    gate.wait_for(1);
+    gate.open();
+    assert!(future.cancel_running());
+    assert_eq!(&*reports.get().unwrap().1.error, "false");
+    assert!(future.result().unwrap_err().is_cancelled());
+}
+
 #[test]
 fn x42_the_hook_is_told_of_each_kind_of_failure_in_the_worker_and_the_results_stay() {
     let _watchdog = watchdog();

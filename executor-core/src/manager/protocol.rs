@@ -258,7 +258,8 @@ bytes! {
 
         // The connection.
         /// Asks for segments of shared memory, for large values. With `Done`, their descriptor has
-        /// come over the socket. Not for the core: the loop answers it.
+        /// come over the socket. Once more and without a reply: the client has opened it. Not for
+        /// the core: the loop answers it.
         Segments,
 
         // Clients over TCP.

@@ -15,6 +15,7 @@
 //! Names of functions are not looked up, because that reads files and allocates. The offsets in the
 //! report are those that `addr2line` and debuggers take.
 
+use super::fault;
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
     mem::MaybeUninit,
@@ -121,6 +122,16 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: both return a number, and are allowed in a handler.
     let (process, thread) =
         unsafe { (libc::getpid(), libc::syscall(libc::SYS_gettid).unsigned_abs() as u32) };
+    // A report can take more stack than the alternate one of this thread has. The process then ends
+    // at once, so what is to be noted is noted first.
+    if code > 0 && matches!(signal, libc::SIGSEGV | libc::SIGBUS) {
+        // SAFETY: the kernel has passed the context to this handler.
+        unsafe { fault::note_overflow(address, context) };
+    }
+    // SAFETY: returns the address of this thread's variable.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above. Who comes next in the chain may judge by it.
+    let before = unsafe { *errno };
     // A signal that another process has sent says nothing about this program.
     let is_own = code > 0 || sender == process;
     let is_first =
@@ -134,6 +145,8 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
             libc::alarm(0);
         }
     }
+    // SAFETY: as above.
+    unsafe { *errno = before };
     chain(signal, code, info, context);
 }
 
@@ -197,7 +210,7 @@ unsafe fn end_by_timer() {
 fn report(signal: c_int, address: Option<usize>, process: libc::pid_t) {
     let name =
         CRASHES.iter().find(|(crash, _)| *crash == signal).map_or("a signal", |crash| crash.1);
-    let mut line = Line::new();
+    let line = Line::of_report();
     line.text(b"executor: process ").decimal(process.unsigned_abs() as usize);
     line.text(b" crashed with ").text(name.as_bytes());
     if let Some(address) = address {
@@ -225,7 +238,7 @@ extern "C" fn each_frame(context: *mut c_void, frames: *mut c_void) -> c_int {
     if address == 0 || *number >= FRAMES_MAX {
         return END_OF_STACK;
     }
-    let mut line = Line::new();
+    let line = Line::of_report();
     line.text(b"  ").decimal(*number).text(b": ");
     *number += 1;
     let mut found = MaybeUninit::<libc::Dl_info>::uninit();
@@ -259,6 +272,16 @@ struct Line {
 impl Line {
     const fn new() -> Self {
         Line { bytes: [0; 512], len: 0 }
+    }
+
+    /// Returns the empty line of the report, which is not on the small stack of the handler.
+    fn of_report() -> &'static mut Self {
+        static mut LINE: Line = Line::new();
+        // SAFETY: only the thread of the report calls this, which `REPORTER` names, and it has
+        // written one line before it asks for the next.
+        let line = unsafe { &mut *(&raw mut LINE) };
+        line.len = 0;
+        line
     }
 
     fn text(&mut self, text: &[u8]) -> &mut Self {

@@ -151,6 +151,24 @@ fn is_readable(address: usize) -> bool {
     }
 }
 
+/// Sets the flag if a stack has overflowed, in a handler for a fault at this address.
+///
+/// # Safety
+/// `context` must be what the kernel has passed to a SA_SIGINFO handler.
+pub(super) unsafe fn note_overflow(address: usize, context: *mut libc::c_void) {
+    let guard = GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed);
+    // SAFETY: as the caller says.
+    let top = || unsafe { stack_pointer(context) };
+    if guard.contains(&address) || top().is_some_and(|top| is_at_top(address, top)) {
+        // SAFETY: returns a number, and is allowed in a handler.
+        let own = unsafe { libc::getpid() }.cast_unsigned() == PROCESS.load(Ordering::Acquire);
+        // SAFETY: null, or the `&'static AtomicU8` of `watch_this_stack`.
+        if own && let Some(note) = unsafe { NOTE.load(Ordering::Acquire).as_ref() } {
+            note.store(1, Ordering::Release);
+        }
+    }
+}
+
 extern "C" fn on_fault(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -170,17 +188,8 @@ extern "C" fn on_fault(
         }
         return;
     }
-    let guard = GUARD_LOW.load(Ordering::Relaxed)..GUARD_HIGH.load(Ordering::Relaxed);
     // SAFETY: the kernel passes a valid `ucontext_t` to a SA_SIGINFO handler.
-    let top = || unsafe { stack_pointer(context) };
-    if guard.contains(&address) || top().is_some_and(|top| is_at_top(address, top)) {
-        // SAFETY: returns a number, and is allowed in a handler.
-        let own = unsafe { libc::getpid() }.cast_unsigned() == PROCESS.load(Ordering::Acquire);
-        // SAFETY: null, or the `&'static AtomicU8` of `watch_this_stack`.
-        if own && let Some(note) = unsafe { NOTE.load(Ordering::Acquire).as_ref() } {
-            note.store(1, Ordering::Release);
-        }
-    }
+    unsafe { note_overflow(address, context) };
     match slot(signal).load(Ordering::Acquire) {
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: this restores the default action. The faulting instruction runs again and

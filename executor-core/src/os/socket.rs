@@ -60,6 +60,14 @@ pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
+/// Whether the other end sends nothing any more. Over TCP, an end that is closed is no more than
+/// that, as long as this one is open.
+pub(crate) fn is_at_end(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let polled = retry(|| poll(&mut fds, Some(&Timespec::default())));
+    polled.is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP)
+}
+
 /// Whether a message sent now finds room. This requires more room than one message needs, because
 /// the system reports a socket as writable only while part of its buffer is free.
 pub(crate) fn has_room(socket: BorrowedFd<'_>) -> bool {

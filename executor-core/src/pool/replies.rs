@@ -121,6 +121,7 @@ impl Pool {
                 | Reply::DecodeError
                 | Reply::EncodeError
                 | Reply::Unsuited
+                | Reply::Refused
         );
         if reports && (self.options.error_hook.is_none() || initializer || !tells_an_error) {
             return Obeys::No;

@@ -28,6 +28,8 @@ pub(super) struct Guard {
     /// `None` if memory is not looked at. Then no clock is read either, which would take as long as
     /// a short task.
     board: Option<&'static Board>,
+    /// Whether refusals of memory are noted, by which the end of a task is judged.
+    notes_refusals: bool,
     /// When the task began, in nanoseconds. The time that is reported to the pool is an average of
     /// several tasks, if they are short.
     began: u64,
@@ -65,6 +67,7 @@ impl Guard {
             }
             guard.growth = growth.map(|max| Growth { memory: read, max, ready: None, short: 0 });
             private_memory::note_refused_memory(read, &board.memory_refused);
+            guard.notes_refusals = true;
         }
         if guard.gauge.is_some() || guard.growth.is_some() {
             guard.board = Some(board);
@@ -90,6 +93,8 @@ impl Guard {
     pub(super) fn task_begins(&mut self) {
         if self.board.is_some() {
             self.began = clock::now_nanos();
+        }
+        if self.notes_refusals {
             private_memory::forget_refusal();
         }
         if let Some(gauge) = self.gauge {

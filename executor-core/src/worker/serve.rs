@@ -293,13 +293,16 @@ impl<E: WorkerEnd> Job<'_, E> {
     /// Runs the function that is told of errors.
     #[cold]
     fn report(&mut self, task: TaskId, failure: &TaskFailure) -> Result<(), Ended> {
-        let Job { end, caller, stopwatch, guard, hook, .. } = self;
+        let Job { end, caller, stopwatch, guard, hook, header, .. } = self;
         if let Some(hook) = hook {
             // The limits of tasks are for it, too.
             guard.task_begins();
+            // Not the hook was asked to stop, but the task, which has ended.
+            cancellation::sending(0);
             cancellation::begin();
             error_hook::run(*hook, caller, task, failure);
             cancellation::end();
+            cancellation::sending(header.seq);
             guard.task_ends();
         }
         // Its time is not that of the next task.

@@ -208,7 +208,7 @@ impl Connection {
 
     /// Whether the server has closed the connection, noticed or not.
     pub(super) fn has_ended(&self) -> bool {
-        self.is_gone() || self.socket.get().is_none_or(socket::is_hung_up)
+        self.is_gone() || self.socket.get().is_none_or(socket::is_at_end)
     }
 
     /// Returns where segments for large values are taken from, if there are any.
@@ -240,14 +240,16 @@ impl Connection {
 
     /// The server has answered whether there are segments. If so, it has sent their descriptor
     /// before. This thread has the receiving end, so no other reads from the socket.
-    fn take_segments(&self, reply: Reply) {
+    fn take_segments(self: &Arc<Self>, reply: Reply) {
         let mut bytes = [0; 64];
         while let Some(socket) = self.socket.get()
             && let Ok((1.., descriptors)) = socket::recv_short_now(socket, &mut bytes)
         {
             self.keep_segments(bytes[0], descriptors);
         }
-        self.segments.answered(reply.status == Status::Done);
+        if self.segments.answered(reply.status == Status::Done) {
+            self.tell_quietly(Operation::Segments, ObjectId::NONE, &[]);
+        }
         kill_point!(ClientSegmentsGranted);
     }
 

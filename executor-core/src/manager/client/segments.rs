@@ -5,6 +5,7 @@
 //!  a large value, by the ring ───────────────────►
 //!  Segments (a request) ─────────────────────────► makes an arena, if it has a descriptor for it
 //!      ◄──── socket: its descriptor ─── ring: Done
+//!  opens it; Segments (again, no reply) ─────────► from now on, also for replies
 //!
 //!  encode ──► a segment ◄── ring: number, length ─► copies it once, to where it keeps the value
 //!             free again ◄──────────────────────── clears the segment's bit
@@ -137,8 +138,8 @@ impl Segments {
     }
 
     /// Notes the server's answer. The descriptor has arrived by then, unless this process has no
-    /// room for it.
-    pub(super) fn answered(&self, done: bool) {
+    /// room for it. Returns whether there are segments now, which the server is to be told.
+    pub(super) fn answered(&self, done: bool) -> bool {
         let descriptor = lock(&self.state).arrived.take().filter(|_| done);
         let opened = descriptor.map(|descriptor| {
             let results = Results::open_foreign(descriptor)?;
@@ -150,13 +151,15 @@ impl Segments {
                 .ok()
         });
         let mut state = lock(&self.state);
+        let granted = opened.is_some() && matches!(state.stage, Stage::Asked);
         if matches!(state.stage, Stage::Asked) {
-            self.granted.store(opened.is_some(), Ordering::Relaxed);
+            self.granted.store(granted, Ordering::Relaxed);
             state.stage = match opened {
                 Some((store, results)) => Stage::Granted(store, results),
                 None => Stage::Without,
             };
         }
+        granted
     }
 
     /// The connection has ended. The memory is freed with the last value that is being encoded.

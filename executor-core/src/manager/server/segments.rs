@@ -35,7 +35,7 @@ use super::{
     guest::Guest,
 };
 use crate::{
-    os::{allocator, socket, spare},
+    os::{allocator, available_memory::has_memory_for, socket, spare},
     segment::{Lease, Results, Store},
 };
 
@@ -46,9 +46,27 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(1);
 /// A message of this length leaves memory behind that is worth giving back.
 const LARGE_BYTES: usize = 64 << 10;
 
-/// A request that names a segment which its client cannot have filled.
+/// A request of this length or more is done only if the system has memory for it: see
+/// `os/available_memory.rs`. With a lower value, the question costs as much as the request.
+const ASKED_FROM: usize = 64 << 20;
+/// A request of this length or more is done only if this process may allocate as much again.
+const TRIED_FROM: usize = 1 << 20;
+
+/// Whether there is memory to keep so many bytes. An allocation that fails would end the server,
+/// and with it the objects of all.
+pub(super) fn has_room_for(len: usize) -> bool {
+    len < TRIED_FROM
+        || Vec::<u8>::new().try_reserve_exact(len).is_ok()
+            && (len < ASKED_FROM || has_memory_for(len as u64))
+}
+
+/// Why the bytes of a request were not copied from their segment.
 #[derive(Debug)]
-pub(super) struct Impossible;
+pub(super) enum NotCopied {
+    /// Its client cannot have filled such a segment.
+    Impossible,
+    NoMemory,
+}
 
 impl Guest {
     /// Makes segments for a client, and sends it their descriptor. Returns whether that was
@@ -61,7 +79,7 @@ impl Guest {
             let to_client = Store::beside(&from_client)?;
             kill_point!(ManagerSegmentsMade);
             socket::send_now(socket, &[GRANTED], &[from_client.descriptor().as_fd()])?;
-            Ok(Segments { from_client, to_client, left: Vec::new() })
+            Ok(Segments { from_client, to_client, left: Vec::new(), confirmed: false })
         });
         match made {
             Ok(segments) => self.segments = Some(segments),
@@ -70,22 +88,33 @@ impl Guest {
         self.segments.is_some()
     }
 
+    /// The client has opened its segments.
+    pub(super) fn confirm_segments(&mut self) {
+        if let Some(segments) = &mut self.segments {
+            segments.confirmed = true;
+        }
+    }
+
     /// Copies the bytes of a request that are in a segment, and gives the segment back. Returns the
     /// fields in front of them, too.
     pub(super) fn copy_tail<'a>(
         &self,
         body: &'a [u8],
         message_bytes_max: u64,
-    ) -> Result<(&'a [u8], Arc<[u8]>), Impossible> {
+    ) -> Result<(&'a [u8], Arc<[u8]>), NotCopied> {
+        use NotCopied::{Impossible, NoMemory};
         let (fields, InSegment { number, len }) = InSegment::take(body).ok_or(Impossible)?;
         if len > message_bytes_max.saturating_sub(fields.len() as u64) {
             return Err(Impossible);
         }
         let segments = self.segments.as_ref().ok_or(Impossible)?;
         let received = segments.from_client.receive(number, len).ok_or(Impossible)?;
+        if !has_room_for(received.len()) {
+            return Err(NoMemory);
+        }
         let tail = received.to_shared().map_err(|error| {
             tracing::error!(%error, "a manager cannot read a segment of a client");
-            Impossible
+            NoMemory
         })?;
         kill_point!(ManagerSegmentCopied);
         Ok((fields, tail))
@@ -127,11 +156,17 @@ pub(super) struct Segments {
     /// The segments that were left to the client and how long they are. It gives them back when it
     /// has copied them.
     left: Vec<(u8, u64)>,
+    /// Whether the client has said that it has them. It may have no room for a descriptor, and then
+    /// could read nothing that is in a segment.
+    confirmed: bool,
 }
 
 impl Segments {
     /// Puts a value into a segment, if there is one. Returns where it is.
     fn fill(&mut self, value: &[u8], unread_bytes_max: u64) -> Option<(Lease, InSegment)> {
+        if !self.confirmed {
+            return None;
+        }
         // The client can write that it has given back what it has not. Then it reads what it gets
         // later, and there still are no more segments than one arena has.
         self.left.retain(|(number, _)| self.to_client.is_taken(*number));

@@ -25,8 +25,8 @@ use super::{
         link::{LinkError, LinkReceiver, LinkSender},
         managed::Stored,
         protocol::{
-            Fields, HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request, RequestBody,
-            Status,
+            CallId, Fields, HEADER_BYTES, InSegment, ObjectId, Operation, Reply, Request,
+            RequestBody, Status, put_bytes,
         },
     },
     core::{
@@ -36,7 +36,7 @@ use super::{
     gate::{Gate, GateSetup, ListenOrder, ORDER_BYTES_MAX},
     guest::{Guest, GuestSocket},
     pools::{self, Pools},
-    segments::{Impossible, KEPT_FOR, Kept},
+    segments::{KEPT_FOR, Kept, NotCopied, has_room_for},
 };
 use crate::{
     id::IdHasher,
@@ -47,6 +47,10 @@ use crate::{
 
 /// Maximum number of requests of one client that are served before the next client's.
 const TURN: usize = 32;
+/// As many bytes as can be copied in the time that a request takes. A request or reply that is
+/// longer counts for several. Otherwise a client that sends large values would hold up all others:
+/// 32 of them are seconds.
+const BYTES_OF_A_REQUEST: usize = 8 << 10;
 /// Number of turns over all busy clients between two looks at the sockets. With a higher value, new
 /// clients and deaths wait for longer while others are busy. With a lower value, more system calls
 /// are made.
@@ -165,6 +169,8 @@ pub(super) struct Server {
     actions: Actions,
     message: Vec<u8>,
     kept: Kept,
+    /// Bytes of replies since the last request.
+    replied: usize,
     spin: Spin,
 }
 
@@ -227,6 +233,7 @@ impl Server {
             actions: Actions::default(),
             message: Vec::new(),
             kept: Kept::new(),
+            replied: 0,
             spin: Spin::after_first_wait(),
         })
     }
@@ -393,20 +400,31 @@ impl Server {
                 self.condemned.push((client, "it asks for something unknown".to_owned()));
                 break;
             };
+            let len = body.len();
             let copied = InSegment::is_in(header)
                 .then(|| guest.copy_tail(body, self.setup.message_bytes_max));
             let (fields, tail) = match copied.transpose() {
                 Ok(copied) => copied.map_or((body, None), |(fields, tail)| (fields, Some(tail))),
-                Err(Impossible) => {
+                Err(NotCopied::Impossible) => {
                     let why = "it names a segment that it cannot have filled";
                     self.condemned.push((client, why.to_owned()));
                     break;
                 }
+                Err(NotCopied::NoMemory) => {
+                    self.refuse_for_memory(client, request);
+                    continue;
+                }
             };
+            if tail.is_none() && !has_room_for(len) {
+                self.refuse_for_memory(client, request);
+                continue;
+            }
             let body = RequestBody { fields, tail: tail.as_ref() };
+            served += body.len() / BYTES_OF_A_REQUEST;
             self.kept.note_request(body);
             match request.operation {
                 Operation::Lease => self.lease(client, request),
+                Operation::Segments if request.call == CallId::NONE => guest.confirm_segments(),
                 Operation::Segments => self.grant_segments(client, request),
                 Operation::CountObjects => self.count_objects(client, request),
                 Operation::Received if guest.is_far() => {
@@ -425,6 +443,7 @@ impl Server {
                 spare::give(std::mem::take(&mut self.message));
             }
             self.perform();
+            served += std::mem::take(&mut self.replied) / BYTES_OF_A_REQUEST;
         }
         self.requests += served;
         if let Some(guest) = self.guests.get_mut(&client)
@@ -493,7 +512,9 @@ impl Server {
     /// Sends the replies that there are, and puts the functions in line. Returns what is ordered of
     /// pools.
     fn perform_once(&mut self) -> Vec<(JobId, ValueId, PoolOrder)> {
-        let Server { core, actions, guests, condemned, setup, functions, kept, spin, .. } = self;
+        let Server {
+            core, actions, guests, condemned, setup, functions, kept, spin, replied, ..
+        } = self;
         #[cfg(feature = "tls")]
         let unwritten = &mut self.unwritten;
         let mut touched = [None; 4];
@@ -507,6 +528,7 @@ impl Server {
                 Some("it does not take its replies".to_owned())
             } else {
                 kept.note_reply(body);
+                *replied += body.len();
                 let sent = guest.send(reply, body, setup.unread_bytes_max, takes);
                 sent.err().map(|error| error.to_string())
             };
@@ -639,6 +661,16 @@ impl Server {
 
     /// Answers a client that wants segments for large values. Without them, it sends the values
     /// through its lane.
+    /// Answers a request that is not done, because there is no memory for its value.
+    fn refuse_for_memory(&mut self, client: ClientId, request: Request) {
+        let mut body = Vec::new();
+        put_bytes(&mut body, b"there is no memory in the server for a value of this size");
+        let (status, len) = (Status::Limit, body.len() as u64);
+        let reply = Reply { call: request.call, status, number: 0, len };
+        self.actions.reply(client, reply, &body);
+        self.perform();
+    }
+
     fn grant_segments(&mut self, client: ClientId, request: Request) {
         // They take a descriptor, as a handle does that was sent to another process.
         let has_room = self.has_room_for_lease(client);
