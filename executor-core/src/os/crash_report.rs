@@ -279,7 +279,7 @@ impl Line {
         static mut LINE: Line = Line::new();
         // SAFETY: only the thread of the report calls this, which `REPORTER` names, and it has
         // written one line before it asks for the next.
-        let line = unsafe { &mut *(&raw mut LINE) };
+        let line = unsafe { (&raw mut LINE).as_mut_unchecked() };
         line.len = 0;
         line
     }

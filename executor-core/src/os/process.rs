@@ -223,10 +223,10 @@ pub(crate) fn remember_first_argument() {
     let argument = std::env::args_os().next().unwrap_or_default();
     let has_room =
         |(start, end): &(usize, usize)| *start != 0 && end.saturating_sub(*start) > argument.len();
-    // SAFETY: the kernel says that this process's arguments begin there, one behind the other, each
-    // with a 0 at its end. They lie on the stack, which is not unmapped. The comparison reads no
-    // further than the first one is long, as std has found it.
     if let Some((start, _)) = bounds.filter(has_room)
+        // SAFETY: the kernel says that this process's arguments begin there, one behind the other,
+        // each with a 0 at its end. They lie on the stack, which is not unmapped. The comparison
+        // reads no further than the first one is long, as std has found it.
         && unsafe { std::slice::from_raw_parts(start as *const u8, argument.len()) }
             == argument.as_encoded_bytes()
     {
