@@ -141,7 +141,7 @@ impl ManagerBuilder {
     /// Sets how many processes may use the manager at the same time. The default is 1000. Each
     /// needs a descriptor of the server, and up to 256 KiB of memory. A process on the same machine
     /// that sends values above 48 KiB needs a second descriptor, and memory for those that are on
-    /// their way, up to 4 GiB. What is not used is given back after a second or two.
+    /// their way, up to 4 GiB. Memory that is not used is given back after a second or two.
     pub fn clients_max(mut self, clients: usize) -> Self {
         self.clients_max = clients;
         self
@@ -180,8 +180,8 @@ impl ManagerBuilder {
     /// is 2 GiB.
     ///
     /// Over TCP, items of queues count that the process has not confirmed. On the same machine,
-    /// large values that wait in shared memory have the same limit for themselves: if they are more,
-    /// the next ones go the way of small ones.
+    /// large values that wait in shared memory have the same limit for themselves: if they are
+    /// more, the next ones go the way of small ones.
     pub fn unread_bytes_max(mut self, bytes: u64) -> Self {
         self.unread_bytes_max = bytes;
         self

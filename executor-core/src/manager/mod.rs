@@ -94,8 +94,8 @@
 //! managed objects there is no such limit: to send more, put them into a managed list, and send the
 //! list.
 //!
-//! A handle that was sent costs its sender, its receiver and the server a descriptor each, as long as
-//! it lives. One that came over TCP costs its sender two, its receiver one, and the server none.
+//! A handle that was sent costs its sender, its receiver and the server a descriptor each, as long
+//! as it lives. One that came over TCP costs its sender two, its receiver one, and the server none.
 //!
 //! Sending a handle may wait for the server, which notes it. If the server does not answer within
 //! 30 seconds, for example because it is stopped, the value cannot be encoded.

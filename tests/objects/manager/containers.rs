@@ -450,8 +450,10 @@ fn peak() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
 }
 
+/// Lets the peak begin anew, if the kernel can do that. Without it the peak still grows when much is
+/// read at once.
 fn reset_peak() {
-    std::fs::write("/proc/self/clear_refs", "5").expect("a process may reset its peak");
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 /// Iterates a list and a dict. Returns by how much the memory of this process has grown meanwhile,
