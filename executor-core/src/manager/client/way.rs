@@ -135,7 +135,14 @@ pub(super) fn forget(server: ServerId) {
         let mut table = lock(TABLE.get());
         table.extract_if(|_, known| leads_to(known, server)).collect()
     };
-    drop(forgotten);
+    leave(forgotten);
+}
+
+/// Lets go of routes, while no lock is held. One that stays has its connection, which has the route.
+fn leave(forgotten: Vec<(Name, Known)>) {
+    for route in forgotten.iter().filter_map(|(_, known)| known.kept.as_ref()) {
+        route.leave();
+    }
 }
 
 fn leads_to(known: &Known, server: ServerId) -> bool {
@@ -182,7 +189,7 @@ fn by_bytes(bytes: &[u8]) -> Result<Arc<Route>, String> {
     let forgotten: Vec<_> = table.extract_if(|_, known| usable(known).is_none()).collect();
     table.insert(name, Known { route: Arc::downgrade(&route), came: true, kept: None });
     drop(table);
-    drop(forgotten);
+    leave(forgotten);
     Ok(route)
 }
 
