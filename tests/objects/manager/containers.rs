@@ -450,8 +450,8 @@ fn peak() -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
 }
 
-/// Lets the peak begin anew, if the kernel can do that. Without it the peak still grows when much is
-/// read at once.
+/// Lets the peak begin anew, if the kernel can do that. Without it the peak still grows when much
+/// is read at once.
 fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -138,7 +138,8 @@ pub(super) fn forget(server: ServerId) {
     leave(forgotten);
 }
 
-/// Lets go of routes, while no lock is held. One that stays has its connection, which has the route.
+/// Lets go of routes, while no lock is held. One that stays has its connection, which has the
+/// route.
 fn leave(forgotten: Vec<(Name, Known)>) {
     for route in forgotten.iter().filter_map(|(_, known)| known.kept.as_ref()) {
         route.leave();
