@@ -139,7 +139,9 @@ impl ManagerBuilder {
     }
 
     /// Sets how many processes may use the manager at the same time. The default is 1000. Each
-    /// needs a descriptor of the server, and up to 256 KiB of memory.
+    /// needs a descriptor of the server, and up to 256 KiB of memory. A process on the same machine
+    /// that sends values above 48 KiB needs a second descriptor, and memory for those that are on
+    /// their way, up to 4 GiB. Memory that is not used is given back after a second or two.
     pub fn clients_max(mut self, clients: usize) -> Self {
         self.clients_max = clients;
         self
@@ -176,6 +178,10 @@ impl ManagerBuilder {
     /// Sets how many bytes of answers may wait in the server for a process that does not receive
     /// them. A process with more is cut off: its calls return [`ManagerError::Gone`]. The default
     /// is 2 GiB.
+    ///
+    /// Over TCP, items of queues count that the process has not confirmed. On the same machine,
+    /// large values that wait in shared memory have the same limit for themselves: if they are
+    /// more, the next ones go the way of small ones.
     pub fn unread_bytes_max(mut self, bytes: u64) -> Self {
         self.unread_bytes_max = bytes;
         self

@@ -94,6 +94,9 @@
 //! managed objects there is no such limit: to send more, put them into a managed list, and send the
 //! list.
 //!
+//! A handle that was sent costs its sender, its receiver and the server a descriptor each, as long
+//! as it lives. One that came over TCP costs its sender two, its receiver one, and the server none.
+//!
 //! Sending a handle may wait for the server, which notes it. If the server does not answer within
 //! 30 seconds, for example because it is stopped, the value cannot be encoded.
 //!
@@ -104,7 +107,10 @@
 //!   a queue that was on its way to the process is the first of the queue again, and a lock that
 //!   was on its way goes to the next one without a notice (over TCP with one: see above). An item
 //!   that the process had received is lost with it.
-//! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost.
+//! - **The server.** All calls return [`ManagerError::Gone`]. What it kept is lost. A process that
+//!   was given a handle of a server over TCP, and has not connected yet, gets
+//!   [`ManagerError::NotConnected`]. A client that connects [again](Connector::reconnect), to a
+//!   server that was started anew, gets [`ManagerError::NoObject`] for the objects of the old one.
 //! - **The process that has started the `Manager`.** The server ends.
 //! - **A machine, or the network.** Both sides notice it within about ten seconds, as the end of
 //!   the other one.

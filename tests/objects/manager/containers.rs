@@ -441,16 +441,47 @@ fn a_value_without_bytes_is_not_taken_for_none() {
     assert_eq!((queue.try_get().unwrap(), queue.try_get().unwrap()), (Some(()), None));
 }
 
+const MILLION: u32 = 1_000_000;
+
+/// Returns the peak of this process's own memory since `reset_peak`, in bytes.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("a process has a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of it");
+    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+}
+
+/// Lets the peak begin anew, if the kernel can do that. Without it the peak still grows when much
+/// is read at once.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Iterates a list and a dict. Returns by how much the memory of this process has grown meanwhile,
+/// and by how much when it read them as a whole.
+#[task]
+fn iterate(list: List<u32>, dict: Dict<u32, u32>) -> Result<[usize; 2], ManagerError> {
+    // The connection and the first page need memory that stays.
+    assert_eq!(list.iter().take(10).count() + dict.iter().take(10).count(), 20);
+    reset_peak();
+    let before = peak();
+    assert!(list.iter().map(Result::unwrap).eq(0..MILLION));
+    assert!(dict.iter().map(Result::unwrap).eq((0..MILLION).map(|key| (key, !key))));
+    let in_pages = peak() - before;
+    assert_eq!((list.snapshot()?.len(), dict.snapshot()?.len()), (1_000_000, 1_000_000));
+    Ok([in_pages, peak() - before])
+}
+
 #[test]
 fn a_million_entries_are_iterated_in_pages() {
     let _watchdog = watchdog();
     let manager = Manager::start().unwrap();
-    let count = 1_000_000_u32;
-    let list = manager.list(0..count).unwrap();
-    let dict = manager.dict((0..count).map(|key| (key, !key))).unwrap();
-    assert!(list.iter().map(Result::unwrap).eq(0..count));
-    assert!(dict.iter().map(Result::unwrap).eq((0..count).map(|key| (key, !key))));
-    assert_eq!((list.len().unwrap(), dict.len().unwrap()), (count as usize, count as usize));
+    let list = manager.list(0..MILLION).unwrap();
+    let dict = manager.dict((0..MILLION).map(|key| (key, !key))).unwrap();
+    // In a process of its own: the memory of this one is that of other tests as well.
+    let child = start(iterate::task(list.clone(), dict.clone()));
+    let [in_pages, whole] = child.join().unwrap();
+    assert!(whole > 10 << 20 && in_pages < whole / 8, "{in_pages} of {whole} bytes");
+    assert_eq!((list.len().unwrap(), dict.len().unwrap()), (1_000_000, 1_000_000));
 }
 
 #[derive(Debug, Serialize, Deserialize)]

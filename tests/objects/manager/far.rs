@@ -21,6 +21,7 @@ use executor::{
         Any, Dict, Event, Identity, List, Lock, Manager, ManagerError, Queue, Semaphore, Trust,
         Value,
     },
+    pipe,
     prelude::*,
 };
 use futures::executor::block_on;
@@ -789,20 +790,28 @@ fn a_server_ends_with_the_process_that_serves() {
     assert!(Manager::connect(&address, &key).is_err());
 }
 
-/// Uses a handle in a copy of this process, in both forms. Returns how the copy has ended.
+/// Uses a handle in a copy of this process, in both forms, and sends it there. Returns how the copy
+/// has ended.
 #[task]
 fn use_in_a_copy(way: Way) -> Result<i32, ManagerError> {
     let manager = way.connect()?;
     let list: List<u8> = manager.published("list")?.expect("it is published");
     assert_eq!(list.len()?, 2);
-    // SAFETY: the copy uses only its own memory, and this process has no other thread that could
-    // hold a lock of it.
+    // This process keeps it for a message that nobody receives.
+    let (sends, _receives) = pipe::<List<u8>, List<u8>>().expect("a pipe can be made");
+    sends.send(&list).expect("the other side is there");
+    // SAFETY: the copy uses only its own memory, and the other threads of this process only wait:
+    // none of them holds a lock of it.
     match unsafe { executor::fork() }.expect("a copy can be made") {
         Fork::Child => {
             let first = block_on(list.len_async()).is_ok_and(|len| len == 2);
             let then = list.push(&3).is_ok() && list.len().is_ok_and(|len| len == 3);
+            let code = match first && then {
+                true => send_in_a_copy(&way, list).map_or(2, |right| if right { 7 } else { 3 }),
+                false => 1,
+            };
             // SAFETY: ends the copy, and runs nothing of its parent.
-            unsafe { libc::_exit(if first && then { 7 } else { 1 }) }
+            unsafe { libc::_exit(code) }
         }
         Fork::Parent(copy) => {
             let mut status = 0;
@@ -811,6 +820,21 @@ fn use_in_a_copy(way: Way) -> Result<i32, ManagerError> {
             Ok(libc::WEXITSTATUS(status))
         }
     }
+}
+
+/// Sends an object that only the message keeps, and then one that the parent has sent as well.
+/// Returns whether both have arrived.
+fn send_in_a_copy(way: &Way, list: List<u8>) -> Result<bool, ManagerError> {
+    let (sends, receives) = pipe::<List<u8>, List<u8>>().expect("a pipe can be made");
+    let own = way.connect()?.list([9_u8])?;
+    sends.send(&own).expect("the other side is there");
+    drop(own);
+    for _ in 0..2 {
+        sends.send(&list).expect("the other side is there");
+    }
+    drop(list);
+    let receive = || receives.recv().expect("it was sent").snapshot();
+    Ok(receive()? == [9] && receive()? == [1, 2, 3] && receive()? == [1, 2, 3])
 }
 
 #[test]

@@ -25,12 +25,19 @@ use rustix::{
 
 use super::{super::error::ManagerError, reference::Hold};
 use crate::{
-    os::{fork::PerProcess, process::above_stdio, std_or_model::lock},
+    os::{
+        fork::{Creator, PerProcess},
+        process::above_stdio,
+        std_or_model::lock,
+    },
     wire::attachment::Attachment,
 };
 
 /// What one handle has on its way.
+#[derive(Clone)]
 pub(super) struct Kept {
+    /// The keeper of a fork counts anew, so there the number is one of something else.
+    creator: Creator,
     number: u64,
     /// While this is open anywhere, the object lives.
     pub(super) end: Attachment,
@@ -43,6 +50,14 @@ struct Keeper {
     /// Counts pipes. A counter of 64 bits that goes up by one for each does not overflow.
     last: u64,
     has_thread: bool,
+}
+
+impl Kept {
+    /// Whether a process has made it from which this one was forked. That one keeps the object, as
+    /// long as it lives.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.creator.is_elsewhere()
+    }
 }
 
 static KEEPER: PerProcess<Mutex<Keeper>> = PerProcess::new(Mutex::default);
@@ -68,11 +83,12 @@ pub(super) fn keep(hold: Arc<Hold>) -> Result<Kept, ManagerError> {
     drop(keeper);
     drop(before);
     kill_point!(ClientFarLeased);
-    Ok(Kept { number, end: Arc::new(end) })
+    Ok(Kept { creator: Creator::here(), number, end: Arc::new(end) })
 }
 
 /// Keeps another hold of the same object from now on: the connection was made again.
 pub(super) fn renew(kept: &Kept, hold: Arc<Hold>) {
+    debug_assert!(!kept.is_elsewhere(), "its number means nothing here");
     let mut keeper = lock(KEEPER.get());
     let before = keeper.pipes.get_mut(&kept.number).map(|(_, old)| std::mem::replace(old, hold));
     drop(keeper);

@@ -67,6 +67,9 @@ pub(crate) struct Reference {
     /// The same for an object of a server that is reached over TCP, if this process has sent it.
     #[cfg(feature = "tls")]
     kept: OnceLock<keeper::Kept>,
+    /// The same in a process that was forked from the one above, for which nothing is kept there.
+    #[cfg(feature = "tls")]
+    kept_in_fork: Mutex<Option<keeper::Kept>>,
     /// In the server itself: the reference that its functions were lent for this handle.
     lent: Option<Arc<Lent>>,
 }
@@ -219,6 +222,8 @@ impl Reference {
             lease: OnceLock::new(),
             #[cfg(feature = "tls")]
             kept: OnceLock::new(),
+            #[cfg(feature = "tls")]
+            kept_in_fork: Mutex::default(),
             lent: None,
         };
         if let Some(connection) = hold {
@@ -410,13 +415,32 @@ impl Reference {
             return Ok(Arc::clone(received));
         }
         let hold = self.hold(Instant::now().checked_add(SEND_TIMEOUT))?;
-        if let Some(kept) = self.kept.get() {
-            keeper::renew(kept, hold);
-            return Ok(Arc::clone(&kept.end));
+        if let Some(kept) = self.kept() {
+            keeper::renew(&kept, hold);
+            return Ok(kept.end);
         }
-        // Of two threads that come here, one is too many. Its pipe is closed at once.
         let made = keeper::keep(hold)?;
-        Ok(Arc::clone(&self.kept.get_or_init(|| made).end))
+        if !self.is_of_fork() {
+            // Of two threads that come here, one is too many. Its pipe is closed at once.
+            return Ok(Arc::clone(&self.kept.get_or_init(|| made).end));
+        }
+        // Here both pipes are of use, each for the message of its thread.
+        let before = lock(&self.kept_in_fork).replace(made.clone());
+        drop(before);
+        Ok(made.end)
+    }
+
+    /// Whether this process is a fork of the one that has made this reference.
+    fn is_of_fork(&self) -> bool {
+        self.door.route().is_some_and(|route| route.is_elsewhere())
+    }
+
+    /// Returns what this process keeps for messages with this handle, if it has sent one.
+    fn kept(&self) -> Option<keeper::Kept> {
+        match self.is_of_fork() {
+            false => self.kept.get().cloned(),
+            true => lock(&self.kept_in_fork).clone().filter(|kept| !kept.is_elsewhere()),
+        }
     }
 
     /// Encodes a handle of an object of a far server for a process of this program.

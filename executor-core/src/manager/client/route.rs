@@ -430,6 +430,10 @@ impl Route {
             }
         };
         drop(state);
+        #[cfg(feature = "tls")]
+        if result.is_ok() {
+            way::connected(self);
+        }
         self.changed.notify_all();
         result
     }

@@ -22,13 +22,15 @@ use super::{
             LinkSender,
             far::{FarEnd, Meeting},
             stream::{refusal, welcome},
-            tls::TlsServer,
+            tls::{TlsClient, TlsServer},
         },
         protocol::{HEADER_BYTES, Kind, Operation, Request},
         server::core::{Actions, ClientId, Core, Limits},
     },
     Backoff, Reference,
     door::{ServerId, check_knock},
+    route::RouteOptions,
+    way,
 };
 use crate::{
     ipc::{Address, AuthKey},
@@ -731,4 +733,29 @@ fn objects_of_two_connections_to_one_server_are_stored_in_each_other() {
     drop(one);
     assert_eq!(outer.get("inner").unwrap().unwrap().get(0).unwrap(), Some(1));
     assert_eq!(other.objects().unwrap(), 2);
+}
+
+#[test]
+fn a_way_whose_server_has_ended_keeps_no_connection() {
+    let played = Played::new();
+    let trust = Trust::fingerprint(played.fingerprint);
+    let options = RouteOptions {
+        address: played.address.clone(),
+        key: AuthKey::new(KEY),
+        tls: Some(TlsClient::new(&trust).unwrap()),
+        trust: Some(trust),
+        timeout: Duration::from_secs(30),
+        backoff: None,
+    };
+    let way = || way::in_fork(&options).unwrap().unwrap();
+    let connection = way().connection(None, None).unwrap();
+    let weak = Arc::downgrade(&connection);
+    assert!(Arc::ptr_eq(&way().current().unwrap(), &connection), "it stays while nobody has it");
+    played.lose_all_but(0);
+    while !connection.has_quietly_ended() {
+        thread::yield_now();
+    }
+    drop(connection);
+    assert!(way().current().is_none(), "a new one takes its place");
+    assert_eq!(weak.strong_count(), 0, "its memory and its descriptor are still there");
 }

@@ -17,6 +17,7 @@
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
+    ptr,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -62,9 +63,12 @@ static TABLE: PerProcess<Mutex<HashMap<Name, Known>>> = PerProcess::new(Mutex::d
 
 struct Known {
     route: Weak<Route>,
-    /// The same, if it came with a handle. Then it stays, with its connection, until the server has
-    /// ended: a worker that gets a handle with each task does not connect with each task.
-    _kept: Option<Arc<Route>>,
+    /// Whether it came with a handle. Then it stays once it has connected.
+    came: bool,
+    /// The same route, if it stays. It stays with its connection until the server has ended: a
+    /// worker that gets a handle with each task does not connect with each task. One that was never
+    /// used goes with its handles, so that who sends many does not fill the memory of this process.
+    kept: Option<Arc<Route>>,
 }
 
 /// Returns the way of a route, if it is one over TCP.
@@ -109,10 +113,19 @@ fn name_of(bytes: &[u8]) -> Name {
 /// Notes a route that this process has opened by an address. Handles that come back use it.
 pub(super) fn opened(route: &Arc<Route>) {
     if let Some(bytes) = encode(route.options()) {
-        let known = Known { route: Arc::downgrade(route), _kept: None };
+        let known = Known { route: Arc::downgrade(route), came: false, kept: None };
         let before = lock(TABLE.get()).insert(name_of(&bytes), known);
         // Its connection may be the last of it.
         drop(before);
+    }
+}
+
+/// Lets a route stay that has connected, if it came with a handle.
+pub(super) fn connected(route: &Arc<Route>) {
+    let mut table = lock(TABLE.get());
+    let known = table.values_mut().find(|known| ptr::eq(known.route.as_ptr(), Arc::as_ptr(route)));
+    if let Some(known) = known.filter(|known| known.came) {
+        known.kept.get_or_insert_with(|| Arc::clone(route));
     }
 }
 
@@ -122,7 +135,15 @@ pub(super) fn forget(server: ServerId) {
         let mut table = lock(TABLE.get());
         table.extract_if(|_, known| leads_to(known, server)).collect()
     };
-    drop(forgotten);
+    leave(forgotten);
+}
+
+/// Lets go of routes, while no lock is held. One that stays has its connection, which has the
+/// route.
+fn leave(forgotten: Vec<(Name, Known)>) {
+    for route in forgotten.iter().filter_map(|(_, known)| known.kept.as_ref()) {
+        route.leave();
+    }
 }
 
 fn leads_to(known: &Known, server: ServerId) -> bool {
@@ -167,9 +188,9 @@ fn by_bytes(bytes: &[u8]) -> Result<Arc<Route>, String> {
     }
     // A good moment to forget those that nobody can use any more.
     let forgotten: Vec<_> = table.extract_if(|_, known| usable(known).is_none()).collect();
-    table.insert(name, Known { route: Arc::downgrade(&route), _kept: Some(Arc::clone(&route)) });
+    table.insert(name, Known { route: Arc::downgrade(&route), came: true, kept: None });
     drop(table);
-    drop(forgotten);
+    leave(forgotten);
     Ok(route)
 }
 
@@ -208,6 +229,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_way_that_is_never_used_goes_with_its_handles() {
+        let trust = Trust::fingerprint(Identity::generate().unwrap().fingerprint());
+        let way = |key: u64| {
+            let options = RouteOptions {
+                address: "127.0.0.1:1".parse().unwrap(),
+                key: AuthKey::new(key.to_le_bytes()),
+                tls: None,
+                trust: Some(trust.clone()),
+                timeout: Duration::from_secs(1),
+                backoff: None,
+            };
+            encode(&options).unwrap()
+        };
+        let kept = by_bytes(&way(0)).unwrap();
+        for key in 1..1200 {
+            let unused = Arc::downgrade(&by_bytes(&way(key)).unwrap());
+            assert_eq!(unused.strong_count(), 0, "{key}");
+            // Other tests of this process have some, too.
+            assert!(lock(TABLE.get()).len() < 100, "{key}");
+        }
+        assert!(Arc::ptr_eq(&by_bytes(&way(0)).unwrap(), &kept), "as long as somebody has it");
+        // As after its first attempt that succeeds.
+        connected(&kept);
+        let weak = Arc::downgrade(&kept);
+        drop(kept);
+        assert!(Arc::ptr_eq(&by_bytes(&way(0)).unwrap(), &weak.upgrade().unwrap()));
+        drop(lock(TABLE.get()).remove(&name_of(&way(0))));
+        assert_eq!(weak.strong_count(), 0);
     }
 
     #[test]
