@@ -8,11 +8,11 @@
 //!  fork server         /usr/bin/render: fork server …     rend:forkserver
 //! ```
 //!
-//! The line is the child's `argv[0]`, which its start sets. A copy that a fork server has made writes
-//! its own line into the memory of that argument, where the kernel reads it. There is room for as
-//! many bytes as the server's line has, which says at least as much. A copy of a whole program
-//! ([`StartMethod::Fork`](crate::StartMethod::Fork)) keeps its line, like every fork, and has only
-//! the short name of its own.
+//! The line is the child's `argv[0]`, which its start sets. A copy that a fork server has made
+//! writes its own line into the memory of that argument, where the kernel reads it. There is room
+//! for as many bytes as the server's line has, which says at least as much. A copy of a whole
+//! program ([`StartMethod::Fork`](crate::StartMethod::Fork)) keeps its line, like every fork, and
+//! has only the short name of its own.
 
 use std::{
     ffi::{CString, OsString},

@@ -241,8 +241,8 @@ pub(crate) fn replace_first_argument(line: &[u8]) {
     let mut whole = vec![b' '; room];
     let len = line.len().min(room);
     whole[..len].copy_from_slice(&line[..len]);
-    // SAFETY: the memory belongs to this process and is writable: see `remember_first_argument`. The
-    // 0 behind it stays. No other thread reads it, because there is none.
+    // SAFETY: the memory belongs to this process and is writable: see `remember_first_argument`.
+    // The 0 behind it stays. No other thread reads it, because there is none.
     unsafe { std::ptr::copy_nonoverlapping(whole.as_ptr(), start as *mut u8, room) };
 }
 
