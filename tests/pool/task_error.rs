@@ -66,7 +66,7 @@ fn builder(workers: usize) -> (ProcessPoolBuilder, Queue) {
 
 #[task]
 fn report_whether_cancelled(mut failure: TaskFailure) {
-    failure.error = executor::is_cancelled().to_string().into();
+    failure.error = executor::is_cancelled().to_string();
     with_worker_state(|reports: &mut Reports| {
         reports.0.put((std::process::id(), failure)).unwrap();
     });
