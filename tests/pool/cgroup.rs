@@ -407,3 +407,13 @@ fn x15_a_group_that_was_taken_away_is_an_error_of_the_start() {
     assert!(error.to_string().contains("control group of a worker"), "{error}");
     pool.shutdown(true);
 }
+
+#[test]
+fn x15_there_may_be_as_many_executors_with_groups_as_one_likes() {
+    let _watchdog = watchdog();
+    let Some(place) = Place::new() else { return };
+    let pools: Vec<_> = (0..70).map(|_| place.builder().build().unwrap()).collect();
+    assert_eq!(place.groups().len(), 70);
+    drop(pools);
+    assert!(place.groups().is_empty());
+}

@@ -184,6 +184,8 @@ const SOON: Duration = Duration::from_millis(1);
 const EVERY: Duration = Duration::from_secs(1);
 /// Number of names to try for a group. One is taken if a program of the same pid has left it.
 const NAMES_MAX: u64 = 64;
+/// The number of the next group of this process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// The names of all groups that this library makes below a delegated one begin with this.
 const PREFIX: &str = "executor-";
@@ -445,7 +447,8 @@ fn enable(group: &Path, controller: &str) -> Result<(), String> {
 
 /// Makes a group below this one, and locks it.
 fn make(place: &Path) -> io::Result<(PathBuf, NotInherited)> {
-    for number in 0..NAMES_MAX {
+    let first = NEXT.fetch_add(1, Ordering::Relaxed);
+    for number in first..first.saturating_add(NAMES_MAX) {
         let path = place.join(format!("{PREFIX}{}-{number}", std::process::id()));
         match fs::create_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
