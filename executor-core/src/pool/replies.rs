@@ -131,7 +131,7 @@ impl Pool {
             // well, a worker could send them without end.
             Reply::Credit if self.rings.of(id).is_some() => return Obeys::No,
             Reply::Credit => {}
-            Reply::Reported if initializer && scheduler.on_reported(id) => {}
+            Reply::Reported if initializer && scheduler.on_reported(now, id) => {}
             Reply::Reported => return Obeys::No,
             // There is one for each task that is measured, and its reply comes next.
             Reply::Usage => {

@@ -107,8 +107,17 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Handles a worker that has reported an error. [`after_replies`](Self::after_replies) must be
     /// called after this. Returns `false` if the worker was not to report any.
-    pub(crate) fn on_reported(&mut self, id: WorkerId) -> bool {
-        self.workers.get_mut(&id).is_some_and(Worker::transition_to_reported)
+    pub(crate) fn on_reported(&mut self, now: Instant, id: WorkerId) -> bool {
+        let Some(worker) = self.workers.get_mut(&id) else { return false };
+        let reports = worker.transition_to_reported();
+        if reports
+            && worker.in_flight.is_empty()
+            && let Some(termination) = worker.termination_mut()
+        {
+            // It got SIGTERM while it reported.
+            termination.answer(now);
+        }
+        reports
     }
 
     /// Handles all workers that were found stopped by a signal at this time. Tasks that they have

@@ -327,7 +327,7 @@ impl World {
                     }
                     FromWorker::Reported => {
                         // One that was given up is not known any more.
-                        assert!(scheduler.on_reported(id) || !scheduler.knows(id));
+                        assert!(scheduler.on_reported(now, id) || !scheduler.knows(id));
                         ("has reported", None)
                     }
                     FromWorker::InitFailed => {
