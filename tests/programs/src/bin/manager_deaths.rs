@@ -807,7 +807,14 @@ fn client_by_address(
     ME.store(CLIENT + place, SeqCst);
     let end = End::ALL[end as usize];
     match come(&directions) {
-        Ok((_manager, shared)) => play_all(round, place, threads, dies, end, &shared),
+        Ok((manager, shared)) => {
+            // Few do that otherwise, and it has steps of its own over TCP.
+            match manager.event() {
+                Ok(event) => drop(shared.9.try_put(event)),
+                Err(error) => return is_gone(error, end),
+            }
+            play_all(round, place, threads, dies, end, &shared)
+        }
         Err(error) => is_gone(error, end),
     }
 }
