@@ -943,7 +943,7 @@ fn say_half_a_report(gate: &Path) -> u32 {
     });
     // The protocol version, the kind of a finished reply, an empty payload that is not in a file,
     // and 64 descriptors.
-    let report = [&6_u32.to_le_bytes()[..], &[5, 0, 0, 64]].concat();
+    let report = [&7_u32.to_le_bytes()[..], &[5, 0, 0, 64]].concat();
     for socket in sockets.filter(|number| *number > 2) {
         // SAFETY: sends bytes from a live buffer over an open descriptor.
         unsafe { libc::send(socket, report.as_ptr().cast(), report.len(), 0) };

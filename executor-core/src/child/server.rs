@@ -127,8 +127,9 @@ const STOPPED_GRACE: Duration = Duration::from_secs(2);
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
 /// The error for a server that a signal has stopped.
-#[derive(Debug)]
 struct IsStopped(i32);
+
+crate::debug::debug_is_display!(IsStopped);
 
 impl fmt::Display for IsStopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
