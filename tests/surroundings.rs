@@ -786,11 +786,14 @@ fn refuse_limits(error: libc::c_int) -> Result<(), String> {
     refuse(libc::SYS_prlimit64, error)
 }
 
-/// Calls without which everything works that does not ask for them.
+/// Calls without which everything works that does not ask for them. A limit that is asked for is an
+/// error.
 const CALLS_NOT_NEEDED: &[Cell] = &[
-    works("no limits: EPERM", || refuse_limits(libc::EPERM)),
-    works("no limits: ENOSYS", || refuse_limits(libc::ENOSYS)),
+    or_says("no limits: EPERM", A_LIMIT, || refuse_limits(libc::EPERM)),
+    or_says("no limits: ENOSYS", A_LIMIT, || refuse_limits(libc::ENOSYS)),
 ];
+
+const A_LIMIT: &[&str] = &["a limit on memory: ", "limits of the system: "];
 
 /// Calls with which a worker finds out whether it has a parent and what it is for. Without them it
 /// can only report by its exit code and on its standard error.
