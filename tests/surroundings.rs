@@ -793,7 +793,7 @@ const CALLS_NOT_NEEDED: &[Cell] = &[
     or_says("no limits: ENOSYS", A_LIMIT, || refuse_limits(libc::ENOSYS)),
 ];
 
-const A_LIMIT: &[&str] = &["a limit on memory: ", "limits of the system: "];
+const A_LIMIT: &[&str] = &["limit"];
 
 /// Calls with which a worker finds out whether it has a parent and what it is for. Without them it
 /// can only report by its exit code and on its standard error.
