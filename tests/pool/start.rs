@@ -207,7 +207,7 @@ fn a_preload_that_fails_breaks_the_executor_with_its_reason() {
     let text = broken(&builder(2).preload(panics::task()).build().unwrap());
     assert!(text.contains("a hole in the model"), "{text}");
     let text = broken(&builder(2).preload(exit::task(3)).build().unwrap());
-    assert!(text.contains("it ended while `preload` ran"), "{text}");
+    assert!(text.contains("it ended while `preload` ran: it exited with code 3"), "{text}");
     let text = broken(&builder(2).preload(leaves_a_thread::task()).build().unwrap());
     assert!(text.contains("2 threads"), "{text}");
     // Those that come after it do not run, either.

@@ -27,6 +27,7 @@ use crate::{
     id::FnId,
     os::{
         asked::Asked,
+        exit_status::ExitStatus,
         fork::{Creator, NotInherited},
         process::{Child, Start, lead_own_group},
         socket,
@@ -126,6 +127,10 @@ const STOPPED_GRACE: Duration = Duration::from_secs(2);
 /// A lower value takes a server for one that hangs on a machine that is far too busy.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
+/// How long a server may take to end when it has closed its socket. With a lower value it is more
+/// often not known how it ended.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
 /// The error for a server that a signal has stopped.
 struct IsStopped(i32);
 
@@ -138,6 +143,11 @@ impl fmt::Display for IsStopped {
 }
 
 impl std::error::Error for IsStopped {}
+
+/// Whether a socket was closed by the other side.
+fn has_left(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+}
 
 /// Returns whether a wait has ended because the server was stopped.
 pub(crate) fn is_stop(error: &io::Error) -> bool {
@@ -225,11 +235,23 @@ impl Server {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 Err(ServerError::Unusable(error.to_string()))
             }
-            Err(_) if self.has_preload => {
-                Err(ServerError::Unusable("it ended while `preload` ran".into()))
+            // It has said nothing, and its end of the socket is closed.
+            Err(error) if has_left(&error) && self.has_preload => {
+                let status = self.ends();
+                Err(ServerError::Unusable(format!("it ended while `preload` ran: it {status}")))
             }
-            Err(_) => Err(ServerError::NoEntry),
+            Err(error) if has_left(&error) => Err(ServerError::NoEntry),
+            Err(error) => {
+                let what = "to receive its first word (recvmsg)";
+                Err(ServerError::Start(Err::<(), _>(error).asked(what).unwrap_err()))
+            }
         }
+    }
+
+    /// Returns how a server has ended that has closed its socket, and so is about to end.
+    pub(crate) fn ends(&self) -> ExitStatus {
+        self.child.ends_within(LAST_MOMENT);
+        self.child.reap(|_| false)
     }
 
     /// Makes a copy of the server, which then waits for its setup.

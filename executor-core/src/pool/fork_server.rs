@@ -15,7 +15,7 @@
 use std::{
     io,
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::process::Signal;
@@ -30,9 +30,6 @@ use crate::{
     id::WorkerId,
     os::process::Child,
 };
-
-/// How long a server that has closed its socket may take to end.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// The fork server of a pool, if it runs.
 #[derive(Default)]
@@ -146,11 +143,7 @@ impl ForkServer {
         match error {
             ServerError::Start(error) => start(format!("to start the fork server: {error}")),
             ServerError::NoEntry => {
-                let child = self.0.take().map(|running| Arc::clone(&running.server.child));
-                let status = child.map(|child| {
-                    child.ends_within(LAST_MOMENT);
-                    child.reap(|_| false)
-                });
+                let status = self.0.take().map(|running| running.server.ends());
                 pool.bell.ring();
                 BrokenCause::NoEntry { status: status.unwrap_or(crate::error::ExitStatus::Unknown) }
             }
