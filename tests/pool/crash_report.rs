@@ -134,3 +134,27 @@ fn br29_a_signal_from_another_process_is_no_crash_of_this_one() {
     );
     assert_eq!(report, "");
 }
+
+/// Is refused memory, and gives up as C code does.
+#[task]
+fn refuse_and_abort() {
+    // SAFETY: the block is never used, and there is none.
+    assert!(unsafe { libc::malloc(1 << 42) }.is_null());
+    // SAFETY: ends this process.
+    unsafe { libc::abort() }
+}
+
+#[test]
+fn br29_a_report_that_nobody_reads_changes_no_error() {
+    let _watchdog = watchdog();
+    let errors = [false, true].map(|report| {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let builder = ProcessPoolExecutor::builder().max_workers(1).worker_memory_limit(1 << 30);
+        let pool = builder.crash_report(report).stderr(OwnedFd::from(write)).build().unwrap();
+        pool.submit(refuse_and_abort::task()).result().unwrap_err()
+    });
+    for error in errors {
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+    }
+}

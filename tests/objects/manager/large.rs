@@ -285,3 +285,68 @@ fn a_server_with_nothing_to_do_keeps_no_memory_of_large_values() {
         });
     }
 }
+
+/// Sets a large value again and again, in two threads, and counts how often.
+#[task]
+fn hog(value: Value<ByteBuf>, count: executor::Value<u64>) -> Done {
+    let large = bytes(LARGE, 3);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while value.set(&large).is_ok() {
+                    count.fetch_add(1);
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn a_client_that_sets_large_values_holds_up_no_other_for_more_than_a_few_of_them() {
+    const CALLS: u64 = 20;
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (value, list) = (manager.value(ByteBuf::new()).unwrap(), manager.list([1]).unwrap());
+    let count = executor::Value::new(0_u64).unwrap();
+    let child = start(hog::task(value, count.clone()));
+    let mut during = 0;
+    for _ in 0..CALLS {
+        // This process sleeps meanwhile, so the server has to look for its next call.
+        let before = count.get();
+        eventually("the others go on", || count.get() >= before + 2);
+        let begun = count.get();
+        assert_eq!(list.len().unwrap(), 1);
+        during += count.get() - begun;
+    }
+    assert!(during < CALLS * 8, "{during} sets during {CALLS} calls");
+    child.kill().unwrap();
+    ends_killed(&child);
+}
+
+/// Uses up its descriptors, and then sends and receives large values.
+#[task]
+fn uses_large_values_without_a_descriptor(value: Value<ByteBuf>) -> Done {
+    value.set(&ByteBuf::new())?;
+    let mut held = Vec::new();
+    while let Ok(file) = fs::File::open("/dev/null") {
+        held.push(file);
+    }
+    for seed in 0..5 {
+        let set = bytes(200_000, seed);
+        value.set(&set)?;
+        assert!(value.get()? == set);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_without_a_descriptor_for_segments_keeps_its_connection() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let value = manager.value(ByteBuf::new()).unwrap();
+    let task = uses_large_values_without_a_descriptor::task(value.clone());
+    let limits = Limits::default().open_files(40);
+    Process::new(task).limits(limits).start().unwrap().join().unwrap();
+    assert_eq!(value.get().unwrap().len(), 200_000);
+}
