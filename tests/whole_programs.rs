@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
-    os::unix::fs::PermissionsExt,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -61,6 +61,7 @@ list! { TESTS:
     workers_and_their_programs_do_not_read_the_parents_input,
     executor_main_can_be_combined_with_tokio_main,
     lost_and_panicking_workers_print_nothing,
+    br29_a_stack_overflow_in_a_thread_is_told_and_reported,
     tasks_that_wait_for_each_other_get_workers_after_quick_calls,
     a_pool_survives_starts_of_workers_that_are_refused,
     a_program_that_drops_its_privileges_keeps_its_pool,
@@ -99,6 +100,7 @@ list! { PROGRAMS:
     reads_its_input,
     is_async,
     is_quiet,
+    overflows_in_a_thread,
     meets_after_quick_calls,
     may_have_few_processes,
     drops_its_privileges,
@@ -1074,6 +1076,35 @@ fn is_quiet() {
     assert!(late.result().unwrap_err().is_timeout());
     let future = pool.submit(echo::task(1));
     future.result().unwrap();
+}
+
+fn br29_a_stack_overflow_in_a_thread_is_told_and_reported() {
+    play("overflows_in_a_thread").play_out();
+}
+
+/// Overflows the stack of a thread. Its alternate stack is std's, which is small.
+#[task]
+fn overflow_in_a_thread() {
+    let _ = thread::spawn(|| overflow(0)).join();
+}
+
+fn overflow(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 64]);
+    if depth == u64::MAX { 0 } else { overflow(depth + 1) + frame[3] }
+}
+
+fn overflows_in_a_thread() {
+    for reports in [false, true] {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let builder = ProcessPoolExecutor::builder().max_workers(1).crash_report(reports);
+        let pool = builder.stderr(OwnedFd::from(write)).build().unwrap();
+        let error = pool.submit(overflow_in_a_thread::task()).result().unwrap_err();
+        assert!(error.to_string().contains("stack overflow"), "{error}");
+        drop(pool);
+        let mut said = String::new();
+        read.read_to_string(&mut said).unwrap();
+        assert_eq!(said.contains("crashed with SIGSEGV"), reports, "{said}");
+    }
 }
 
 // ---- missing workers ----------------------------------------------------------------------------
