@@ -107,6 +107,27 @@ fn a_worker_whose_task_returns_after_sigterm_is_ended_at_once() {
 }
 
 #[test]
+fn a_worker_that_reports_an_error_when_it_gets_sigterm_is_ended_when_it_has_reported() {
+    let graces = Graces { cancel: Duration::ZERO, terminate: Some(Duration::from_secs(1_000)) };
+    let report_timeout = Some(Duration::from_secs(10));
+    let config = Config { graces, report_timeout, ..small(1, Duration::from_secs(10)) };
+    let mut world = World::of(config);
+    let fails = world.submit(5, None, Conduct::Fails);
+    while world.ending(fails).is_none() || world.process(WorkerId(0)).reports.is_none() {
+        assert!(world.any_turn() || world.wait());
+    }
+    world.kill(false);
+    let process = world.process(WorkerId(0));
+    assert!(process.terminated.is_some() && process.killed.is_none());
+    // It has a handler.
+    process.dies_at = None;
+    let begun = world.now;
+    world.settle();
+    assert!(world.closed, "it has nothing left to do");
+    assert!(world.now - begun < Duration::from_secs(100), "it was waited for");
+}
+
+#[test]
 fn workers_that_are_stopped_together_get_nothing_from_each_other() {
     let mut world = World::ready_for(3, 1);
     let tasks = world.calls(1, 30);
