@@ -20,7 +20,7 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
     mem::MaybeUninit,
     os::unix::ffi::OsStringExt,
-    sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering},
 };
 
 /// What ends a process because of its own fault, and its names.
@@ -42,9 +42,9 @@ const FRAMES_MAX: usize = 64;
 /// The handlers that were there before.
 static PREVIOUS: [AtomicUsize; CRASHES.len()] =
     [const { AtomicUsize::new(libc::SIG_DFL) }; CRASHES.len()];
-/// The thread that writes a report. Only the first fault is reported: a second one comes from a
+/// Whether a report is being written. Another fault meanwhile is not reported: it comes from a
 /// thread that crashes at the same time, or from the report itself.
-static REPORTER: AtomicU32 = AtomicU32::new(0);
+static REPORTS: AtomicBool = AtomicBool::new(false);
 /// The path of this program, with a 0 at the end. Null if it is not known.
 static PROGRAM: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
 /// The signal of the crash that is being reported.
@@ -119,9 +119,8 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: the kernel passes a valid `siginfo_t` to a SA_SIGINFO handler.
     let (code, address, sender) =
         unsafe { ((*info).si_code, (*info).si_addr() as usize, (*info).si_pid()) };
-    // SAFETY: both return a number, and are allowed in a handler.
-    let (process, thread) =
-        unsafe { (libc::getpid(), libc::syscall(libc::SYS_gettid).unsigned_abs() as u32) };
+    // SAFETY: returns a number, and is allowed in a handler.
+    let process = unsafe { libc::getpid() };
     // A report can take more stack than the alternate one of this thread has. The process then ends
     // at once, so what is to be noted is noted first.
     if code > 0 && matches!(signal, libc::SIGSEGV | libc::SIGBUS) {
@@ -134,20 +133,18 @@ extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     let before = unsafe { *errno };
     // A signal that another process has sent says nothing about this program.
     let is_own = code > 0 || sender == process;
-    let is_first =
-        REPORTER.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Acquire).is_ok();
-    if is_own && is_first {
+    let is_reporter = is_own && !REPORTS.swap(true, Ordering::AcqRel);
+    if is_reporter {
         SIGNAL.store(signal, Ordering::Release);
-        // SAFETY: both are allowed in a handler.
-        unsafe {
-            end_by_timer();
-            report(signal, (code > 0).then_some(address), process);
-            libc::alarm(0);
-        }
+        within_time(|| report(signal, (code > 0).then_some(address), process));
     }
     // SAFETY: as above.
     unsafe { *errno = before };
     chain(signal, code, info, context);
+    if is_reporter {
+        // The process goes on if a handler in the chain has dealt with the fault.
+        REPORTS.store(false, Ordering::Release);
+    }
 }
 
 /// Calls the handler that was there before, or lets the signal end the process.
@@ -175,12 +172,8 @@ fn chain(signal: c_int, code: c_int, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
-/// Lets SIGALRM end this process by the signal of its crash, if the report does not come to its
-/// end.
-///
-/// # Safety
-/// Only for a process that is about to end: SIGALRM has no other use from here on.
-unsafe fn end_by_timer() {
+/// Writes the report. SIGALRM ends this process by the signal of its crash if that takes too long.
+fn within_time(report: impl FnOnce()) {
     extern "C" fn on_alarm(_: c_int) {
         let signal = SIGNAL.load(Ordering::Acquire);
         // SAFETY: all of these are allowed in a handler, and the set is filled before it is used.
@@ -193,17 +186,22 @@ unsafe fn end_by_timer() {
             libc::raise(signal);
         }
     }
-    // SAFETY: the caller says that the process is about to end. The structures are valid.
+    // SAFETY: all of these are allowed in a handler, and the structures are valid. The signal is
+    // blocked again when the handler returns, if it was.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
+        let mut before: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_alarm as extern "C" fn(_) as usize;
         action.sa_flags = libc::SA_ONSTACK;
-        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
+        libc::sigaction(libc::SIGALRM, &action, &mut before);
         let mut set = MaybeUninit::uninit();
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGALRM);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
         libc::alarm(TIMEOUT);
+        report();
+        libc::alarm(0);
+        libc::sigaction(libc::SIGALRM, &before, std::ptr::null_mut());
     }
 }
 
@@ -277,8 +275,8 @@ impl Line {
     /// Returns the empty line of the report, which is not on the small stack of the handler.
     fn of_report() -> &'static mut Self {
         static mut LINE: Line = Line::new();
-        // SAFETY: only the thread of the report calls this, which `REPORTER` names, and it has
-        // written one line before it asks for the next.
+        // SAFETY: only the thread that writes the report calls this. `REPORTS` lets no other one do
+        // that. It has written one line before it asks for the next.
         let line = unsafe { (&raw mut LINE).as_mut_unchecked() };
         line.len = 0;
         line
