@@ -10,71 +10,17 @@
 //! others at one time, so that the others never wait behind them. When the worker is idle, the next
 //! in its own line and the next in the queue compete, and the older one goes first.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     Scheduler,
-    action::{Action, Actions, resolve},
+    action::{Action, Actions},
     in_flight::Pushed,
-    line::Line,
     placement::AHEAD,
-    queue::QUEUE_SLACK,
     task::{Entry, Scheduled},
     worker::Worker,
 };
-use crate::{error::TaskError, id::TaskId};
-
-/// The lines of chunks that wait for one worker.
-#[derive(Default)]
-pub(super) struct BoundLines {
-    /// By the worker for which they were submitted. As in the queue, the ids of cancelled chunks
-    /// stay for a while.
-    lines: BTreeMap<u32, Line>,
-    /// Number of queued chunks.
-    queued: usize,
-}
-
-impl BoundLines {
-    /// Returns the number of queued chunks.
-    #[inline]
-    pub(super) fn queued(&self) -> usize {
-        self.queued
-    }
-
-    /// Returns the line of a worker, to which a chunk is added.
-    pub(super) fn added(&mut self, worker: u32) -> &mut Line {
-        self.queued += 1;
-        self.lines.entry(worker).or_default()
-    }
-
-    /// Takes the first chunk out of a line.
-    fn pop_front(&mut self, worker: u32) {
-        if let Some(line) = self.lines.get_mut(&worker)
-            && line.pop_front().is_some()
-        {
-            self.queued -= 1;
-        }
-    }
-
-    /// Records that a queued chunk has ended. `is_queued` says which others have not.
-    pub(super) fn ended(&mut self, chunk: TaskId, is_queued: impl Fn(TaskId) -> bool) {
-        self.queued -= 1;
-        let ids: usize = self.lines.values().map(Line::len).sum();
-        if ids > 2 * self.queued + QUEUE_SLACK {
-            for line in self.lines.values_mut() {
-                line.retain(|other| other != chunk && is_queued(other));
-            }
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, TaskId)> {
-        self.lines.iter().flat_map(|(worker, line)| line.iter().map(|chunk| (*worker, chunk)))
-    }
-}
+use crate::id::TaskId;
 
 /// A worker that a chunk waits for.
 pub(super) struct Awaited {
@@ -93,7 +39,7 @@ pub(super) fn is_awaited(awaited: &[Awaited], index: u32, chunk: TaskId) -> bool
 impl<C: Scheduled> Scheduler<C> {
     /// Returns the number of chunks that wait for a worker.
     pub(super) fn waiting(&self) -> usize {
-        self.queued + self.bound.queued() + self.tokens.queued()
+        self.queued + self.bound.queued() + self.tokens.lines.queued()
     }
 
     /// Returns the index of the worker that is meant. The pool may have had more workers when the
@@ -118,7 +64,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// Returns whether a queued chunk waits for the worker with this index.
     pub(super) fn waits_for(&self, index: u32) -> bool {
         self.bound.queued() > 0
-            && self.bound.lines.iter().any(|(worker, line)| {
+            && self.bound.by_key.iter().any(|(worker, line)| {
                 let is_queued = |chunk| self.tasks.get(chunk).is_some_and(Entry::is_queued);
                 self.index_for(*worker) == index && line.iter().any(is_queued)
             })
@@ -130,7 +76,7 @@ impl<C: Scheduled> Scheduler<C> {
             return Vec::new();
         }
         let is_queued = |chunk: &TaskId| self.tasks.get(*chunk).is_some_and(Entry::is_queued);
-        let lines = self.bound.lines.iter();
+        let lines = self.bound.by_key.iter();
         let awaited = lines.filter_map(|(worker, line)| {
             Some(Awaited { index: self.index_for(*worker), since: line.iter().find(is_queued)? })
         });
@@ -143,19 +89,19 @@ impl<C: Scheduled> Scheduler<C> {
         if self.bound.queued() == 0 {
             return;
         }
-        for worker in self.bound.lines.keys().copied().collect::<Vec<_>>() {
+        for worker in self.bound.by_key.keys().copied().collect::<Vec<_>>() {
             while let Some(chunk) = self.next_bound(worker) {
                 if !self.give_out_one(now, (worker, chunk), last, out) {
                     break;
                 }
             }
         }
-        self.bound.lines.retain(|_, line| line.len() > 0);
+        self.bound.by_key.retain(|_, line| line.len() > 0);
     }
 
     /// Returns the first queued chunk of a line. It stays there.
     fn next_bound(&mut self, worker: u32) -> Option<TaskId> {
-        let line = self.bound.lines.get_mut(&worker)?;
+        let line = self.bound.by_key.get_mut(&worker)?;
         while let Some(chunk) = line.front() {
             if self.tasks.get(chunk).is_some_and(Entry::is_queued) {
                 return Some(chunk);
@@ -219,15 +165,5 @@ impl<C: Scheduled> Scheduler<C> {
         out.push(Action::Send(id, entry.chunk().send_to(seq)));
         self.bound.pop_front(worker);
         true
-    }
-
-    pub(super) fn resolve_bound(&mut self, error: &TaskError, out: &mut Actions<C>) {
-        let lines = std::mem::take(&mut self.bound).lines;
-        for chunk in lines.values().flat_map(Line::iter) {
-            if self.tasks.get(chunk).is_some_and(Entry::is_queued) {
-                let entry = self.tasks.remove(chunk).expect("looked at above");
-                out.push(resolve(entry.into_chunk(), error.clone()));
-            }
-        }
     }
 }

@@ -83,7 +83,9 @@ impl<C: Scheduled> Scheduler<C> {
             }
             None if !entry.chunk().needs().is_empty() => {
                 let tasks = &self.tasks;
-                self.tokens.ended(chunk, |other| tasks.get(other).is_some_and(Entry::is_queued));
+                self.tokens
+                    .lines
+                    .ended(chunk, |other| tasks.get(other).is_some_and(Entry::is_queued));
             }
             None => {
                 self.queued -= 1;

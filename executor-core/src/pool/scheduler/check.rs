@@ -25,12 +25,16 @@ impl<C: Scheduled> Scheduler<C> {
             entry.is_some()
         });
         assert_eq!(in_lines.count(), self.bound.queued(), "each bound chunk is in its line once");
-        let in_lines = self.tokens.iter().filter(|(resources, chunk)| {
+        let in_lines = self.tokens.lines.iter().filter(|(resources, chunk)| {
             let entry = self.tasks.get(*chunk).filter(|entry| entry.is_queued());
             assert!(entry.is_none_or(|entry| resources_of(entry.chunk().needs()) == *resources));
             entry.is_some()
         });
-        assert_eq!(in_lines.count(), self.tokens.queued(), "each is in the line of its resources");
+        assert_eq!(
+            in_lines.count(),
+            self.tokens.lines.queued(),
+            "each is in the line of its resources"
+        );
         let mut free = self.config.resources.clone();
         let with_workers = self.tasks.values().filter(|entry| entry.worker().is_some());
         for need in with_workers.flat_map(|entry| entry.chunk().needs()) {

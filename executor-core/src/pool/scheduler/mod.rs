@@ -60,6 +60,7 @@ mod in_flight;
 mod life;
 mod lifecycle;
 mod line;
+mod lines;
 mod placement;
 mod queue;
 mod rebalance;
@@ -83,13 +84,13 @@ use std::{
 
 pub(crate) use action::{Action, End, Replied, ReplyToNobody};
 use attempts::Held;
-use bound::BoundLines;
 pub(crate) use claims::Claims;
 use estimate::Estimate;
 use in_flight::Sending;
 pub(crate) use life::Lifespan;
 pub(crate) use lifecycle::Stopped;
 use line::Line;
+use lines::Lines;
 use rows::Counted;
 use shutdown::Ending;
 pub(crate) use shutdown::Shutdown;
@@ -152,7 +153,7 @@ pub(crate) struct Scheduler<C> {
     /// Number of chunks in the queue that were not cancelled.
     queued: usize,
     /// The chunks that wait for one worker. They are not in the queue.
-    bound: BoundLines,
+    bound: Lines<u32>,
     /// The chunks that wait for tokens. They are not in the queue.
     tokens: Tokens,
     workers: BTreeMap<WorkerId, Worker>,
@@ -209,7 +210,7 @@ impl<C: Scheduled> Scheduler<C> {
             tasks: TaskTable::default(),
             queue: Line::default(),
             queued: 0,
-            bound: BoundLines::default(),
+            bound: Lines::default(),
             tokens,
             workers: BTreeMap::new(),
             idle: Vec::new(),

@@ -29,7 +29,8 @@ impl<C: Scheduled> Scheduler<C> {
         chunks: impl IntoIterator<Item = C>,
         out: &mut Actions<C>,
     ) {
-        let (queued, bound, for_tokens) = (self.queued, self.bound.queued(), self.tokens.queued());
+        let (queued, bound, for_tokens) =
+            (self.queued, self.bound.queued(), self.tokens.lines.queued());
         for chunk in chunks {
             self.counted.submitted += u64::from(chunk.left());
             if let Some(refusal) = self.refusal() {
@@ -51,7 +52,7 @@ impl<C: Scheduled> Scheduler<C> {
         let may_go = queued == 0 || self.workers.len() < self.config.workers_max;
         if self.queued > queued && may_go
             || self.bound.queued() > bound
-            || self.tokens.queued() > for_tokens
+            || self.tokens.lines.queued() > for_tokens
         {
             self.dispatch(now, out);
             self.watch(now);
@@ -70,7 +71,7 @@ impl<C: Scheduled> Scheduler<C> {
         debug_assert!(bound_to.is_none() || resources == 0, "it could wait for both");
         match bound_to {
             Some(worker) => self.bound.added(worker).push_back(chunk, priority),
-            None if resources != 0 => self.tokens.added(resources).push_back(chunk, priority),
+            None if resources != 0 => self.tokens.lines.added(resources).push_back(chunk, priority),
             None => {
                 self.queue.push_back(chunk, priority);
                 self.queued += 1;
@@ -99,7 +100,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let resources = resources_of(entry.chunk().needs());
         if resources != 0 {
-            return self.tokens.added(resources).push_front(chunk, priority);
+            return self.tokens.lines.added(resources).push_front(chunk, priority);
         }
         self.queue.push_front(chunk, priority);
         self.queued += 1;
@@ -155,8 +156,10 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     pub(super) fn resolve_queue(&mut self, error: &TaskError, out: &mut Actions<C>) {
-        self.resolve_bound(error, out);
-        self.resolve_with_tokens(error, out);
+        let (bound, for_tokens) =
+            (std::mem::take(&mut self.bound), std::mem::take(&mut self.tokens.lines));
+        self.resolve_lines(bound, error, out);
+        self.resolve_lines(for_tokens, error, out);
         for task in std::mem::take(&mut self.queue).iter() {
             if self.tasks.get(task).is_some_and(Entry::is_queued) {
                 let entry = self.tasks.remove(task).expect("looked at above");

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use super::{
     Scheduler,
     action::{Action, Actions, resolve},
-    bound::BoundLines,
     claims::Claims,
     in_flight::Sending,
+    lines::Lines,
     task::Scheduled,
     termination::{Reason, Termination},
     worker::WorkerState,
@@ -104,7 +104,7 @@ impl<C: Scheduled> Scheduler<C> {
         self.workers.clear();
         self.idle.clear();
         self.queue.clear();
-        self.bound = BoundLines::default();
+        self.bound = Lines::default();
         self.tokens.clear();
         self.waits.clear();
         self.held.clear();

@@ -17,16 +17,10 @@
 //! to an idle worker: behind another task it would have tokens and not use them. When its turn has
 //! come and no worker is idle, nothing that comes after it is sent ahead, so that one becomes idle.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::cmp::Reverse;
 
-use super::{
-    Scheduler,
-    action::{Actions, resolve},
-    line::{Line, OVERTAKES_MAX},
-    queue::QUEUE_SLACK,
-    task::{Entry, Scheduled},
-};
-use crate::{error::TaskError, id::TaskId, task::Need};
+use super::{Scheduler, line::OVERTAKES_MAX, lines::Lines, task::Scheduled};
+use crate::{id::TaskId, task::Need};
 
 /// A set of resources, a bit for each.
 pub(super) type Resources = u64;
@@ -35,10 +29,8 @@ pub(super) type Resources = u64;
 pub(super) struct Tokens {
     /// How many tokens there are of each resource.
     all: Box<[u32]>,
-    /// By what the chunks need. As in the queue, the ids of cancelled chunks stay for a while.
-    lines: BTreeMap<Resources, Line>,
-    /// Number of queued chunks.
-    queued: usize,
+    /// The chunks that wait, by what they need.
+    pub(super) lines: Lines<Resources>,
     /// The chunks that were given tokens. They have them as long as a worker has them: it is looked
     /// up when tokens are wanted, and not recorded wherever a chunk may leave its worker.
     holders: Vec<TaskId>,
@@ -75,47 +67,12 @@ pub(super) fn resources_of(needs: &[Need]) -> Resources {
 impl Tokens {
     pub(super) fn new(all: Box<[u32]>) -> Self {
         debug_assert!(all.len() <= Resources::BITS as usize);
-        Tokens {
-            all,
-            lines: BTreeMap::new(),
-            queued: 0,
-            holders: Vec::new(),
-            overtakes: 0,
-            passes: 0,
-        }
-    }
-
-    /// Returns the number of queued chunks.
-    #[inline]
-    pub(super) fn queued(&self) -> usize {
-        self.queued
-    }
-
-    /// Returns the line of these resources, to which a chunk is added.
-    pub(super) fn added(&mut self, resources: Resources) -> &mut Line {
-        self.queued += 1;
-        self.lines.entry(resources).or_default()
-    }
-
-    /// Records that a queued chunk has ended. `is_queued` says which others have not.
-    pub(super) fn ended(&mut self, chunk: TaskId, is_queued: impl Fn(TaskId) -> bool) {
-        self.queued -= 1;
-        let ids: usize = self.lines.values().map(Line::len).sum();
-        if ids > 2 * self.queued + QUEUE_SLACK {
-            for line in self.lines.values_mut() {
-                line.retain(|other| other != chunk && is_queued(other));
-            }
-        }
+        Tokens { all, lines: Lines::default(), holders: Vec::new(), overtakes: 0, passes: 0 }
     }
 
     /// Forgets all chunks.
     pub(super) fn clear(&mut self) {
         *self = Tokens::new(std::mem::take(&mut self.all));
-    }
-
-    #[cfg(test)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Resources, TaskId)> {
-        self.lines.iter().flat_map(|(set, line)| line.iter().map(|chunk| (*set, chunk)))
     }
 }
 
@@ -139,7 +96,7 @@ impl<C: Scheduled> Scheduler<C> {
     fn firsts(&mut self) -> Vec<Next> {
         let Scheduler { tokens, tasks, .. } = self;
         let mut firsts: Vec<Next> = Vec::new();
-        tokens.lines.retain(|resources, line| {
+        tokens.lines.by_key.retain(|resources, line| {
             while let Some(chunk) = line.front() {
                 if let Some(entry) = tasks.get(chunk).filter(|entry| entry.is_queued()) {
                     let priority = entry.chunk().priority();
@@ -167,7 +124,7 @@ impl<C: Scheduled> Scheduler<C> {
     /// line.
     #[inline]
     pub(super) fn next_with_tokens(&mut self) -> Option<Next> {
-        if self.tokens.queued == 0 { None } else { self.search_with_tokens() }
+        if self.tokens.lines.queued() == 0 { None } else { self.search_with_tokens() }
     }
 
     #[cold]
@@ -195,7 +152,7 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let mut free = self.free_tokens();
         let mut count = 0;
-        for line in self.tokens.lines.values() {
+        for line in self.tokens.lines.by_key.values() {
             for entry in line.iter().filter_map(|chunk| self.tasks.get(chunk)) {
                 let needs = entry.chunk().needs();
                 let has_all =
@@ -232,26 +189,12 @@ impl<C: Scheduled> Scheduler<C> {
 
     /// Takes the chunk out of its line, because it goes to a worker. It has its tokens from now on.
     pub(super) fn give_tokens(&mut self, next: &Next) {
-        let line = self.tokens.lines.get_mut(&next.resources);
-        let popped = line.and_then(Line::pop_front);
+        let popped = self.tokens.lines.pop_front(next.resources);
         debug_assert_eq!(popped, Some(next.chunk), "nothing has changed since it was looked up");
-        self.tokens.queued -= 1;
         self.tokens.overtakes =
             if next.overtakes { self.tokens.overtakes.saturating_add(1) } else { 0 };
         if !self.tokens.holders.contains(&next.chunk) {
             self.tokens.holders.push(next.chunk);
-        }
-    }
-
-    /// Resolves all chunks that wait for tokens with this error.
-    pub(super) fn resolve_with_tokens(&mut self, error: &TaskError, out: &mut Actions<C>) {
-        let lines = std::mem::take(&mut self.tokens.lines);
-        self.tokens.queued = 0;
-        for chunk in lines.values().flat_map(Line::iter) {
-            if self.tasks.get(chunk).is_some_and(Entry::is_queued) {
-                let entry = self.tasks.remove(chunk).expect("looked at above");
-                out.push(resolve(entry.into_chunk(), error.clone()));
-            }
         }
     }
 }
