@@ -30,7 +30,7 @@ use executor::{
     as_completed, prelude::*, wait,
 };
 use futures::StreamExt;
-use support::{children, descriptors, eventually, executor_threads, tagged, watchdog_of};
+use support::{children, descriptors, eventually, executor_threads, tagged, watchdog_named};
 
 executor::test_support!();
 
@@ -261,11 +261,11 @@ impl Player {
         let mut task = task;
         if self.random.one_in(4) {
             may.time_out = true;
-            task = task.timeout(Duration::from_micros(self.random.below(20_000)));
+            task = task.timeout(Duration::from_micros(1 + self.random.below(20_000)));
         }
         if self.random.one_in(8) {
             may.time_out = true;
-            task = task.queue_timeout(Duration::from_micros(self.random.below(20_000)));
+            task = task.queue_timeout(Duration::from_micros(1 + self.random.below(20_000)));
         }
         if self.random.one_in(4) {
             task = task.priority(self.random.below(5) as i32 - 2);
@@ -747,11 +747,12 @@ fn count_panics() -> Arc<AtomicU64> {
 #[test]
 fn every_future_ends_once_and_nothing_is_left() {
     const SECONDS: u64 = 30;
+    /// A round takes less than a second, and one with a worker for each task a few.
+    const HANGS: Duration = Duration::from_secs(120);
     /// What an allocator and a runtime may keep.
     const KEPT_KIB_MAX: u64 = 128 << 10;
 
     let seconds = number("EXECUTOR_STRESS_SECONDS").unwrap_or(SECONDS);
-    let _watchdog = watchdog_of(Duration::from_secs(seconds + 300));
     let first = number("EXECUTOR_SEED").unwrap_or_else(|| {
         let now = std::time::UNIX_EPOCH.elapsed().expect("a clock");
         now.as_nanos() as u64
@@ -763,6 +764,7 @@ fn every_future_ends_once_and_nothing_is_left() {
     while rounds == 0 || began.elapsed() < Duration::from_secs(seconds) {
         let seed = first.wrapping_add(rounds);
         println!("EXECUTOR_SEED={seed}");
+        let _watchdog = watchdog_named(&format!("the round of EXECUTOR_SEED={seed}"), HANGS);
         let (of_values, of_errors) = round(seed);
         rounds += 1;
         values += of_values;

@@ -79,11 +79,17 @@ pub fn watchdog() -> Watchdog {
 
 /// Guards a test that may take longer than others.
 pub fn watchdog_of(timeout: Duration) -> Watchdog {
-    let test = thread::current().name().unwrap_or("a test").to_owned();
+    watchdog_named(thread::current().name().unwrap_or("a test"), timeout)
+}
+
+/// Guards a test, or a part of one, that may take longer than others. If it hangs, what the harness
+/// has kept of its output is lost, so `what` says all that is needed to repeat it.
+pub fn watchdog_named(what: &str, timeout: Duration) -> Watchdog {
+    let what = what.to_owned();
     let (sender, receiver) = mpsc::channel::<()>();
     thread::spawn(move || {
         if receiver.recv_timeout(timeout) == Err(mpsc::RecvTimeoutError::Timeout) {
-            say_past_the_harness(&format!("{test} hangs: nothing for {timeout:?}"));
+            say_past_the_harness(&format!("{what} hangs: nothing for {timeout:?}"));
             std::process::abort();
         }
     });

@@ -148,6 +148,10 @@ impl<C: Scheduled> Scheduler<C> {
         }
         self.send_all_broadcasts(now, out);
         if lives {
+            if self.end_fresh(now, claims) {
+                // Those that are kept are replaced.
+                self.dispatch(now, out);
+            }
             self.end_idle(now, claims);
         }
         self.stop_the_leaving(now, out);

@@ -12,6 +12,9 @@
 //! A worker that leaves keeps only the task that it has begun, and gets no other, except those of
 //! [broadcasts](super::broadcast) that wait for it. So it leaves between two tasks, however long
 //! they are and however many wait.
+//!
+//! Each worker runs one task at least, however soon it is too old, if one waits for it: a pool
+//! whose workers leave before their first task would start workers and do nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -157,20 +160,45 @@ impl<C: Scheduled> Scheduler<C> {
     }
 
     /// Lets workers leave that are too old. Returns whether it was time to look, also for those
-    /// that are [idle](Self::end_idle).
+    /// that [have no task yet](Self::end_fresh) and those that are [idle](Self::end_idle).
     pub(super) fn end_lives(&mut self, now: Instant, claims: &dyn Claims) -> bool {
         if self.life_at.take_if(|at| *at <= now).is_none() || self.state.is_over() {
             return false;
         }
-        let stays = self.workers.iter().filter(|(_, worker)| worker.stays());
-        let old = stays.filter(|(_, worker)| worker.is_old(now));
-        for id in old.map(|(id, _)| *id).collect::<Vec<_>>() {
-            // Otherwise workers with a tiny lifetime would leave one after the other, before they
-            // have begun anything.
-            let keeps = usize::from(self.workers[&id].answered() == 0);
-            self.let_go(id, keeps, claims);
+        for id in self.old(now) {
+            if !self.is_fresh(id) {
+                let keeps = usize::from(!self.workers[&id].has_served());
+                self.let_go(id, keeps, claims);
+            }
         }
         true
+    }
+
+    /// Lets workers leave that are too old before they have had a task. Called after all tasks that
+    /// they can get were given to them. One that has got its first task now leaves at the next look,
+    /// and one that runs the task of a broadcast is looked at when that has ended. Returns whether
+    /// any are to leave.
+    pub(super) fn end_fresh(&mut self, now: Instant, claims: &dyn Claims) -> bool {
+        let mut any = false;
+        for id in self.old(now) {
+            if self.is_fresh(id) && !self.has_broadcast(id) {
+                self.let_go(id, 0, claims);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Returns the workers that are there to stay, although they are too old.
+    fn old(&self, now: Instant) -> Vec<WorkerId> {
+        let stays = self.workers.iter().filter(|(_, worker)| worker.stays());
+        stays.filter(|(_, worker)| worker.is_old(now)).map(|(id, _)| *id).collect()
+    }
+
+    /// Returns whether a worker has had no task yet, except those of broadcasts.
+    fn is_fresh(&self, id: WorkerId) -> bool {
+        let worker = &self.workers[&id];
+        !worker.has_served() && (worker.in_flight.is_empty() || self.has_broadcast(id))
     }
 
     /// Lets workers leave that have been idle for too long. Called after all tasks that they can
@@ -201,8 +229,10 @@ impl<C: Scheduled> Scheduler<C> {
         }
         let surplus = self.staying() > self.workers_min();
         let idle = self.idle.iter().filter(|_| surplus).filter_map(|id| self.idle_until(*id));
-        let stays = self.workers.values().filter(|worker| worker.stays());
-        self.life_at = stays.filter_map(Worker::old_at).chain(idle).min();
+        let stays = self.workers.iter().filter(|(_, worker)| worker.stays());
+        // Such a worker is looked at when the task of its broadcast has ended.
+        let old = stays.filter(|(id, _)| !(self.has_broadcast(**id) && self.is_fresh(**id)));
+        self.life_at = old.filter_map(|(_, worker)| worker.old_at()).chain(idle).min();
     }
 
     /// Checks a worker that is ready now once it is too old.

@@ -45,12 +45,12 @@ impl<C: Scheduled> Scheduler<C> {
         if let Some(asked) = worker.asked_mut().filter(|asked| asked.error_of(task).is_some()) {
             asked.answer();
             let left = entry.chunk().left();
-            worker.has_answered(left);
+            worker.has_answered(left, entry.is_broadcast());
             worker.in_flight.front_answered(now, left, &mut self.with_waiting);
             return Ok(Replied::Late);
         }
         let count = count.min(entry.chunk().left());
-        worker.has_answered(count);
+        worker.has_answered(count, entry.is_broadcast());
         let left = entry.answered(count);
         let in_flight = worker.in_flight.front_answered(now, count, &mut self.with_waiting);
         debug_assert_eq!(left, in_flight, "both records count the same items");
@@ -124,6 +124,9 @@ impl<C: Scheduled> Scheduler<C> {
         let Some(worker) = self.workers.get(&id) else { return };
         if worker.is_idle() && !self.idle.contains(&id) {
             self.idle.push(id);
+            if !worker.has_served() {
+                self.look_at_age_of(id);
+            }
             self.look_at_idle(id);
         }
     }

@@ -145,14 +145,36 @@ impl<C: Scheduled> Scheduler<C> {
         self.close_if_drained(now, out);
     }
 
+    /// Returns whether another worker is started in place of one that has failed. After the pool has
+    /// broken, or has been drained, nothing waits for a worker.
+    fn starts_workers(&self) -> bool {
+        !self.state.is_over() && !self.is_drained()
+    }
+
+    /// Handles a failed start beside workers that work, so that no task waits for it alone.
+    pub(super) fn start_failed_beside_others(
+        &mut self,
+        now: Instant,
+        cause: BrokenCause,
+        out: &mut Actions<C>,
+    ) {
+        if !self.starts_workers() {
+            return;
+        }
+        self.refusals += 1;
+        self.back_off(now);
+        out.push(Action::WarnNotReady(cause));
+    }
+
     pub(super) fn start_failed(&mut self, now: Instant, cause: BrokenCause, out: &mut Actions<C>) {
-        if self.is_drained() {
-            // Nothing waits for a worker.
+        if !self.starts_workers() {
             return;
         }
         self.start_failures.push_back(now);
         forget_old(&mut self.start_failures, now);
         if !self.ever_ready || self.start_failures.len() >= START_FAILURES_MAX {
+            // These announce other workers: several may be given up in one event.
+            out.retain(|action| !matches!(action, Action::WarnNotReady(_)));
             self.on_broken(now, cause, out);
         } else {
             self.back_off(now);

@@ -98,9 +98,7 @@ impl<C: Scheduled> Scheduler<C> {
             // of the same program work. A worker that was too slow is no reason to end the workers
             // that were fast enough.
             if (!said_hello || too_slow) && self.workers.values().any(Worker::is_working) {
-                self.refusals += 1;
-                self.back_off(now);
-                out.push(Action::WarnNotReady(cause));
+                self.start_failed_beside_others(now, cause, out);
             } else {
                 self.start_failed(now, cause, out);
             }

@@ -29,6 +29,8 @@ pub(super) struct Worker {
     old_at: Option<Instant>,
     /// Number of tasks that the worker has answered.
     answered: u64,
+    /// Whether one of them was for whichever worker could take it, and not of a broadcast.
+    served: bool,
     /// The task that was asked to stop. Nothing is behind it, and it stays until the worker is
     /// signalled for it and beyond, because it has the error that the task ends with.
     asked: Option<Asked>,
@@ -73,6 +75,7 @@ impl Worker {
             ready_at: None,
             old_at: None,
             answered: 0,
+            served: false,
             asked: None,
             reports: None,
             termination: None,
@@ -212,8 +215,14 @@ impl Worker {
 
     /// Counts tasks that the worker has answered.
     #[inline]
-    pub(super) fn has_answered(&mut self, tasks: u32) {
+    pub(super) fn has_answered(&mut self, tasks: u32, of_broadcast: bool) {
         self.answered += u64::from(tasks);
+        self.served |= !of_broadcast;
+    }
+
+    /// Returns whether the worker has answered a task that others could have run as well.
+    pub(super) fn has_served(&self) -> bool {
+        self.served
     }
 
     /// Returns whether the worker can take a task and has none.

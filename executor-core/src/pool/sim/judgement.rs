@@ -185,15 +185,26 @@ impl World {
             let (conduct, timeout) = (self.any_conduct(), self.any_timeout());
             self.queue_timeout = self.any_timeout();
             let function = self.dice.below(6);
-            let (ticket, ..) = self.ticket(function, timeout, &[conduct]);
+            self.broadcast_to(id, function, timeout, conduct);
             self.queue_timeout = None;
-            let task = ticket.base;
-            self.story(task).broadcast_to = Some(id);
-            self.note("broadcast", Some(id), Some(task));
-            self.event(|scheduler, now, claims, out| {
-                scheduler.on_broadcast(now, [(id, ticket)], claims, out);
-            });
         }
+    }
+
+    /// Submits a task that only this worker may run.
+    pub(super) fn broadcast_to(
+        &mut self,
+        id: WorkerId,
+        function: u64,
+        timeout: Option<Duration>,
+        conduct: Conduct,
+    ) {
+        let (ticket, ..) = self.ticket(function, timeout, &[conduct]);
+        let task = ticket.base;
+        self.story(task).broadcast_to = Some(id);
+        self.note("broadcast", Some(id), Some(task));
+        self.event(|scheduler, now, claims, out| {
+            scheduler.on_broadcast(now, [(id, ticket)], claims, out);
+        });
     }
 
     /// Returns whether the time for a shutdown is over, so that the rest is ended.

@@ -228,6 +228,35 @@ fn a_refusal_of_a_worker_that_was_given_up_is_no_further_failed_start() {
 }
 
 #[test]
+fn a_broken_pool_does_not_announce_another_worker() {
+    // All are given up in the same tick. The fifth one breaks a pool that has worked, and the first
+    // one a pool that has not.
+    for has_worked in [false, true] {
+        let start_timeout = Duration::from_secs(1);
+        let mut world = World::new(1, small(6, start_timeout), Climate::calm());
+        if has_worked {
+            let task = world.submit(0, None, Conduct::Returns);
+            world.until_all_end();
+            assert_eq!(world.ending(task), Some(Ending::Value));
+            world.process(WorkerId(0)).die();
+            world.on_reap(WorkerId(0));
+            world.on_read(WorkerId(0), 1);
+        }
+        let before = world.ids();
+        let tasks = [(); 6].map(|()| world.submit(0, None, Conduct::Returns));
+        let new: Vec<_> = world.ids().into_iter().filter(|id| !before.contains(id)).collect();
+        assert_eq!(new.len(), 6);
+        for id in new {
+            world.process(id).never_starts = true;
+        }
+        // The world checks each announcement.
+        world.settle();
+        assert!(tasks.iter().all(|task| world.ending(*task) == Some(Ending::Broken)));
+        assert!(world.closed);
+    }
+}
+
+#[test]
 fn starts_that_hang_and_cannot_be_killed_break_the_pool_in_the_end() {
     let mut world = World::new(1, small(1, Duration::from_secs(1)), Climate::calm());
     let task = world.submit(0, None, Conduct::Returns);

@@ -85,6 +85,29 @@ fn a_worker_that_is_old_at_once_keeps_its_first_task() {
 }
 
 #[test]
+fn a_worker_that_is_old_after_the_task_of_a_broadcast_gets_a_first_task() {
+    let lifetime_max = Some(Duration::from_nanos(1));
+    let lifespan = Lifespan { lifetime_max, ..Lifespan::default() };
+    let mut world = World::of(Config { lifespan, ..small(1, Duration::from_secs(10)) });
+    let tasks = world.calls(0, 3);
+    let mut broadcasts = 0;
+    while world.unresolved() > 0 {
+        // As `broadcast_and_later` does.
+        if let Some((&id, _)) = world.processes.iter().next_back()
+            && id.0 >= broadcasts
+        {
+            broadcasts += 1;
+            world.broadcast_to(id, 1, None, Conduct::Returns);
+        }
+        assert!(broadcasts <= 3, "one worker for each task: {}", world.describe());
+        world.any_step();
+    }
+    assert!(world.all_return(&tasks));
+    let ran_by = |task: &TaskId| world.stories[task.as_u64() as usize - 1].begun.unwrap().0;
+    assert_eq!(tasks.iter().map(ran_by).collect::<Vec<_>>(), [0, 1, 2].map(WorkerId));
+}
+
+#[test]
 fn a_worker_gets_nothing_at_the_moment_at_which_it_is_too_old() {
     let lifespan = Lifespan { lifetime_max: Some(A_MOMENT), ..Lifespan::default() };
     let mut world = World::of(Config { lifespan, ..small(1, Duration::from_secs(10)) });

@@ -108,11 +108,16 @@ impl World {
     /// Goes on until the last task has ended, and no further.
     fn until_all_end(&mut self) {
         while self.unresolved() > 0 {
-            if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
-                self.tick();
-            } else if !self.any_turn() {
-                assert!(self.wait(), "a task has no end");
-            }
+            self.any_step();
+        }
+    }
+
+    /// Does what is due, else what could happen now, else lets time pass until something happens.
+    fn any_step(&mut self) {
+        if self.scheduler.next_deadline().is_some_and(|at| at <= self.now) {
+            self.tick();
+        } else if !self.any_turn() {
+            assert!(self.wait(), "a task has no end");
         }
     }
 
