@@ -28,10 +28,12 @@ fn sleep(millis: u64) -> u32 {
 /// Uses this much processor time, all of it in user mode.
 #[task]
 fn burn(millis: u64) {
-    let used = || rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let millis_of = |time: rustix::time::Timespec| time.tv_sec * 1000 + time.tv_nsec / 1_000_000;
-    let until = millis_of(used()) + millis as i64;
-    while millis_of(used()) < until {
+    let used = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    let until = used() + Duration::from_millis(millis);
+    while used() < until {
         (0..1000).for_each(|n| _ = std::hint::black_box(n));
     }
 }

@@ -174,10 +174,10 @@ impl<C: Scheduled> Scheduler<C> {
         true
     }
 
-    /// Lets workers leave that are too old before they have had a task. Called after all tasks that
-    /// they can get were given to them. One that has got its first task now leaves at the next look,
-    /// and one that runs the task of a broadcast is looked at when that has ended. Returns whether
-    /// any are to leave.
+    /// Lets workers leave that are too old before they have had a task. Called after all tasks
+    /// that they can get were given to them. One that has got its first task now leaves at the next
+    /// look, and one that runs the task of a broadcast is looked at when that has ended. Returns
+    /// whether any are to leave.
     pub(super) fn end_fresh(&mut self, now: Instant, claims: &dyn Claims) -> bool {
         let mut any = false;
         for id in self.old(now) {

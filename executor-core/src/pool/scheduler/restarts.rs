@@ -145,8 +145,8 @@ impl<C: Scheduled> Scheduler<C> {
         self.close_if_drained(now, out);
     }
 
-    /// Returns whether another worker is started in place of one that has failed. After the pool has
-    /// broken, or has been drained, nothing waits for a worker.
+    /// Returns whether another worker is started in place of one that has failed. After the pool
+    /// has broken, or has been drained, nothing waits for a worker.
     fn starts_workers(&self) -> bool {
         !self.state.is_over() && !self.is_drained()
     }
