@@ -247,9 +247,9 @@ impl Player {
         May { time_out: self.traits.limited, be_cancelled: true, ..May::default() }
     }
 
-    /// A time limit, so that a task ends that would not.
+    /// A time limit, so that a task ends that would not. A limit of 0 is refused.
     fn soon(&mut self) -> Duration {
-        Duration::from_micros(self.random.below(20_000))
+        Duration::from_micros(1 + self.random.below(20_000))
     }
 
     /// Sets options of a task at random.
@@ -261,11 +261,11 @@ impl Player {
         let mut task = task;
         if self.random.one_in(4) {
             may.time_out = true;
-            task = task.timeout(Duration::from_micros(1 + self.random.below(20_000)));
+            task = task.timeout(self.soon());
         }
         if self.random.one_in(8) {
             may.time_out = true;
-            task = task.queue_timeout(Duration::from_micros(1 + self.random.below(20_000)));
+            task = task.queue_timeout(self.soon());
         }
         if self.random.one_in(4) {
             task = task.priority(self.random.below(5) as i32 - 2);
