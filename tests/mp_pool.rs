@@ -24,6 +24,16 @@ use support::{
 executor::test_support!();
 
 #[task]
+fn slot_and_pid(_item: u32) -> (String, u32) {
+    (executor::slot().expect("each worker has one"), std::process::id())
+}
+
+#[task]
+fn pid_of(_item: u32) -> u32 {
+    std::process::id()
+}
+
+#[task]
 fn square(x: u64) -> u64 {
     x * x
 }
@@ -384,6 +394,53 @@ fn pl14_results_before_the_panic_of_an_input_are_all_yielded() {
     assert!(catch_unwind(AssertUnwindSafe(|| results.next())).is_err());
     assert!(results.next().is_none());
     assert_eq!(pool.apply(square::task(4)).unwrap(), 16);
+    end(&pool);
+}
+
+#[test]
+fn every_option_of_an_executor_can_be_set_and_none_is_ignored() {
+    let pool = Pool::builder()
+        .processes(2)
+        .executor(|options| options.slots(["a", "b"]).max_tasks_per_worker(1).max_pending(3))
+        .build()
+        .unwrap();
+    let mut seen = pool.map(slot_and_pid::task, 0..6_u32).unwrap();
+    seen.sort();
+    let slots: Vec<_> = seen.iter().map(|(slot, _)| slot.as_str()).collect();
+    assert!(slots.iter().all(|slot| ["a", "b"].contains(slot)), "{slots:?}");
+    let mut pids: Vec<_> = seen.iter().map(|(_, pid)| *pid).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    assert_eq!(pids.len(), 6, "each worker has run one");
+    end(&pool);
+
+    type Set = fn(executor::ProcessPoolBuilder) -> executor::ProcessPoolBuilder;
+    let without_effect: [(&str, Set); 5] = [
+        ("max_workers", |options| options.max_workers(3)),
+        ("min_workers", |options| options.min_workers(1)),
+        ("idle_timeout", |options| options.idle_timeout(LONG)),
+        ("on_drop", |options| options.on_drop(executor::OnDrop::CancelPending)),
+        ("exit_timeout", |options| options.exit_timeout(LONG)),
+    ];
+    for (name, set) in without_effect {
+        let error = Pool::builder().processes(1).executor(set).build().unwrap_err();
+        assert!(error.to_string().contains(&format!("`{name}` has no effect")), "{error}");
+    }
+    let both = Pool::builder().processes(1).max_tasks_per_child(1);
+    let error = both.executor(|options| options.max_tasks_per_worker(2)).build().unwrap_err();
+    assert!(error.to_string().contains("`max_tasks_per_worker` has no effect"), "{error}");
+}
+
+#[test]
+fn each_task_of_a_pool_can_have_a_process_of_its_own() {
+    let isolated = |options: executor::ProcessPoolBuilder| {
+        options.isolation(executor::Isolation::PerTask).ready(2)
+    };
+    let pool = Pool::builder().processes(2).executor(isolated).build().unwrap();
+    let mut pids = pool.map(pid_of::task, 0..8_u32).unwrap();
+    pids.sort_unstable();
+    pids.dedup();
+    assert_eq!(pids.len(), 8);
     end(&pool);
 }
 

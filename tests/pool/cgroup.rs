@@ -363,6 +363,50 @@ fn x15_the_memory_of_a_control_group_is_limited_by_the_system() {
     pool.shutdown(true);
 }
 
+/// Starts a program that fills memory, and waits for it.
+#[task]
+fn fill_in_a_program() -> bool {
+    const SCRIPT: &str = "text=$(head -c 300000000 /dev/zero | tr '\\0' x); echo ${#text}";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", SCRIPT]).stdin(Stdio::null()).stderr(Stdio::null()).output().is_ok()
+}
+
+#[test]
+fn x15_a_worker_ends_with_a_program_of_its_own_that_has_too_much_memory() {
+    let _watchdog = watchdog();
+    let Some(place) = Place::new() else { return };
+    const LIMIT: u64 = 64 << 20;
+    let Some(pool) = limited(&place, CgroupLimits::default().memory_max(LIMIT)) else { return };
+    match pool.submit(fill_in_a_program::task()).result() {
+        Err(TaskError::MemoryLimit { limit, .. }) => assert_eq!(limit, LIMIT),
+        other => panic!("{other:?}"),
+    }
+    pool.shutdown(true);
+    assert_eq!(place.groups(), Vec::<PathBuf>::new());
+}
+
+/// Returns the share of the processors that this worker's group has.
+#[task]
+fn weight_of_worker(place: &Path) -> String {
+    let group = group_name().expect("version 2");
+    let name = place.file_name().unwrap().to_str().unwrap();
+    let below = group.split_once(name).unwrap().1.trim_start_matches('/');
+    fs::read_to_string(place.join(below).join("cpu.weight")).unwrap()
+}
+
+#[test]
+fn x15_the_group_of_a_worker_has_the_weight_that_was_set() {
+    let _watchdog = watchdog();
+    let Some(place) = Place::new() else { return };
+    for weight in [7, 10_000] {
+        let limits = CgroupLimits::default().cpu_weight(weight);
+        let Some(pool) = limited(&place, limits) else { return };
+        let seen = pool.submit(weight_of_worker::task(&place.0)).result().unwrap();
+        assert_eq!(seen.trim(), weight.to_string());
+        pool.shutdown(true);
+    }
+}
+
 /// Starts programs until the system refuses one. Returns how many there are.
 #[task]
 fn start_many() -> usize {

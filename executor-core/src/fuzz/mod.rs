@@ -52,7 +52,7 @@ pub struct Target {
 const AHEAD: usize = 3 << 20;
 
 /// All targets.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: &[Target] = &[
     Target { name: "frame", run: frame, bytes_max: |len| 4096 + 8 * len },
     Target { name: "setup", run: setup, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "hello", run: hello, bytes_max: |len| 4096 + 8 * len },
@@ -81,6 +81,8 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "replies", run: replies, bytes_max: |len| AHEAD + 64 * len },
     Target { name: "meeting", run: meeting, bytes_max: |len| (1 << 16) + 8 * len },
     Target { name: "place", run: place, bytes_max: |len| (1 << 16) + 64 * len },
+    #[cfg(feature = "tls")]
+    Target { name: "way", run: way, bytes_max: |len| AHEAD + 64 * len },
 ];
 
 /// The board. Only the text of a panic takes memory in it, but it is run with threads, which take
@@ -191,6 +193,12 @@ pub fn replies(data: &[u8]) {
 /// know each other.
 pub fn meeting(data: &[u8]) {
     crate::manager::fuzzed::meeting(data);
+}
+
+/// Decodes the way to a manager's server that another process has sent with a handle.
+#[cfg(feature = "tls")]
+pub fn way(data: &[u8]) {
+    crate::manager::fuzzed::way(data);
 }
 
 /// Decodes the first message that a worker reads.

@@ -183,7 +183,7 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn targets() -> impl Iterator<Item = Target> {
-    TARGETS.into_iter().chain([BOARD])
+    TARGETS.iter().copied().chain([BOARD])
 }
 
 #[test]
@@ -408,6 +408,8 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "requests" => crate::manager::fuzzed::request_seeds(),
         "replies" => crate::manager::fuzzed::reply_seeds(),
         "meeting" => crate::manager::fuzzed::meeting_seeds(),
+        #[cfg(feature = "tls")]
+        "way" => crate::manager::fuzzed::way_seeds(),
         "place" => vec![
             // A head in the first free line: written, opened, dropped, opened again.
             vec![3, 1, 4, 40, 0, 0, 8, 0, 3, 1, 4, 40, 0, 3, 3, 1, 4, 40, 0, 2, 3, 1, 4, 40, 0, 3],

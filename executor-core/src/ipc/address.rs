@@ -71,6 +71,7 @@ impl FromStr for Address {
         let (host, port) =
             text.rsplit_once(':').ok_or_else(|| wrong("it has no port, and is no path"))?;
         let port = port.parse().map_err(|_| wrong("its port is no number up to 65535"))?;
+        let is_bracketed = host.starts_with('[');
         let host = match host.strip_prefix('[') {
             Some(host) => host.strip_suffix(']').ok_or_else(|| wrong("a bracket is missing"))?,
             None if host.contains(':') => return Err(wrong("an IPv6 address stands in brackets")),
@@ -78,6 +79,11 @@ impl FromStr for Address {
         };
         if host.is_empty() {
             return Err(wrong("it has no host"));
+        }
+        // Without the brackets, which only an IPv6 address is written with, it could be read as
+        // something else: `[@name]:1` as an abstract name.
+        if is_bracketed && !host.contains(':') {
+            return Err(wrong("only an IPv6 address stands in brackets"));
         }
         Ok(Address::Tcp(host.to_owned(), port))
     }
@@ -130,6 +136,8 @@ mod tests {
             "name",
             "::1:80",
             "[::1:80",
+            "[@name]:80",
+            "[host]:80",
             ":80",
             "host:",
             "host:65536",

@@ -153,6 +153,18 @@ pub(crate) fn meeting(data: &[u8]) {
     assert!(total <= stream.len(), "more was handed out than has arrived");
 }
 
+/// Decodes the way to a server that has come with a handle.
+#[cfg(feature = "tls")]
+pub(crate) fn way(data: &[u8]) {
+    super::client::way::fuzzed::way(data);
+}
+
+/// Inputs for [`way`].
+#[cfg(all(test, feature = "tls"))]
+pub(crate) fn way_seeds() -> Vec<Vec<u8>> {
+    super::client::way::fuzzed::seeds()
+}
+
 /// Inputs for [`meeting`].
 #[cfg(test)]
 pub(crate) fn meeting_seeds() -> Vec<Vec<u8>> {

@@ -257,6 +257,35 @@ impl PoolBuilder {
         self
     }
 
+    /// Sets any other option of the executor that runs the workers: limits on their memory, slots,
+    /// control groups, isolation.
+    ///
+    /// Options that would have no effect in a pool are an error of [`build`](Self::build): its
+    /// workers are as many as [`processes`](Self::processes) says and all are kept, and what its
+    /// drop and the end of the program do is fixed.
+    ///
+    /// ```
+    /// use executor::{Pool, prelude::*};
+    ///
+    /// #[task]
+    /// fn device() -> String { executor::slot().unwrap() }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let builder = Pool::builder().processes(2);
+    ///     let pool = builder
+    ///         .executor(|options| options.slots(["cuda:0", "cuda:1"]).worker_memory_limit(1 << 30))
+    ///         .build()
+    ///         .unwrap();
+    ///     assert!(pool.apply(device::task()).unwrap().starts_with("cuda:"));
+    ///     # pool.terminate();
+    /// }
+    /// ```
+    pub fn executor(mut self, set: impl FnOnce(ProcessPoolBuilder) -> ProcessPoolBuilder) -> Self {
+        self.executor = set(self.executor);
+        self
+    }
+
     /// Builds the pool and starts its workers. It does not wait until they have started.
     ///
     /// # Errors
@@ -272,13 +301,9 @@ impl PoolBuilder {
                 usable_cpus_or_error().map_err(BuildError::Invalid)?.saturating_sub(cpus).max(1)
             }
         };
-        let mut executor = self.executor.max_workers(processes).start_at_once().terminate_at_end();
-        if let Some(tasks) = self.max_tasks_per_child {
-            if tasks == 0 {
-                return Err(BuildError::Invalid("max_tasks_per_child must be above 0".into()));
-            }
-            executor = executor.max_tasks_per_worker(tasks);
+        if self.max_tasks_per_child == Some(0) {
+            return Err(BuildError::Invalid("max_tasks_per_child must be above 0".into()));
         }
-        Ok(Pool::of(executor.build()?))
+        Ok(Pool::of(self.executor.of_pool(processes, self.max_tasks_per_child)?.build()?))
     }
 }

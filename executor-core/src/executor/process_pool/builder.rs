@@ -70,7 +70,7 @@ pub struct ProcessPoolBuilder {
     pub(super) min_workers: Option<usize>,
     pub(super) max_tasks_per_worker: Option<usize>,
     pub(super) lifespan: Lifespan,
-    start_at_once: bool,
+    of_pool: bool,
     initializer: Option<Initializer<Result<Payload, String>>>,
     initializer_timeout: Option<Duration>,
     finalizer: Option<Initializer<Result<Payload, String>>>,
@@ -80,7 +80,6 @@ pub struct ProcessPoolBuilder {
     start_timeout: Option<Duration>,
     on_drop: OnDrop,
     exit_timeout: Option<Duration>,
-    terminates_at_end: bool,
     stack_size: Option<usize>,
     defaults: TaskDefaults,
     max_pending: Option<usize>,
@@ -100,7 +99,7 @@ impl std::fmt::Debug for ProcessPoolBuilder {
             .field("max_tasks_per_worker", &self.max_tasks_per_worker)
             .field("idle_timeout", &self.lifespan.idle_timeout)
             .field("max_lifetime", &self.lifespan.lifetime_max)
-            .field("start_at_once", &self.start_at_once)
+            .field("of_pool", &self.of_pool)
             .field("initializer", &self.initializer.as_ref().map(|initializer| &initializer.name))
             .field("initializer_timeout", &self.initializer_timeout)
             .field("finalizer", &self.finalizer.as_ref().map(|finalizer| &finalizer.name))
@@ -302,12 +301,6 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// Starts all workers at once, and replaces them when they end, whether or not there is work.
-    pub(crate) fn start_at_once(mut self) -> Self {
-        self.start_at_once = true;
-        self
-    }
-
     /// Sets how long a worker may take from its start to its first message. The default is 30
     /// seconds. The initializer runs after that and may take as long again, unless
     /// [`initializer_timeout`](Self::initializer_timeout) is set.
@@ -357,10 +350,33 @@ impl ProcessPoolBuilder {
         self
     }
 
-    /// Makes the end of the program end the workers, with SIGTERM first.
-    pub(crate) fn terminate_at_end(mut self) -> Self {
-        self.terminates_at_end = true;
-        self
+    /// Makes it the executor of a [`Pool`](crate::Pool): all workers are started at once and are
+    /// replaced when they end, whether or not there is work, and the end of the program ends them,
+    /// with SIGTERM first.
+    ///
+    /// # Errors
+    /// What is wrong with the options, if one of them would have no effect then.
+    pub(crate) fn of_pool(
+        mut self,
+        processes: usize,
+        max_tasks_per_child: Option<usize>,
+    ) -> Result<Self, BuildError> {
+        let has_both = max_tasks_per_child.is_some() && self.max_tasks_per_worker.is_some();
+        let without_effect = [
+            ("max_tasks_per_worker", has_both, "`max_tasks_per_child` is set"),
+            ("max_workers", self.max_workers.is_some(), "`processes` says how many there are"),
+            ("min_workers", self.min_workers.is_some(), "all are kept"),
+            ("idle_timeout", self.lifespan.idle_timeout.is_some(), "all are kept"),
+            ("on_drop", self.on_drop != OnDrop::default(), "`Pool` decides on it"),
+            ("exit_timeout", self.exit_timeout.is_some(), "the end of the program ends it"),
+        ];
+        if let Some((option, _, why)) = without_effect.iter().find(|(_, is_set, _)| *is_set) {
+            return Err(BuildError::Invalid(format!("`{option}` has no effect in a Pool: {why}")));
+        }
+        self.max_workers = Some(processes);
+        self.max_tasks_per_worker = max_tasks_per_child.or(self.max_tasks_per_worker);
+        self.of_pool = true;
+        Ok(self)
     }
 
     /// Sets the stack size of the thread that runs tasks, in bytes. The maximum is 120 MiB. The
@@ -496,7 +512,7 @@ impl ProcessPoolBuilder {
             min_workers,
             max_tasks_per_worker,
             lifespan,
-            start_at_once,
+            of_pool,
             initializer,
             initializer_timeout,
             finalizer,
@@ -506,7 +522,6 @@ impl ProcessPoolBuilder {
             start_timeout,
             on_drop,
             exit_timeout,
-            terminates_at_end,
             stack_size,
             defaults,
             max_pending,
@@ -530,13 +545,12 @@ impl ProcessPoolBuilder {
             && (max_workers, min_workers) == (&other.max_workers, &other.min_workers)
             && *max_tasks_per_worker == other.max_tasks_per_worker
             && *lifespan == other.lifespan
-            && *start_at_once == other.start_at_once
+            && *of_pool == other.of_pool
             && *initializer_timeout == other.initializer_timeout
             && starting.is_same(&other.starting)
             && *start_timeout == other.start_timeout
             && *on_drop == other.on_drop
             && *exit_timeout == other.exit_timeout
-            && *terminates_at_end == other.terminates_at_end
             && *stack_size == other.stack_size
             && *defaults == other.defaults
             && *max_pending == other.max_pending
@@ -637,7 +651,7 @@ impl ProcessPoolBuilder {
         let workers_max =
             workers_max.map_or_else(usable_cpus_or_error, Ok).map_err(BuildError::Invalid)?;
         let workers_min = match self.min_workers {
-            _ if self.start_at_once => workers_max,
+            _ if self.of_pool => workers_max,
             Some(min) if min > workers_max => {
                 return Err(BuildError::Invalid(format!(
                     "min_workers ({min}) must not be above max_workers ({workers_max})"
@@ -673,7 +687,7 @@ impl ProcessPoolBuilder {
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport,
             at_end: match self.on_drop {
-                _ if self.terminates_at_end => AtEnd::Terminate,
+                _ if self.of_pool => AtEnd::Terminate,
                 OnDrop::Finish => AtEnd::Finish,
                 OnDrop::CancelPending => AtEnd::CancelPending,
                 OnDrop::Kill => AtEnd::Kill,

@@ -31,7 +31,7 @@ mod table;
 mod tests;
 mod value;
 #[cfg(feature = "tls")]
-mod way;
+pub(super) mod way;
 
 pub use backoff::Backoff;
 pub(super) use door::{Door, ServerId};

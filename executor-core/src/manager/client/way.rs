@@ -194,6 +194,58 @@ fn by_bytes(bytes: &[u8]) -> Result<Arc<Route>, String> {
     Ok(route)
 }
 
+#[cfg(any(all(test, not(any(executor_loom, executor_shuttle))), fuzzing))]
+pub(in super::super) mod fuzzed {
+    use super::*;
+
+    /// Decodes a way, and checks that it leads to a place over TCP and can travel on.
+    pub(in super::super::super) fn way(data: &[u8]) {
+        let Ok(options) = decode(data) else { return };
+        assert!(matches!(options.address, Address::Tcp(..)), "{:?}", options.address);
+        let bytes = encode(&options).expect("it is over TCP");
+        let again = decode(&bytes).expect("it was encoded here");
+        assert_eq!((&again.address, &again.key), (&options.address, &options.key));
+        assert_eq!((again.timeout, again.backoff), (options.timeout, options.backoff));
+        assert_eq!(encode(&again).expect("it is over TCP"), bytes, "its trust is the same");
+    }
+
+    /// Returns inputs for [`way`].
+    #[cfg(test)]
+    pub(in super::super::super) fn seeds() -> Vec<Vec<u8>> {
+        let anchor = |byte| (vec![byte; 20], vec![byte; 40], (byte == 2).then(|| vec![3; 9]));
+        let roots = TrustParts::Certificates {
+            roots: vec![anchor(1), anchor(2)],
+            name: "executor-manager".to_owned(),
+        };
+        let way = |address: &str, trust: TrustParts, backoff: Option<Backoff>| {
+            let trust = Trust::from_parts(trust).expect("a name");
+            let options = RouteOptions {
+                address: address.parse().expect("an address"),
+                key: AuthKey::new("the key of a seed"),
+                tls: None,
+                trust: Some(trust),
+                timeout: Duration::from_secs(3),
+                backoff,
+            };
+            encode(&options).expect("it is over TCP")
+        };
+        let plain = way("host.example:7", TrustParts::Fingerprint([7; 32]), None);
+        let mut elsewhere = plain.clone();
+        // Its first character: a path is no place over TCP.
+        let at = elsewhere.iter().position(|byte| *byte == b'h').expect("the host's name");
+        elsewhere[at] = b'/';
+        vec![
+            vec![],
+            SECRET_MARK.to_vec(),
+            way("[::1]:65535", roots, Some(Backoff::default())),
+            plain[..plain.len() - 1].to_vec(),
+            plain[1..].to_vec(),
+            plain,
+            elsewhere,
+        ]
+    }
+}
+
 #[cfg(all(test, not(any(executor_loom, executor_shuttle))))]
 mod tests {
     use super::{super::super::link::tls::Identity, *};

@@ -62,6 +62,8 @@ mod sim;
 mod takes;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod travels;
 mod turn;
 mod updates;
 mod waiting;
