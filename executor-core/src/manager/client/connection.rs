@@ -774,29 +774,31 @@ impl Connection {
     /// Sleeps until the server sends a byte, or closes the socket.
     fn sleep(&self, deadline: Option<Instant>) -> io::Result<Slept> {
         let Some(socket) = self.socket.get() else { return Ok(Slept::HungUp) };
+        let mut bytes = [0; 64];
         loop {
-            let timeout = match time_left(deadline) {
-                Left::Endless => None,
-                Left::Time(left) => Some(left),
+            let received = match time_left(deadline) {
+                // One system call in place of two.
+                Left::Endless => socket::recv_short(socket, &mut bytes),
+                Left::Time(left) => {
+                    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+                    match poll(&mut fds, Some(&left)) {
+                        Err(rustix::io::Errno::INTR) | Ok(0) => continue,
+                        Err(error) => return Err(error.into()),
+                        Ok(_) => socket::recv_short_now(socket, &mut bytes),
+                    }
+                }
                 Left::Nothing => return Ok(Slept::Late),
             };
-            let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
-            match poll(&mut fds, timeout.as_ref()) {
-                Err(rustix::io::Errno::INTR) | Ok(0) => continue,
-                Err(error) => return Err(error.into()),
-                Ok(_) => {}
-            }
-            let mut bytes = [0; 64];
-            loop {
-                match socket::recv_short_now(socket, &mut bytes) {
-                    Ok((0, _)) => return Ok(Slept::HungUp),
-                    Ok((_, descriptors)) => self.keep_segments(bytes[0], descriptors),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        return Ok(Slept::Woken);
-                    }
-                    Err(error) => return Err(error),
+            // If there is another message, the next sleep ends at once.
+            return match received {
+                Ok((0, _)) => Ok(Slept::HungUp),
+                Ok((_, descriptors)) => {
+                    self.keep_segments(bytes[0], descriptors);
+                    Ok(Slept::Woken)
                 }
-            }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Slept::Woken),
+                Err(error) => Err(error),
+            };
         }
     }
 
