@@ -166,6 +166,40 @@ fn without_segments_large_values_go_through_the_ring() {
     Process::new(task).limits(limits).start().unwrap().join().unwrap();
 }
 
+/// Sets a value for which the server has no memory. Returns whether that was an error.
+#[task]
+fn sets_too_much(value: Value<ByteBuf>) -> bool {
+    value.set(&bytes(300 << 20, 1)).is_err()
+}
+
+#[task]
+fn one_of_two_clients_sets_too_much() -> Done {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+    let manager = Manager::start()?;
+    let value = manager.value(bytes(10, 2))?;
+    let status = fs::read_to_string(format!("/proc/{}/status", manager.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let has = line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10;
+    let limit = Some(has + (100 << 20));
+    let server = Pid::from_raw(manager.pid() as i32);
+    prlimit(server, Resource::As, Rlimit { current: limit, maximum: limit }).unwrap();
+    for _ in 0..3 {
+        assert!(Process::new(sets_too_much::task(value.clone())).start().unwrap().join().unwrap());
+    }
+    assert!(value.get()? == bytes(10, 2), "the server and its objects are still there");
+    Ok(())
+}
+
+#[test]
+fn a_message_that_the_server_has_no_memory_for_ends_its_client_and_nothing_else() {
+    let _watchdog = watchdog();
+    // So it goes through the ring.
+    let limits = Limits::default().file_size(16 << 20);
+    let task = one_of_two_clients_sets_too_much::task();
+    Process::new(task).limits(limits).start().unwrap().join().unwrap();
+}
+
 #[test]
 fn segments_that_are_not_used_give_back_their_memory_and_can_be_used_again() {
     let _watchdog = watchdog();

@@ -10,7 +10,7 @@ use crate::{
         ServerId,
         door::{REFUSED, WELCOME},
     },
-    transport::ring::lane::{LANE_HEADER_BYTES, LaneError},
+    transport::ring::lane::{LANE_HEADER_BYTES, LaneError, grow},
 };
 
 /// How much of a buffer that has become large is kept for the next bytes.
@@ -48,8 +48,8 @@ impl Stream {
     pub(crate) fn next(&mut self, message: &mut Vec<u8>) -> Result<bool, LaneError> {
         let rest = &self.arrived[self.at..];
         if let Some(missing) = self.missing {
-            // The length was announced, but memory grows only with what arrives: at most doubled.
             let len = missing.min(rest.len() as u64) as usize;
+            grow(&mut self.begun, len, missing)?;
             self.begun.extend_from_slice(&rest[..len]);
             self.at += len;
             let missing = missing - len as u64;

@@ -665,8 +665,6 @@ impl Server {
         self.actions.reply(client, reply, &body);
     }
 
-    /// Answers a client that wants segments for large values. Without them, it sends the values
-    /// through its lane.
     /// Answers a request that is not done, because there is no memory for its value.
     fn refuse_for_memory(&mut self, client: ClientId, request: Request) {
         let mut body = Vec::new();
@@ -677,6 +675,8 @@ impl Server {
         self.perform();
     }
 
+    /// Answers a client that wants segments for large values. Without them, it sends the values
+    /// through its lane.
     fn grant_segments(&mut self, client: ClientId, request: Request) {
         // They take a descriptor, as a handle does that was sent to another process.
         let has_room = self.has_room_for_lease(client);

@@ -62,6 +62,8 @@ pub(crate) enum LaneError {
     Border,
     #[error("a message has {0} bytes, which is more than the limit")]
     TooLong(u64),
+    #[error("there is no memory for the rest of a message, which has {0} bytes")]
+    NoMemory(u64),
 }
 
 impl From<Impossible> for LaneError {
@@ -363,13 +365,19 @@ impl Drop for LaneReceiver {
 /// The length was announced, but memory grows only with what arrives: it is at most doubled. It
 /// does not become larger than the message either, so that the memory can be used again for the
 /// next one of the same length.
-fn grow(begun: &mut Vec<u8>, next: usize, missing: u64) {
+///
+/// # Errors
+/// If there is no memory. Whoever sends too much loses the connection, and nobody else does, as
+/// would happen if the process ended.
+pub(crate) fn grow(begun: &mut Vec<u8>, next: usize, missing: u64) -> Result<(), LaneError> {
     // The part is copied in whole words.
     let needed = next.next_multiple_of(8);
-    if begun.capacity() - begun.len() < needed {
-        let missing = usize::try_from(missing).unwrap_or(usize::MAX).saturating_add(8);
-        begun.reserve_exact(begun.len().min(missing).max(needed));
+    if begun.capacity() - begun.len() >= needed {
+        return Ok(());
     }
+    let room = usize::try_from(missing).unwrap_or(usize::MAX).saturating_add(8);
+    let more = begun.len().min(room).max(needed);
+    begun.try_reserve_exact(more).map_err(|_| LaneError::NoMemory(missing))
 }
 
 impl LaneReceiver {
@@ -406,7 +414,7 @@ impl LaneReceiver {
             if next.len as u64 > missing || next.len == 0 {
                 return Err(LaneError::Border);
             }
-            grow(&mut self.begun, next.len, missing);
+            grow(&mut self.begun, next.len, missing)?;
             self.consumer.append(ring, &next, &mut self.begun);
             let missing = missing - next.len as u64;
             self.missing = (missing > 0).then_some(missing);
