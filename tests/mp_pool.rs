@@ -399,14 +399,15 @@ fn pl14_results_before_the_panic_of_an_input_are_all_yielded() {
 
 #[test]
 fn every_option_of_an_executor_can_be_set_and_none_is_ignored() {
+    let _watchdog = watchdog();
     let pool = Pool::builder()
-        .processes(2)
-        .executor(|options| options.slots(["a", "b"]).max_tasks_per_worker(1).max_pending(3))
+        .executor(|options| options.slots(["a", "b"]).max_tasks_per_worker(1))
         .build()
         .unwrap();
     let mut seen = pool.map(slot_and_pid::task, 0..6_u32).unwrap();
     seen.sort();
     let slots: Vec<_> = seen.iter().map(|(slot, _)| slot.as_str()).collect();
+    assert_eq!(pool.processes(), 2, "one for each slot");
     assert!(slots.iter().all(|slot| ["a", "b"].contains(slot)), "{slots:?}");
     let mut pids: Vec<_> = seen.iter().map(|(_, pid)| *pid).collect();
     pids.sort_unstable();
@@ -415,12 +416,11 @@ fn every_option_of_an_executor_can_be_set_and_none_is_ignored() {
     end(&pool);
 
     type Set = fn(executor::ProcessPoolBuilder) -> executor::ProcessPoolBuilder;
-    let without_effect: [(&str, Set); 5] = [
+    let without_effect: [(&str, Set); 4] = [
         ("max_workers", |options| options.max_workers(3)),
         ("min_workers", |options| options.min_workers(1)),
         ("idle_timeout", |options| options.idle_timeout(LONG)),
-        ("on_drop", |options| options.on_drop(executor::OnDrop::CancelPending)),
-        ("exit_timeout", |options| options.exit_timeout(LONG)),
+        ("on_drop", |options| options.on_drop(executor::OnDrop::Finish)),
     ];
     for (name, set) in without_effect {
         let error = Pool::builder().processes(1).executor(set).build().unwrap_err();
@@ -433,6 +433,7 @@ fn every_option_of_an_executor_can_be_set_and_none_is_ignored() {
 
 #[test]
 fn each_task_of_a_pool_can_have_a_process_of_its_own() {
+    let _watchdog = watchdog();
     let isolated = |options: executor::ProcessPoolBuilder| {
         options.isolation(executor::Isolation::PerTask).ready(2)
     };

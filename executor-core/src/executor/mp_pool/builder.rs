@@ -34,7 +34,8 @@ use crate::{
 #[must_use = "a builder does nothing until `build`"]
 #[derive(Debug)]
 pub struct PoolBuilder {
-    processes: Processes,
+    /// By default, one for each slot or else for each usable CPU.
+    processes: Option<Processes>,
     max_tasks_per_child: Option<usize>,
     executor: ProcessPoolBuilder,
 }
@@ -50,7 +51,7 @@ enum Processes {
 impl Default for PoolBuilder {
     fn default() -> Self {
         PoolBuilder {
-            processes: Processes::AllBut(0),
+            processes: None,
             max_tasks_per_child: None,
             executor: ProcessPoolExecutor::builder(),
         }
@@ -58,17 +59,18 @@ impl Default for PoolBuilder {
 }
 
 impl PoolBuilder {
-    /// Sets the number of workers. The default is one for each CPU that this process may use: see
-    /// [`usable_cpus`](crate::usable_cpus).
+    /// Sets the number of workers. The default is one for each
+    /// [slot](ProcessPoolBuilder::slots), if there are any, and otherwise for each CPU that this
+    /// process may use: see [`usable_cpus`](crate::usable_cpus).
     pub fn processes(mut self, processes: usize) -> Self {
-        self.processes = Processes::Exactly(processes);
+        self.processes = Some(Processes::Exactly(processes));
         self
     }
 
     /// Sets the number of workers to the number of usable CPUs minus `cpus`, but at least one.
     /// Python's `Pool(cpu_count() - 1)` is `all_but(1)`.
     pub fn all_but(mut self, cpus: usize) -> Self {
-        self.processes = Processes::AllBut(cpus);
+        self.processes = Some(Processes::AllBut(cpus));
         self
     }
 
@@ -261,8 +263,8 @@ impl PoolBuilder {
     /// control groups, isolation.
     ///
     /// Options that would have no effect in a pool are an error of [`build`](Self::build): its
-    /// workers are as many as [`processes`](Self::processes) says and all are kept, and what its
-    /// drop and the end of the program do is fixed.
+    /// workers are as many as [`processes`](Self::processes) says and all are kept, and its drop
+    /// terminates it.
     ///
     /// ```
     /// use executor::{Pool, prelude::*};
@@ -293,12 +295,14 @@ impl PoolBuilder {
     /// errors of [`ProcessPoolBuilder::build`].
     pub fn build(self) -> Result<Pool, BuildError> {
         let processes = match self.processes {
-            Processes::Exactly(0) => {
+            None => None,
+            Some(Processes::Exactly(0)) => {
                 return Err(BuildError::Invalid("processes must be above 0".into()));
             }
-            Processes::Exactly(processes) => processes,
-            Processes::AllBut(cpus) => {
-                usable_cpus_or_error().map_err(BuildError::Invalid)?.saturating_sub(cpus).max(1)
+            Some(Processes::Exactly(processes)) => Some(processes),
+            Some(Processes::AllBut(cpus)) => {
+                let usable = usable_cpus_or_error().map_err(BuildError::Invalid)?;
+                Some(usable.saturating_sub(cpus).max(1))
             }
         };
         if self.max_tasks_per_child == Some(0) {

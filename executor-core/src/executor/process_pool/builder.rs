@@ -78,7 +78,7 @@ pub struct ProcessPoolBuilder {
     graces: Graces,
     pub(super) starting: Starting,
     start_timeout: Option<Duration>,
-    on_drop: OnDrop,
+    on_drop: Option<OnDrop>,
     exit_timeout: Option<Duration>,
     stack_size: Option<usize>,
     defaults: TaskDefaults,
@@ -312,7 +312,7 @@ impl ProcessPoolBuilder {
     /// Sets what happens to unfinished work when the last handle is dropped, or when the program
     /// ends while the executor still exists.
     pub fn on_drop(mut self, policy: OnDrop) -> Self {
-        self.on_drop = policy;
+        self.on_drop = Some(policy);
         self
     }
 
@@ -358,7 +358,7 @@ impl ProcessPoolBuilder {
     /// What is wrong with the options, if one of them would have no effect then.
     pub(crate) fn of_pool(
         mut self,
-        processes: usize,
+        processes: Option<usize>,
         max_tasks_per_child: Option<usize>,
     ) -> Result<Self, BuildError> {
         let has_both = max_tasks_per_child.is_some() && self.max_tasks_per_worker.is_some();
@@ -367,13 +367,12 @@ impl ProcessPoolBuilder {
             ("max_workers", self.max_workers.is_some(), "`processes` says how many there are"),
             ("min_workers", self.min_workers.is_some(), "all are kept"),
             ("idle_timeout", self.lifespan.idle_timeout.is_some(), "all are kept"),
-            ("on_drop", self.on_drop != OnDrop::default(), "`Pool` decides on it"),
-            ("exit_timeout", self.exit_timeout.is_some(), "the end of the program ends it"),
+            ("on_drop", self.on_drop.is_some(), "a drop terminates it"),
         ];
         if let Some((option, _, why)) = without_effect.iter().find(|(_, is_set, _)| *is_set) {
             return Err(BuildError::Invalid(format!("`{option}` has no effect in a Pool: {why}")));
         }
-        self.max_workers = Some(processes);
+        self.max_workers = processes;
         self.max_tasks_per_worker = max_tasks_per_child.or(self.max_tasks_per_worker);
         self.of_pool = true;
         Ok(self)
@@ -665,6 +664,7 @@ impl ProcessPoolBuilder {
         let (resources, round_robin) = self.sharing.checked()?;
         // Use shared memory, unless the environment selects the fallback.
         let transport = TRANSPORT.read().map_err(BuildError::Invalid)?.unwrap_or(Transport::Ring);
+        let on_drop = self.on_drop.unwrap_or_default();
         let control_group = self.cgroup.as_ref().map(restraints::control_group).transpose()?;
         let per_task = starting.isolation == Isolation::PerTask;
         let tasks_max = if per_task { Some(1) } else { self.max_tasks_per_worker };
@@ -686,7 +686,7 @@ impl ProcessPoolBuilder {
             round_robin,
             stack_bytes: self.stack_size.map(|bytes| bytes as u64),
             transport,
-            at_end: match self.on_drop {
+            at_end: match on_drop {
                 _ if self.of_pool => AtEnd::Terminate,
                 OnDrop::Finish => AtEnd::Finish,
                 OnDrop::CancelPending => AtEnd::CancelPending,
@@ -704,7 +704,7 @@ impl ProcessPoolBuilder {
             what: "the descriptors of an executor",
             error: Arc::new(error),
         })?;
-        let handle = Handle { pool, on_drop: self.on_drop, waits: true };
+        let handle = Handle { pool, on_drop, waits: true };
         Ok(ProcessPoolExecutor { handle: Arc::new(handle) })
     }
 }

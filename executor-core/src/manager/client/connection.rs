@@ -241,16 +241,23 @@ impl Connection {
     /// The server has answered whether there are segments. If so, it has sent their descriptor
     /// before. This thread has the receiving end, so no other reads from the socket.
     fn take_segments(self: &Arc<Self>, reply: Reply) {
+        self.forget_bytes();
+        if self.segments.answered(reply.status == Status::Done) {
+            self.tell_quietly(Operation::Segments, ObjectId::NONE, &[]);
+        }
+        kill_point!(ClientSegmentsGranted);
+    }
+
+    /// Reads what has come over the socket: bytes that were to wake this process, which are
+    /// forgotten, and the descriptor of segments. Whoever calls it looks at the ring, and for room,
+    /// again before it sleeps: a byte that was forgotten does not end the sleep.
+    fn forget_bytes(&self) {
         let mut bytes = [0; 64];
         while let Some(socket) = self.socket.get()
             && let Ok((1.., descriptors)) = socket::recv_short_now(socket, &mut bytes)
         {
             self.keep_segments(bytes[0], descriptors);
         }
-        if self.segments.answered(reply.status == Status::Done) {
-            self.tell_quietly(Operation::Segments, ObjectId::NONE, &[]);
-        }
-        kill_point!(ClientSegmentsGranted);
     }
 
     fn keep_segments(&self, byte: u8, mut descriptors: Vec<OwnedFd>) {
@@ -656,7 +663,7 @@ impl Connection {
         own: Option<(CallId, bool)>,
         patience: Patience,
     ) -> Result<Received, ManagerError> {
-        let mut hung_up = false;
+        let (mut hung_up, mut woken) = (false, false);
         let is_far = receiving.link.is_far();
         if is_far && matches!(patience, Patience::Moment) {
             // Nobody has polled the socket, so it may have something.
@@ -747,6 +754,12 @@ impl Connection {
                 continue;
             }
             let Patience::Until(deadline) = patience else { return Ok(Received::Nothing) };
+            if std::mem::take(&mut woken) && !is_far {
+                // It was woken, and there was nothing. One of these bytes may have been for room that
+                // has been made meanwhile.
+                self.forget_bytes();
+                continue;
+            }
             if !link.announce_sleep() {
                 continue;
             }
@@ -762,7 +775,7 @@ impl Connection {
             link.awake();
             kill_point!(ClientAwake);
             match slept {
-                Ok(Slept::Woken) => {}
+                Ok(Slept::Woken) => woken = true,
                 Ok(Slept::Late) => return Ok(Received::Nothing),
                 // What the server sent before its end is in the ring, or in the socket.
                 Ok(Slept::HungUp) => hung_up = true,
@@ -789,7 +802,7 @@ impl Connection {
                 }
                 Left::Nothing => return Ok(Slept::Late),
             };
-            // If there is another message, the next sleep ends at once.
+            // If there is another message, the next sleep ends at once. Then all are forgotten.
             return match received {
                 Ok((0, _)) => Ok(Slept::HungUp),
                 Ok((_, descriptors)) => {

@@ -348,6 +348,11 @@ impl Reference {
                 drop(before);
             }
         }
+        // What this handle has on its way was kept by the connection that was lost.
+        #[cfg(feature = "tls")]
+        if let Some(kept) = self.kept() {
+            keeper::renew(&kept, Arc::clone(&hold));
+        }
         hold
     }
 
@@ -416,7 +421,6 @@ impl Reference {
         }
         let hold = self.hold(Instant::now().checked_add(SEND_TIMEOUT))?;
         if let Some(kept) = self.kept() {
-            keeper::renew(&kept, hold);
             return Ok(kept.end);
         }
         let made = keeper::keep(hold)?;

@@ -143,10 +143,14 @@ impl<C: Scheduled> Scheduler<C> {
         );
         // With isolation, workers that have had their task are many after the pool has shrunk. They
         // leave when they have come up, or have reported an error.
-        assert!(
-            self.config.spares.is_some() || self.staying() <= self.config.workers_max,
-            "too many workers"
-        );
+        let counts = |worker: &&Worker| {
+            worker.stays() && (worker.is_spare() || !worker.in_flight.is_empty())
+        };
+        let staying = match self.config.spares {
+            None => self.staying(),
+            Some(_) => self.workers.values().filter(counts).count(),
+        };
+        assert!(staying <= self.workers_limit(), "too many workers");
         for (id, worker) in &self.workers {
             let leaves = worker.is_leaving() && worker.may_be_recalled();
             assert!(!leaves || self.leaving.contains(id), "{id:?} is leaving");

@@ -11,8 +11,8 @@
 //!
 //! The rings are those of the pool and its workers, and the order of the steps is the same (see the
 //! parent module). What differs is how a side sleeps. A server has many clients, and a client waits
-//! for replies and for the server's death at the same time. So both sleep in a `poll` of the
-//! socket, which reports either. The side that wakes the other sends one byte. While both are
+//! for replies and for the server's death at the same time. So both sleep in a call that waits for
+//! the socket, which reports either. The side that wakes the other sends one byte. While both are
 //! awake, no byte is sent.
 //!
 //! No side ever blocks in here. What finds no room waits in the sender's outbox, and the other side
