@@ -755,8 +755,8 @@ impl Connection {
             }
             let Patience::Until(deadline) = patience else { return Ok(Received::Nothing) };
             if std::mem::take(&mut woken) && !is_far {
-                // It was woken, and there was nothing. One of these bytes may have been for room that
-                // has been made meanwhile.
+                // It was woken, and there was nothing. A byte may have been for room that there is
+                // by now.
                 self.forget_bytes();
                 continue;
             }
