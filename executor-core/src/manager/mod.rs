@@ -176,7 +176,7 @@ pub use proxy::{
         RLockGuard,
     },
     namespace::Namespace,
-    pool::{Pool, PoolFuture, PoolMap},
+    pool::{Pool, PoolFuture, PoolMap, UnorderedPoolMap},
     queue::{JoinableQueue, Queue},
     semaphore::{BoundedSemaphore, OwnedPermit, Permit, Semaphore},
     set::Set,

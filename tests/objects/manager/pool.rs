@@ -18,8 +18,8 @@ use super::{
     sleep, start,
 };
 use crate::support::{
-    Gate, LONG, echo, eventually, exit, fail, hold, hold_then_mark, ignores, note, notes, pid,
-    rounds, runs, signal, watchdog,
+    Gate, LONG, come_to, echo, eventually, exit, fail, hold, hold_then_mark, ignores, note, notes,
+    pid, rounds, runs, signal, watchdog,
 };
 
 #[task]
@@ -234,6 +234,34 @@ fn a_map_of_a_managed_pool_is_in_order_and_lazy() {
     assert!(error_of(results[1].clone()).is_panic());
     assert_eq!(*results[2].as_ref().unwrap(), 3);
     assert!(pool.map(echo::task, []).unwrap().is_empty());
+}
+
+#[test]
+fn an_unordered_map_of_a_managed_pool_waits_for_no_slow_item() {
+    let _watchdog = watchdog();
+    let manager = Manager::start().unwrap();
+    let (pool, gate) = (manager.pool(2).unwrap(), Gate::new());
+    let mut results = pool.imap_unordered(|n| hold_the_first::task(gate.path(), n), 0..600_u64);
+    // More than are submitted at a time, and the first is held all the while.
+    let mut seen: Vec<_> = results.by_ref().take(599).map(Result::unwrap).collect();
+    assert!(!seen.contains(&0));
+    gate.open();
+    seen.extend(results.by_ref().map(Result::unwrap));
+    assert!(results.next().is_none(), "it has ended for good");
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(0..600));
+    let results: Vec<_> = pool.imap_unordered(|n| div::task(12, n), [3, 0, 4]).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
+    assert!(results.into_iter().filter(Result::is_err).all(|result| error_of(result).is_panic()));
+    assert!(pool.imap_unordered(echo::task, []).next().is_none());
+}
+
+#[task]
+fn hold_the_first(gate: &Path, n: u64) -> u64 {
+    if n == 0 {
+        come_to(gate);
+    }
+    n
 }
 
 #[task]

@@ -5,12 +5,15 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, Instant},
 };
 
+use futures::stream::{FuturesUnordered, StreamExt};
+
 use super::{GRACE, calls, creations, handle};
 use crate::{
+    future::wait::Signal,
     manager::{
         Manager, ManagerError,
         client::{Answer, PendingAnswer, Reference, Request},
@@ -189,11 +192,45 @@ impl Pool {
         I: IntoIterator,
         M: FnMut(I::Item) -> T,
     {
-        PoolMap {
-            pool: self.clone(),
-            items: Some(items.into_iter()),
-            make,
-            futures: VecDeque::new(),
+        PoolMap { source: Source::new(self, make, items), futures: VecDeque::new() }
+    }
+
+    /// Runs a task for each item, as [`imap`](Self::imap) does, but returns an iterator over the
+    /// results in the order in which they come.
+    ///
+    /// ```
+    /// use executor::{manager::Manager, prelude::*};
+    ///
+    /// #[task]
+    /// fn sleep(millis: u64) -> u64 {
+    ///     std::thread::sleep(std::time::Duration::from_millis(millis));
+    ///     millis
+    /// }
+    ///
+    /// #[executor::main]
+    /// fn main() {
+    ///     let manager = Manager::start().unwrap();
+    ///     let pool = manager.pool(2).unwrap();
+    ///     let results = pool.imap_unordered(sleep::task, [300, 0]);
+    ///     let mut results: Vec<u64> = results.collect::<Result<_, _>>().unwrap();
+    ///     results.sort(); // 0 has probably come first.
+    ///     assert_eq!(results, [0, 300]);
+    /// }
+    /// ```
+    pub fn imap_unordered<T, I, M>(
+        &self,
+        make: M,
+        items: I,
+    ) -> UnorderedPoolMap<I::IntoIter, M, T::Output>
+    where
+        T: IntoTask,
+        I: IntoIterator,
+        M: FnMut(I::Item) -> T,
+    {
+        UnorderedPoolMap {
+            source: Source::new(self, make, items),
+            futures: FuturesUnordered::new(),
+            signal: Arc::default(),
         }
     }
 
@@ -345,16 +382,39 @@ impl<T> Future for PoolFuture<T> {
 /// The results of [`Pool::imap`], in the order of the items.
 #[must_use = "nothing is submitted before the first `next`"]
 pub struct PoolMap<I, M, T> {
+    source: Source<I, M>,
+    futures: VecDeque<PoolFuture<T>>,
+}
+
+/// Where the tasks of a map come from.
+struct Source<I, M> {
     pool: Pool,
     /// `None` when they have ended.
     items: Option<I>,
     make: M,
-    futures: VecDeque<PoolFuture<T>>,
+}
+
+impl<I: Iterator, M> Source<I, M> {
+    fn new(pool: &Pool, make: M, items: impl IntoIterator<IntoIter = I>) -> Self {
+        Source { pool: pool.clone(), items: Some(items.into_iter()), make }
+    }
+
+    /// Submits the task of the next item, if there is one.
+    fn submit_next<T: IntoTask>(&mut self) -> Option<PoolFuture<T::Output>>
+    where
+        M: FnMut(I::Item) -> T,
+    {
+        let Some(item) = self.items.as_mut()?.next() else {
+            self.items = None;
+            return None;
+        };
+        Some(self.pool.submit((self.make)(item)))
+    }
 }
 
 impl<I, M, T> fmt::Debug for PoolMap<I, M, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolMap").field("pool", &self.pool).finish_non_exhaustive()
+        f.debug_struct("PoolMap").field("pool", &self.source.pool).finish_non_exhaustive()
     }
 }
 
@@ -368,16 +428,51 @@ where
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.futures.len() < MAP_WINDOW
-            && let Some(items) = &mut self.items
+            && let Some(future) = self.source.submit_next()
         {
-            match items.next() {
-                Some(item) => {
-                    let future = self.pool.submit((self.make)(item));
-                    self.futures.push_back(future);
-                }
-                None => self.items = None,
-            }
+            self.futures.push_back(future);
         }
         self.futures.pop_front().map(PoolFuture::result)
+    }
+}
+
+/// The results of [`Pool::imap_unordered`], in the order in which they come.
+#[must_use = "nothing is submitted before the first `next`"]
+pub struct UnorderedPoolMap<I, M, T> {
+    source: Source<I, M>,
+    futures: FuturesUnordered<PoolFuture<T>>,
+    /// Raised when there is a result to look for.
+    signal: Arc<Signal>,
+}
+
+impl<I, M, T> fmt::Debug for UnorderedPoolMap<I, M, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnorderedPoolMap").field("pool", &self.source.pool).finish_non_exhaustive()
+    }
+}
+
+impl<I, M, T> Iterator for UnorderedPoolMap<I, M, T::Output>
+where
+    I: Iterator,
+    M: FnMut(I::Item) -> T,
+    T: IntoTask,
+{
+    type Item = Result<T::Output, ManagerError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.futures.len() < MAP_WINDOW
+            && let Some(future) = self.source.submit_next()
+        {
+            self.futures.push(future);
+        }
+        let waker = Waker::from(Arc::clone(&self.signal));
+        loop {
+            // Before the look: what comes after it raises the flag again.
+            self.signal.clear();
+            match self.futures.poll_next_unpin(&mut Context::from_waker(&waker)) {
+                Poll::Ready(next) => return next,
+                Poll::Pending => _ = self.signal.wait(None),
+            }
+        }
     }
 }
