@@ -302,8 +302,8 @@ impl ProcessPoolBuilder {
     }
 
     /// Sets how long a worker may take from its start to its first message. The default is 30
-    /// seconds. If it is set, the initializer, which runs after that, may take as long again, unless
-    /// it has a limit of its own: see [`initializer_timeout`](Self::initializer_timeout).
+    /// seconds. If it is set, the initializer, which runs after that, may take as long again,
+    /// unless it has a limit of its own: see [`initializer_timeout`](Self::initializer_timeout).
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = Some(timeout);
         self
