@@ -585,8 +585,7 @@ const LIMITS: &[Cell] = &[
     or_says("8 GiB of addresses", MEMORY, || limit(Resource::As, 8 << 30)),
     or_says("1 MiB of data", MEMORY, || limit(Resource::Data, 1 << 20)),
     or_says("2 MiB of data", MEMORY, || limit(Resource::Data, 2 << 20)),
-    // With 3 MiB, a manager's server has just enough to start, and none for its next small block:
-    // the standard library aborts.
+    or_says("3 MiB of data", MEMORY, || limit(Resource::Data, 3 << 20)),
     or_says("4 MiB of data", MEMORY, || limit(Resource::Data, 4 << 20)),
     or_says("6 MiB of data", MEMORY, || limit(Resource::Data, 6 << 20)),
     or_says("8 MiB of data", MEMORY, || limit(Resource::Data, 8 << 20)),

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt, thread};
 
 use executor::{
     Limits, Process,
-    manager::{Event, List, Manager, Value},
+    manager::{Event, List, Manager, ManagerError, Value},
     prelude::*,
 };
 use serde_bytes::ByteBuf;
@@ -166,10 +166,12 @@ fn without_segments_large_values_go_through_the_ring() {
     Process::new(task).limits(limits).start().unwrap().join().unwrap();
 }
 
-/// Sets a value for which the server has no memory. Returns whether that was an error.
+/// Sets a value for which the server has no memory. Returns what the error says, and the value that
+/// is read after that.
 #[task]
-fn sets_too_much(value: Value<ByteBuf>) -> bool {
-    value.set(&bytes(300 << 20, 1)).is_err()
+fn sets_too_much(value: Value<ByteBuf>) -> Result<(String, ByteBuf), ManagerError> {
+    let error = value.set(&bytes(300 << 20, 1)).unwrap_err();
+    Ok((error.to_string(), value.get()?))
 }
 
 #[task]
@@ -185,14 +187,17 @@ fn one_of_two_clients_sets_too_much() -> Done {
     let server = Pid::from_raw(manager.pid() as i32);
     prlimit(server, Resource::As, Rlimit { current: limit, maximum: limit }).unwrap();
     for _ in 0..3 {
-        assert!(Process::new(sets_too_much::task(value.clone())).start().unwrap().join().unwrap());
+        let client = Process::new(sets_too_much::task(value.clone())).start().unwrap();
+        let (error, read) = client.join().unwrap();
+        assert!(error.contains("no memory in the server"), "{error}");
+        assert!(read == bytes(10, 2), "by the same connection");
     }
-    assert!(value.get()? == bytes(10, 2), "the server and its objects are still there");
+    assert!(value.get()? == bytes(10, 2));
     Ok(())
 }
 
 #[test]
-fn a_message_that_the_server_has_no_memory_for_ends_its_client_and_nothing_else() {
+fn a_message_that_the_server_has_no_memory_for_is_refused_and_the_next_one_is_not() {
     let _watchdog = watchdog();
     // So it goes through the ring.
     let limits = Limits::default().file_size(16 << 20);

@@ -24,6 +24,8 @@ pub(crate) struct Stream {
     /// The part of a message that has arrived, and how many bytes are missing.
     begun: Vec<u8>,
     missing: Option<u64>,
+    /// Whether there is no memory for that message, so that what comes of it is dropped.
+    skips: bool,
     message_bytes_max: u64,
 }
 
@@ -35,7 +37,7 @@ fn body_len(header: &[u8; LANE_HEADER_BYTES]) -> u64 {
 
 impl Stream {
     pub(crate) fn new(arrived: Vec<u8>, message_bytes_max: u64) -> Self {
-        Stream { arrived, at: 0, begun: Vec::new(), missing: None, message_bytes_max }
+        Stream { arrived, at: 0, begun: Vec::new(), missing: None, skips: false, message_bytes_max }
     }
 
     /// Returns where further bytes are appended. Call [`next`](Self::next) until there is no whole
@@ -45,12 +47,21 @@ impl Stream {
     }
 
     /// Puts the next whole message into `message`. Returns `false` if there is none yet.
+    ///
+    /// # Errors
+    /// As of [`LaneReceiver::receive`](crate::transport::ring::lane::LaneReceiver::receive).
     pub(crate) fn next(&mut self, message: &mut Vec<u8>) -> Result<bool, LaneError> {
         let rest = &self.arrived[self.at..];
         if let Some(missing) = self.missing {
             let len = missing.min(rest.len() as u64) as usize;
-            grow(&mut self.begun, len, missing)?;
-            self.begun.extend_from_slice(&rest[..len]);
+            if !self.skips && grow(&mut self.begun, len, missing).is_err() {
+                self.skips = true;
+                self.begun.truncate(LANE_HEADER_BYTES);
+                self.begun.shrink_to_fit();
+            }
+            if !self.skips {
+                self.begun.extend_from_slice(&rest[..len]);
+            }
             self.at += len;
             let missing = missing - len as u64;
             self.missing = (missing > 0).then_some(missing);
@@ -58,7 +69,10 @@ impl Stream {
                 std::mem::swap(message, &mut self.begun);
                 // A large buffer is not kept for the next message.
                 self.begun = Vec::new();
-                return Ok(true);
+                return match std::mem::take(&mut self.skips) {
+                    false => Ok(true),
+                    true => Err(LaneError::NoMemory),
+                };
             }
         } else if let Some(header) = rest.first_chunk() {
             let len = body_len(header);

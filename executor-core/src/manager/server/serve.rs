@@ -42,7 +42,7 @@ use crate::{
     id::IdHasher,
     ipc::SocketFile,
     os::{fork::NotInherited, socket, spare, spin::Spin},
-    transport::ring::lane::{self, LaneSide},
+    transport::ring::lane::{self, LaneError, LaneSide},
 };
 
 /// Maximum number of requests of one client that are served before the next client's.
@@ -396,9 +396,11 @@ impl Server {
         }
         while served < TURN {
             let Some(guest) = self.guests.get_mut(&client) else { break };
+            let mut is_refused = false;
             match guest.receiver.receive(&mut self.message) {
                 Ok(true) => {}
                 Ok(false) => break,
+                Err(LinkError::Lane(LaneError::NoMemory)) => is_refused = true,
                 // What a far client had asked for before its end is done.
                 Err(LinkError::Closed) => {
                     self.condemned.push((client, String::new()));
@@ -416,6 +418,12 @@ impl Server {
                 self.condemned.push((client, "it asks for something unknown".to_owned()));
                 break;
             };
+            if is_refused {
+                // What has come of it is in the way of others.
+                self.message = Vec::new();
+                self.refuse_for_memory(client, request);
+                continue;
+            }
             let len = body.len();
             let copied = InSegment::is_in(header)
                 .then(|| guest.copy_tail(body, self.setup.message_bytes_max));

@@ -62,8 +62,9 @@ pub(crate) enum LaneError {
     Border,
     #[error("a message has {0} bytes, which is more than the limit")]
     TooLong(u64),
-    #[error("there is no memory for the rest of a message, which has {0} bytes")]
-    NoMemory(u64),
+    /// Only the header was kept. The messages behind it are received as usual.
+    #[error("there is no memory for a message of this length")]
+    NoMemory,
 }
 
 impl From<Impossible> for LaneError {
@@ -126,6 +127,7 @@ pub(crate) fn ends(
         side,
         consumer: Consumer::default(),
         missing: None,
+        skips: false,
         begun: Vec::new(),
         message_bytes_max,
     };
@@ -350,6 +352,8 @@ pub(crate) struct LaneReceiver {
     /// The part of a message that has arrived, and how many bytes are missing.
     begun: Vec<u8>,
     missing: Option<u64>,
+    /// Whether there is no memory for that message, so that its parts are dropped.
+    skips: bool,
     message_bytes_max: u64,
 }
 
@@ -367,8 +371,8 @@ impl Drop for LaneReceiver {
 /// next one of the same length.
 ///
 /// # Errors
-/// If there is no memory. Whoever sends too much loses the connection, and nobody else does, as
-/// would happen if the process ended.
+/// If there is no memory. An allocation that aborts would end the process, and with it what all the
+/// others have here.
 pub(crate) fn grow(begun: &mut Vec<u8>, next: usize, missing: u64) -> Result<(), LaneError> {
     // The part is copied in whole words.
     let needed = next.next_multiple_of(8);
@@ -377,12 +381,16 @@ pub(crate) fn grow(begun: &mut Vec<u8>, next: usize, missing: u64) -> Result<(),
     }
     let room = usize::try_from(missing).unwrap_or(usize::MAX).saturating_add(8);
     let more = begun.len().min(room).max(needed);
-    begun.try_reserve_exact(more).map_err(|_| LaneError::NoMemory(missing))
+    begun.try_reserve_exact(more).map_err(|_| LaneError::NoMemory)
 }
 
 impl LaneReceiver {
     /// Puts the next whole message into `message`: its header, and behind it its body. Returns
     /// `false` if there is none yet.
+    ///
+    /// # Errors
+    /// [`LaneError::NoMemory`] behind a message that found none. Its header is in `message`. After
+    /// the other errors, nothing can be received.
     pub(crate) fn receive(&mut self, message: &mut Vec<u8>) -> Result<bool, LaneError> {
         let ring = self.memory.received_by(self.side);
         loop {
@@ -414,13 +422,24 @@ impl LaneReceiver {
             if next.len as u64 > missing || next.len == 0 {
                 return Err(LaneError::Border);
             }
-            grow(&mut self.begun, next.len, missing)?;
+            if grow(&mut self.begun, next.len, missing).is_err() {
+                self.skips = true;
+                self.begun.truncate(LANE_HEADER_BYTES);
+                // It has had room for one part, at least.
+                grow(&mut self.begun, next.len, missing)?;
+            }
             self.consumer.append(ring, &next, &mut self.begun);
+            if self.skips {
+                self.begun.truncate(LANE_HEADER_BYTES);
+            }
             let missing = missing - next.len as u64;
             self.missing = (missing > 0).then_some(missing);
             if missing == 0 {
                 spare::give(std::mem::replace(message, std::mem::take(&mut self.begun)));
-                return Ok(true);
+                return match std::mem::take(&mut self.skips) {
+                    false => Ok(true),
+                    true => Err(LaneError::NoMemory),
+                };
             }
         }
     }

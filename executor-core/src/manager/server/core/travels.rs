@@ -7,7 +7,8 @@
 //!
 //! The core is the real one. The processes are modelled: they follow the protocol of
 //! `manager/client/keeper.rs` and `manager/client/reference.rs`, and lose their connections,
-//! connect again and are killed between any two steps of it.
+//! connect again and are killed between any two steps of it. So this shows that the protocol holds,
+//! and that the core does its part. It does not run the code of the clients.
 
 use std::collections::BTreeSet;
 
@@ -49,7 +50,7 @@ struct Message {
     from: usize,
     /// The hold in the keeper of the sender. `None` if the sender was killed.
     hold: Option<usize>,
-    /// The process that has claimed the object, and has not closed the end of the pipe.
+    /// Whether its receiver has claimed the object, and has not closed the end of the pipe.
     claimed: bool,
 }
 
@@ -224,8 +225,10 @@ impl World {
 
     /// A process that has claimed an object closes the end of the pipe.
     fn close_an_end(&mut self) {
-        if let Some(message) = self.messages.iter().position(|message| message.claimed) {
-            self.close(message);
+        let claimed: Vec<_> =
+            (0..self.messages.len()).filter(|at| self.messages[*at].claimed).collect();
+        if let Some(nth) = self.any(claimed.len()) {
+            self.close(claimed[nth]);
         }
     }
 
